@@ -1,0 +1,69 @@
+# One command from a fresh machine: `make train` or `make test`. Nothing outside this folder changes.
+#   make train UV_TORCH_BACKEND=cpu   take the small CPU build of torch (or cu128, auto, ...)
+#   make train PYTHON=python3.12      another interpreter
+#   make train ARGS="--seed_everything 1"
+
+PYTHON   ?= python3
+VENV     ?= .venv
+CONFIG   ?= configs/shapes.yaml
+RUN_DIR  ?= runs/shapes
+ARGS     ?=
+PYTEST_ARGS ?=
+# Test processes; torch's threads are held at one each, as two of them on two busy cores only spin.
+WORKERS  ?= 2
+
+BIN      := $(VENV)/bin
+READY    := $(VENV)/.ready
+PACKAGES := aegpo lightning_modules datamodules callbacks
+
+export UV_TORCH_BACKEND
+ifeq ($(strip $(UV_TORCH_BACKEND)),)
+unexport UV_TORCH_BACKEND
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test check format clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+
+setup: $(READY)  ## create .venv and install everything into it (train and test do this themselves)
+
+train: $(READY)  ## score the bundled model, align it (about 5 minutes on 2 cores), score it again
+	@echo "== held-out score of the base model"
+	$(BIN)/aegpo validate --config $(CONFIG) $(ARGS)
+	@echo "== training"
+	$(BIN)/aegpo fit --config $(CONFIG) $(ARGS)
+	@echo "== held-out score after training"
+	$(BIN)/aegpo validate --config $(CONFIG) --ckpt_path last $(ARGS)
+	@echo "Pictures and curves are in $(RUN_DIR): $(BIN)/tensorboard --logdir $(RUN_DIR)"
+
+test: $(READY)  ## run the tests with coverage of aegpo/ (at least 90 %)
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --cov=aegpo --cov-report=term $(PYTEST_ARGS)
+
+check: $(READY)  ## lint, formatting, types of aegpo/, docstrings against signatures, spelling
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict aegpo
+	$(BIN)/pydoclint $(PACKAGES)
+	$(BIN)/codespell $(PACKAGES) tests docs configs *.md
+
+format: $(READY)  ## put the code into the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove .venv and caches; runs/ stays
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.* *.egg-info
+	find $(PACKAGES) tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp is written last, so an interrupted installation starts again, and is older than
+# pyproject.toml as soon as a dependency changes.
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	  || { echo "error: $(PYTHON) is older than Python 3.10; try: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
+	  || { rm -rf $(VENV); echo "error: $(PYTHON) has no venv module; on Debian or Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --python $(BIN)/python --editable '.[dev]'
+	@touch $@

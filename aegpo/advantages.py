@@ -1,0 +1,161 @@
+"""Group-relative advantages on ragged groups, with missing rewards.
+
+GRPO (arXiv 2402.03300) compares an image only with the others of its own prompt. Groups are an
+index vector, so they may have any sizes; the index may as well number (tree, depth) pairs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Scale = Literal["group", "global", "none"]
+
+
+@dataclass(frozen=True, eq=False)
+class Advantages:
+    """Advantages and what was left out of them.
+
+    Args:
+        values: Advantage of each image, fp32, shape (N,); 0 where the reward is missing and in
+            groups that carry no signal.
+        zero_variance: True for groups that carry no signal: all rewards equal, or fewer than 2 of
+            them; bool, shape (G,), in ascending order of the group's number.
+        missing: Rewards that were not finite.
+    """
+
+    values: Tensor
+    zero_variance: Tensor
+    missing: int
+
+
+@dataclass(frozen=True, eq=False)
+class _GroupStatistics:
+    """Moments of each group over its finite rewards, in float64."""
+
+    group: Tensor  # (N,) from 0 to G - 1
+    finite: Tensor  # (N,) bool
+    centered: Tensor  # (N,) reward minus the group's mean, 0 where missing
+    std: Tensor  # (G,) unbiased, 0 for fewer than 2 rewards
+    zero_variance: Tensor  # (G,) bool
+
+
+class GroupRelative:
+    """Advantage = (reward - mean of its group) / scale, clipped.
+
+    Args:
+        scale: "group" divides by the group's own standard deviation (unbiased, as torch.std and
+            DanceGRPO); "global" by that of all rewards of the call (biased, as flow_grpo); "none"
+            does not divide, so that groups count by their spread.
+        clip: Largest absolute advantage.
+        eps: Added to the standard deviation.
+
+    Raises:
+        ValueError: If `scale` is unknown, `clip` is not above 0 or `eps` is negative.
+    """
+
+    def __init__(self, scale: Scale = "group", clip: float = 5.0, eps: float = 1e-4) -> None:
+        if scale not in ("group", "global", "none"):
+            raise ValueError(f"scale={scale!r} is unknown; use 'group', 'global' or 'none'")
+        if not clip > 0:
+            raise ValueError(f"clip={clip} must be above 0")
+        if not (math.isfinite(eps) and eps >= 0):
+            raise ValueError(f"eps={eps} must be a finite number of at least 0")
+        self.scale = scale
+        self.clip = clip
+        self.eps = eps
+
+    def __call__(self, rewards: Tensor, prompt: Tensor) -> Advantages:
+        """Compare each reward with its group.
+
+        With `scale="global"` the call must see the rewards of all ranks.
+
+        Args:
+            rewards: Rewards, any float type, shape (N,); a value that is not finite is missing:
+                it enters no statistic and its advantage is 0.
+            prompt: Group of each reward, any integers, shape (N,).
+
+        Returns:
+            Advantages of shape (N,) and the groups without signal.
+
+        Raises:
+            ValueError: If the shapes differ.
+        """
+        statistics = _group_statistics(rewards, prompt)
+        values = statistics.centered
+        if self.scale == "group":
+            values = values / (statistics.std + self.eps)[statistics.group]
+        elif self.scale == "global":
+            known = rewards.detach().double()[statistics.finite]
+            values = values / ((known - known.mean()).square().mean().sqrt() + self.eps)
+        silent = statistics.zero_variance[statistics.group] | ~statistics.finite
+        values = torch.where(silent, 0.0, values).clamp(-self.clip, self.clip)
+        return Advantages(
+            values=values.float(),
+            zero_variance=statistics.zero_variance,
+            missing=int((~statistics.finite).sum()),
+        )
+
+
+def group_relative(
+    rewards: Tensor,
+    prompt: Tensor,
+    *,
+    scale: Scale = "group",
+    clip: float = 5.0,
+    eps: float = 1e-4,
+) -> Tensor:
+    """Group-relative advantages as a plain function; see `GroupRelative`.
+
+    Args:
+        rewards: Rewards, shape (N,); a value that is not finite is missing.
+        prompt: Group of each reward, any integers, shape (N,).
+        scale: What divides the centered reward: "group", "global" or "none".
+        clip: Largest absolute advantage.
+        eps: Added to the standard deviation.
+
+    Returns:
+        Advantages, fp32, shape (N,).
+    """
+    return GroupRelative(scale=scale, clip=clip, eps=eps)(rewards, prompt).values
+
+
+def zero_variance_groups(rewards: Tensor, prompt: Tensor) -> Tensor:
+    """Which groups carry no signal: all rewards equal, or fewer than 2 of them finite.
+
+    Args:
+        rewards: Rewards, shape (N,).
+        prompt: Group of each reward, any integers, shape (N,).
+
+    Returns:
+        bool, shape (G,), in ascending order of the group's number.
+    """
+    return _group_statistics(rewards, prompt).zero_variance
+
+
+def _group_statistics(rewards: Tensor, prompt: Tensor) -> _GroupStatistics:
+    if rewards.ndim != 1 or rewards.shape != prompt.shape:
+        raise ValueError(
+            "rewards and prompt must both have shape (N,), but got "
+            f"{tuple(rewards.shape)} and {tuple(prompt.shape)}"
+        )
+    # float64: near-equal rewards of large mean would lose their spread in fp32.
+    rewards = rewards.detach().double()
+    ids, group = torch.unique(prompt, return_inverse=True)
+    finite = torch.isfinite(rewards)
+    rows, member = rewards[finite], group[finite]
+    zeros = rewards.new_zeros(len(ids))
+    count = zeros.index_add(0, member, torch.ones_like(rows))
+    mean = zeros.index_add(0, member, rows) / count.clamp(min=1)
+    centered = torch.where(finite, rewards - mean[group], 0.0)
+    squares = zeros.index_add(0, member, centered[finite].square())
+    std = (squares / (count - 1).clamp(min=1)).sqrt()
+    # Compared exactly: the mean of equal floats may be off by a rounding error.
+    low = zeros.scatter_reduce(0, member, rows, "amin", include_self=False)
+    high = zeros.scatter_reduce(0, member, rows, "amax", include_self=False)
+    zero_variance = (count < 2) | (low == high) | (std == 0)
+    return _GroupStatistics(group, finite, centered, std, zero_variance)

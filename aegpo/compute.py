@@ -1,0 +1,94 @@
+"""Model evaluations spent, by purpose: the cost against which learning curves are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+PURPOSES = ("rollout", "probe", "reference", "update", "validation", "other")
+_TRAINING = ("rollout", "probe", "reference", "update")
+_UPDATE_COST = 3  # a backward pass costs about two forward passes
+
+
+class EvaluationCounter:
+    """Counts one sample through the denoiser as one evaluation, with a backward pass as three.
+
+    `Policy.forward` calls `add`; whoever knows why the policy is run says so around it::
+
+        with policy.evaluations.charge("probe"):
+            rollout(policy, ...)
+
+    Attributes:
+        counts: Evaluations of this process by purpose, every purpose present.
+    """
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = dict.fromkeys(PURPOSES, 0)
+        self._purpose = "other"
+
+    @property
+    def purpose(self) -> str:
+        """Who pays at present; ``"other"`` outside every `charge`."""
+        return self._purpose
+
+    @property
+    def total(self) -> int:
+        """The cost of training: rollout, probe, reference and update, not validation or other."""
+        return sum(self.counts[purpose] for purpose in _TRAINING)
+
+    def add(self, evaluations: int) -> None:
+        """Counts evaluations for the present purpose, three times each while it is ``"update"``.
+
+        Args:
+            evaluations: Samples through the denoiser, twice with guidance.
+        """
+        cost = _UPDATE_COST if self._purpose == "update" else 1
+        self.counts[self._purpose] += cost * evaluations
+
+    @contextmanager
+    def charge(self, purpose: str) -> Iterator[None]:
+        """Charges what is evaluated inside to a purpose.
+
+        Charges nest and the innermost one pays: a reference forward inside an update is
+        ``with charge("update"): ... with charge("reference"): ...``. `rollout` itself never
+        charges; its caller does.
+
+        Args:
+            purpose: One of `PURPOSES`.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            ValueError: If the purpose is none of these.
+        """
+        if purpose not in self.counts:
+            raise ValueError(f"unknown purpose {purpose!r}; choose one of {', '.join(PURPOSES)}")
+        outer, self._purpose = self._purpose, purpose
+        try:
+            yield
+        finally:
+            self._purpose = outer
+
+    def state_dict(self) -> dict[str, int]:
+        """The counts, for a checkpoint.
+
+        Returns:
+            Evaluations by purpose.
+        """
+        return dict(self.counts)
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Takes up the counts of a checkpoint.
+
+        Args:
+            state: What `state_dict` returned.
+
+        Raises:
+            ValueError: If its purposes are not `PURPOSES`.
+        """
+        if set(state) != set(PURPOSES):
+            raise ValueError(
+                f"evaluation counts name the purposes {sorted(state)}, expected {sorted(PURPOSES)}"
+            )
+        self.counts = {purpose: int(state[purpose]) for purpose in PURPOSES}

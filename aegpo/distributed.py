@@ -1,0 +1,74 @@
+"""Collectives that are the identity on one process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def world() -> tuple[int, int]:
+    """Return (world size, rank); (1, 0) without a process group."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_world_size(), dist.get_rank()
+    return 1, 0
+
+
+def all_gather_rows(rows: Tensor) -> tuple[Tensor, slice]:
+    """Concatenate every rank's rows in rank order; ranks may hold different numbers of them.
+
+    Args:
+        rows: This rank's rows, shape (n, ...); the trailing shape and dtype are equal on all
+            ranks.
+
+    Returns:
+        All rows, shape (sum of n, ...), and where this rank's own rows lie among them.
+    """
+    size, rank = world()
+    if size == 1:
+        return rows, slice(0, len(rows))
+    lengths = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(size)]
+    dist.all_gather(lengths, torch.tensor([len(rows)], device=rows.device))
+    counts = [int(length) for length in lengths]
+    padded = rows.new_zeros((max(counts), *rows.shape[1:]))
+    padded[: len(rows)] = rows
+    gathered = [torch.empty_like(padded) for _ in range(size)]
+    dist.all_gather(gathered, padded)
+    start = sum(counts[:rank])
+    parts = [part[:count] for part, count in zip(gathered, counts, strict=True)]
+    return torch.cat(parts), slice(start, start + counts[rank])
+
+
+def all_reduce_sum(value: float, device: torch.device) -> float:
+    """Sum a number over all ranks."""
+    if world()[0] == 1:
+        return value
+    total = torch.tensor([value], dtype=torch.float64, device=device)
+    dist.all_reduce(total)
+    return float(total)
+
+
+def all_reduce_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Sum the gradients over all ranks in one collective.
+
+    Every rank calls it once per optimizer step, however many backward passes it did; a parameter
+    that got no gradient here counts as zero. That is what lets ranks hold groups of different
+    sizes without a deadlock.
+
+    Args:
+        parameters: The trained parameters, in the same order on every rank.
+    """
+    if world()[0] == 1:
+        return
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    offset = 0
+    for gradient in gradients:
+        gradient.copy_(flat[offset : offset + gradient.numel()].view_as(gradient))
+        offset += gradient.numel()

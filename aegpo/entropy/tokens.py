@@ -1,0 +1,154 @@
+"""Which tokens ask and which are looked at: token sets over image and text tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+TokenSet = Literal["all_to_all", "image_to_all", "image_to_text", "image_to_image", "text_to_image"]
+"""Queries and keys of an entropy, as in "image_to_text": image queries over text keys only."""
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """Where image and text tokens lie in a denoiser's joint attention, for n rows.
+
+    Args:
+        num_image: Image tokens I per row, >= 1.
+        num_text: Text tokens S per row, padding included, >= 0.
+        image_first: True for [image, text] (SD3), False for [text, image] (FLUX).
+        text_mask: Real text tokens, shape (n, S) bool, False for padding and for the zeros that
+            stand in for an absent T5; None if all are real.
+
+    Raises:
+        ValueError: If a count is out of range or the mask has another dtype or width.
+    """
+
+    num_image: int
+    num_text: int
+    image_first: bool
+    text_mask: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_image < 1 or self.num_text < 0:
+            raise ValueError(
+                f"a layout of {self.num_image} image and {self.num_text} text tokens; "
+                "num_image must be >= 1 and num_text >= 0"
+            )
+        mask = self.text_mask
+        if mask is not None and (
+            mask.dtype != torch.bool or mask.dim() != 2 or mask.shape[1] != self.num_text
+        ):
+            raise ValueError(
+                f"text_mask is {mask.dtype} of shape {tuple(mask.shape)}; "
+                f"it must be bool of shape (n, {self.num_text})"
+            )
+
+    def select(self, rows: Tensor | slice) -> TokenLayout:
+        """The layout of some rows, in the order of ``rows`` (n', int64 or a slice)."""
+        if self.text_mask is None:
+            return self
+        return TokenLayout(self.num_image, self.num_text, self.image_first, self.text_mask[rows])
+
+
+@dataclass(frozen=True)
+class TokenSelection:
+    """A token set made concrete for one attention call.
+
+    Args:
+        queries: Positions of the query tokens that are asked, shape (P,) int64.
+        query_mask: Which of them are real, shape (n, P) bool; None if all are.
+        key_mask: Which keys count, shape (n or 1, M) bool; None if all do.
+    """
+
+    queries: Tensor
+    query_mask: Tensor | None
+    key_mask: Tensor | None
+
+
+def check_token_set(tokens: str, layout: TokenLayout | None = None) -> None:
+    """Refuse an unknown token set, or one that a layout cannot serve.
+
+    Args:
+        tokens: Name of the token set.
+        layout: Layout to serve, or None to check the name alone.
+
+    Raises:
+        ValueError: If the name is unknown, or the set needs text and a row has no real text token.
+    """
+    if tokens not in get_args(TokenSet):
+        raise ValueError(
+            f"unknown token set {tokens!r}; choose from {', '.join(get_args(TokenSet))}"
+        )
+    if layout is None or tokens not in ("image_to_text", "text_to_image"):
+        return
+    if layout.num_text == 0 or (
+        layout.text_mask is not None and not bool(layout.text_mask.any(dim=1).all())
+    ):
+        raise ValueError(
+            f"token set {tokens!r} needs text, but a row has no real text token; "
+            "use image_to_all or image_to_image"
+        )
+
+
+def select_tokens(
+    tokens: TokenSet, layout: TokenLayout, num_queries: int, num_keys: int
+) -> TokenSelection | None:
+    """Find a token set in one attention call.
+
+    Two kinds of call are known: joint attention over all I + S tokens, and image-only
+    self-attention over I tokens (the second attention of SD3.5's blocks, which has no text, so
+    token sets about text do not exist there).
+
+    Args:
+        tokens: Name of the token set.
+        layout: Where image and text lie; ``text_mask`` has one row per row of the call.
+        num_queries: Query tokens of the call.
+        num_keys: Key tokens of the call, M.
+
+    Returns:
+        The selection on the mask's device (CPU without a mask), or None if the call has no such
+        tokens.
+
+    Raises:
+        ValueError: If the lengths fit neither kind of call.
+    """
+    image, text = layout.num_image, layout.num_text
+    if num_queries != num_keys or num_keys not in (image, image + text):
+        raise ValueError(
+            f"attention of {num_queries} queries over {num_keys} keys does not fit a layout of "
+            f"{image} image and {text} text tokens; known are joint attention over "
+            f"{image + text} tokens and image-only attention over {image}"
+        )
+    if num_keys == image:
+        if tokens in ("image_to_text", "text_to_image"):
+            return None
+        return TokenSelection(torch.arange(image), None, None)
+
+    asks, _, looks = tokens.partition("_to_")
+    positions = torch.arange(image + text)
+    is_image = positions < image if layout.image_first else positions >= text
+    wanted = {"all": torch.ones_like(is_image), "image": is_image, "text": ~is_image}
+    real = _real_tokens(layout, is_image)
+    device = is_image.device if real is None else real.device
+
+    queries = positions[wanted[asks]].to(device)
+    query_mask = None if real is None or asks == "image" else real[:, queries]
+    key_mask: Tensor | None = None
+    if real is not None and looks != "image":
+        key_mask = real & wanted[looks].to(device)
+    elif looks != "all":
+        key_mask = wanted[looks].to(device)[None]
+    return TokenSelection(queries, query_mask, key_mask)
+
+
+def _real_tokens(layout: TokenLayout, is_image: Tensor) -> Tensor | None:
+    """Tokens that are not padding, (n, I + S) bool, or None if none is padding."""
+    if layout.text_mask is None:
+        return None
+    text = layout.text_mask
+    image = text.new_ones(len(text), layout.num_image)
+    return torch.cat([image, text] if layout.image_first else [text, image], dim=1)

@@ -1,0 +1,114 @@
+"""The selector that explores at the peaks of attention entropy; found as `aegpo.exploration`'s."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from aegpo.entropy.reading import EntropyReading
+from aegpo.noise import KeyedNoise
+from aegpo.schedule import ExplorationSchedule, StepSelector, require_positive, require_steps
+
+
+class EntropyPeaks(StepSelector):
+    """Explores where attention is most dispersed: the peaks of Entropy(t), as AEGPO does.
+
+    AEGPO (arXiv 2602.06825) takes the top 4 steps of the whole trajectory. Its curve per prompt
+    and top-K are the defaults here; local maxima, the threshold and the shared curve are our
+    options. Equal entropies are resolved in favor of the earlier step. As long as there is no
+    reading the first `top_k` steps explore.
+
+    Args:
+        top_k: Steps per prompt.
+        eta: Noise level of the steps, in the units of the SDE in use; above 0.
+        mode: "top_k" takes the `top_k` highest steps. "local_maxima" takes steps that are higher
+            than both neighbors first, the highest of them before the others, and fills up to
+            `top_k` with the highest of the rest, so both modes explore equally much.
+        threshold: Instead of a fixed number, explore wherever the curve, scaled to [0, 1] over
+            the prompt's eligible steps, is above this value in [0, 1). A flat curve says nothing
+            and falls back to the first `top_k` steps. Only with mode "top_k".
+        scope: "prompt" gives each prompt its own steps, "batch" all prompts the peaks of the
+            mean curve.
+        branching: Children of every tree node at each of the steps; 1 grows chains.
+
+    Raises:
+        ValueError: If `top_k` is below 1, `threshold` is outside [0, 1) or is combined with local
+            maxima, or `mode` or `scope` is unknown.
+    """
+
+    def __init__(
+        self,
+        top_k: int = 4,
+        eta: float = 0.7,
+        mode: Literal["top_k", "local_maxima"] = "top_k",
+        threshold: float | None = None,
+        scope: Literal["prompt", "batch"] = "prompt",
+        branching: int = 1,
+    ) -> None:
+        super().__init__(eta, branching)
+        require_positive("top_k", top_k)
+        if mode not in ("top_k", "local_maxima"):
+            raise ValueError(f"mode={mode!r} is unknown; use 'top_k' or 'local_maxima'")
+        if scope not in ("prompt", "batch"):
+            raise ValueError(f"scope={scope!r} is unknown; use 'prompt' or 'batch'")
+        if threshold is not None and not 0 <= threshold < 1:
+            raise ValueError(f"threshold={threshold} must lie in [0, 1), or be null for top_k")
+        if threshold is not None and mode == "local_maxima":
+            raise ValueError("threshold and mode='local_maxima' exclude each other; drop one")
+        self.top_k = top_k
+        self.mode = mode
+        self.threshold = threshold
+        self.scope = scope
+
+    def __call__(
+        self, entropy: EntropyReading | None, noise: KeyedNoise, index: Tensor, num_steps: int
+    ) -> ExplorationSchedule:
+        """Mark the peaks of each prompt's curve; see `StepSelector.__call__`.
+
+        Raises:
+            ValueError: If the reading has other prompts or steps than asked for.
+        """
+        self.validate(num_steps)
+        stochastic = torch.zeros(len(index), num_steps, dtype=torch.bool)
+        if entropy is None:
+            stochastic[:, : self.top_k] = True
+            return self._schedule(stochastic)
+        if entropy.curve.shape != stochastic.shape:
+            raise ValueError(
+                f"the entropy curve has shape {tuple(entropy.curve.shape)}, but {len(index)} "
+                f"prompts with num_steps={num_steps} need {tuple(stochastic.shape)}"
+            )
+        curve = entropy.curve.detach().cpu()[:, :-1]
+        if self.scope == "batch":
+            curve = curve.mean(dim=0, keepdim=True).expand_as(curve)
+        stochastic[:, :-1] = (
+            self._highest(curve) if self.threshold is None else self._above(curve, self.threshold)
+        )
+        return self._schedule(stochastic)
+
+    def validate(self, num_steps: int) -> None:
+        """Check that `top_k` steps can explore; see `StepSelector.validate`."""
+        super().validate(num_steps)
+        require_steps("top_k", self.top_k, num_steps)
+
+    def _highest(self, curve: Tensor) -> Tensor:
+        """True at the `top_k` steps of highest rank in each row, (B, T-1)."""
+        order = curve.argsort(dim=1, descending=True, stable=True)
+        if self.mode == "local_maxima":
+            edge = torch.full_like(curve[:, :1], -math.inf)
+            padded = torch.cat([edge, curve, edge], dim=1)
+            # Strict on the left only, so that a plateau is one peak, at its first step.
+            peak = (curve > padded[:, :-2]) & (curve >= padded[:, 2:])
+            peaks_first = peak.gather(1, order).int().argsort(dim=1, descending=True, stable=True)
+            order = order.gather(1, peaks_first)
+        return torch.zeros_like(curve, dtype=torch.bool).scatter(1, order[:, : self.top_k], True)
+
+    def _above(self, curve: Tensor, threshold: float) -> Tensor:
+        """True where the row's min-max scaled curve exceeds the threshold, (B, T-1)."""
+        low, high = curve.amin(dim=1, keepdim=True), curve.amax(dim=1, keepdim=True)
+        above = curve - low > threshold * (high - low)
+        first = torch.arange(curve.shape[1]) < self.top_k
+        return torch.where(high > low, above, first)

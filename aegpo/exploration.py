@@ -1,0 +1,188 @@
+"""Local exploration: the selectors that choose which denoising steps are stochastic.
+
+A selector gives one row of an `ExplorationSchedule` per prompt; every image of the prompt's group
+follows it. The last transition is never eligible, so T steps offer T - 1 places to explore.
+Schedules are made on the CPU, whatever device the entropy lies on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from aegpo.entropy.reading import EntropyReading
+from aegpo.entropy_peaks import EntropyPeaks
+from aegpo.noise import KeyedNoise
+from aegpo.schedule import ExplorationSchedule, StepSelector, require_positive, require_steps
+
+__all__ = [
+    "AllSteps",
+    "EntropyPeaks",
+    "ExplorationSchedule",
+    "FixedSteps",
+    "RandomSteps",
+    "SlidingWindow",
+    "StepSelector",
+]
+
+
+class AllSteps(StepSelector):
+    """Explores at every step but the last, as Flow-GRPO (arXiv 2505.05470) does.
+
+    Args:
+        eta: Noise level of the steps, in the units of the SDE in use; above 0.
+        branching: Children of every tree node at each step; 1 grows chains.
+    """
+
+    def __init__(self, eta: float = 0.7, branching: int = 1) -> None:
+        super().__init__(eta, branching)
+
+    def __call__(
+        self, entropy: EntropyReading | None, noise: KeyedNoise, index: Tensor, num_steps: int
+    ) -> ExplorationSchedule:
+        """Mark all steps but the last; see `StepSelector.__call__`."""
+        self.validate(num_steps)
+        stochastic = torch.ones(len(index), num_steps, dtype=torch.bool)
+        stochastic[:, -1] = False
+        return self._schedule(stochastic)
+
+
+class FixedSteps(StepSelector):
+    """Explores at the same given steps for every prompt.
+
+    Args:
+        steps: Step numbers, 0 is the noisiest; without repetition.
+        eta: Noise level of the steps, in the units of the SDE in use; above 0.
+        branching: Children of every tree node at each of the steps; 1 grows chains.
+
+    Raises:
+        ValueError: If `steps` is empty, repeats a step or contains a negative number.
+    """
+
+    def __init__(self, steps: Sequence[int], eta: float = 0.7, branching: int = 1) -> None:
+        super().__init__(eta, branching)
+        if not steps or len(set(steps)) != len(steps) or min(steps) < 0:
+            raise ValueError(
+                f"steps={list(steps)} must be one or more different step numbers from 0 up"
+            )
+        self.steps = sorted(steps)
+
+    def __call__(
+        self, entropy: EntropyReading | None, noise: KeyedNoise, index: Tensor, num_steps: int
+    ) -> ExplorationSchedule:
+        """Mark the given steps; see `StepSelector.__call__`."""
+        self.validate(num_steps)
+        stochastic = torch.zeros(len(index), num_steps, dtype=torch.bool)
+        stochastic[:, self.steps] = True
+        return self._schedule(stochastic)
+
+    def validate(self, num_steps: int) -> None:
+        """Check that every step exists and is not the last; see `StepSelector.validate`."""
+        super().validate(num_steps)
+        if self.steps[-1] > num_steps - 2:
+            raise ValueError(
+                f"steps={self.steps} reaches beyond step {num_steps - 2}, the last that can "
+                f"explore when num_steps={num_steps}; choose steps from 0 to {num_steps - 2}"
+            )
+
+
+class RandomSteps(StepSelector):
+    """Explores at steps drawn at random, anew for each prompt and iteration.
+
+    The control for entropy: the same number of steps, chosen without looking. The draw depends
+    only on the run's seed, the iteration and the prompt.
+
+    Args:
+        num: Steps per prompt.
+        eta: Noise level of the steps, in the units of the SDE in use; above 0.
+        branching: Children of every tree node at each of the steps; 1 grows chains.
+
+    Raises:
+        ValueError: If `num` is below 1.
+    """
+
+    def __init__(self, num: int = 4, eta: float = 0.7, branching: int = 1) -> None:
+        super().__init__(eta, branching)
+        require_positive("num", num)
+        self.num = num
+
+    def __call__(
+        self, entropy: EntropyReading | None, noise: KeyedNoise, index: Tensor, num_steps: int
+    ) -> ExplorationSchedule:
+        """Mark `num` steps drawn per prompt; see `StepSelector.__call__`."""
+        self.validate(num_steps)
+        stochastic = torch.zeros(len(index), num_steps, dtype=torch.bool)
+        for row, prompt in enumerate(index.tolist()):
+            stochastic[row, noise.permutation("steps", (prompt,), num_steps - 1)[: self.num]] = True
+        return self._schedule(stochastic)
+
+    def validate(self, num_steps: int) -> None:
+        """Check that `num` steps can explore; see `StepSelector.validate`."""
+        super().validate(num_steps)
+        require_steps("num", self.num, num_steps)
+
+
+class SlidingWindow(StepSelector):
+    """Explores in a window that moves from noise to data as training goes on.
+
+    MixGRPO (arXiv 2507.21802), with its settings for T = 25 as the defaults. Every position is a
+    whole window: the last one is moved back to end at the last eligible step, and after it the
+    window starts again at step 0.
+
+    Args:
+        width: Consecutive steps that explore.
+        iterations_per_position: Training iterations before the window moves.
+        stride: Steps by which it moves; 0 leaves it at the first steps.
+        eta: Noise level of the steps, in the units of the SDE in use; above 0.
+        branching: Children of every tree node at each of the steps; 1 grows chains.
+
+    Raises:
+        ValueError: If `width` or `iterations_per_position` is below 1 or `stride` below 0.
+    """
+
+    def __init__(
+        self,
+        width: int = 4,
+        iterations_per_position: int = 25,
+        stride: int = 1,
+        eta: float = 0.7,
+        branching: int = 1,
+    ) -> None:
+        super().__init__(eta, branching)
+        require_positive("width", width)
+        require_positive("iterations_per_position", iterations_per_position)
+        if stride < 0:
+            raise ValueError(f"stride={stride} must be at least 0 (0 leaves the window in place)")
+        self.width = width
+        self.iterations_per_position = iterations_per_position
+        self.stride = stride
+
+    def __call__(
+        self, entropy: EntropyReading | None, noise: KeyedNoise, index: Tensor, num_steps: int
+    ) -> ExplorationSchedule:
+        """Mark this iteration's window; see `StepSelector.__call__`."""
+        self.validate(num_steps)
+        start = self.start(noise.iteration, num_steps)
+        stochastic = torch.zeros(len(index), num_steps, dtype=torch.bool)
+        stochastic[:, start : start + self.width] = True
+        return self._schedule(stochastic)
+
+    def start(self, iteration: int, num_steps: int) -> int:
+        """The window's first step in a training iteration.
+
+        Args:
+            iteration: Training iteration from 0; negative (fixed noise) counts as 0.
+            num_steps: T, the number of denoising steps.
+        """
+        last_start = num_steps - 1 - self.width
+        num_positions = 1 + math.ceil(last_start / self.stride) if self.stride else 1
+        position = max(iteration, 0) // self.iterations_per_position % num_positions
+        return min(position * self.stride, last_start)
+
+    def validate(self, num_steps: int) -> None:
+        """Check that the window fits; see `StepSelector.validate`."""
+        super().validate(num_steps)
+        require_steps("width", self.width, num_steps)

@@ -1,0 +1,309 @@
+"""The policy: a text-to-image model as rollout, update and probe see it."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from aegpo.compute import EvaluationCounter
+from aegpo.entropy.tokens import TokenLayout
+from aegpo.policies.conditioning import Conditioning, ConditioningCache
+
+__all__ = ["Conditioning", "Policy", "TokenLayout"]
+
+
+class Policy(nn.Module, abc.ABC):
+    """A denoiser with its text encoders and its decoder.
+
+    Everybody who needs a prediction (rollout, update, probe, evaluation) calls the policy itself,
+    ``policy(latents, sigma, cond)``: one function, hence one prediction, one place where guidance
+    is applied and one where model evaluations are counted. Only `predict` knows the model.
+
+    Args:
+        guidance_scale: Weight g of classifier-free guidance, ``uncond + g (cond - uncond)``
+            (Ho & Salimans, arXiv 2207.12598). 1 switches guidance off, and with it the second
+            evaluation per sample.
+        max_batch: Most rows in one call of the denoiser; with guidance a sample is two rows.
+        decode_batch: Most latents in one call of the decoder.
+        max_cached_prompts: Prompts whose embeddings are kept in CPU memory.
+
+    Attributes:
+        evaluations: Model evaluations spent, by purpose.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        guidance_scale: float = 1.0,
+        max_batch: int = 64,
+        decode_batch: int = 64,
+        max_cached_prompts: int = 4096,
+    ) -> None:
+        super().__init__()
+        if guidance_scale < 1:
+            raise ValueError(f"guidance_scale={guidance_scale}; it must be 1 (no guidance) or more")
+        if max_batch < (2 if guidance_scale != 1 else 1):
+            raise ValueError(
+                f"max_batch={max_batch}; one sample takes 1 row, or 2 rows with guidance"
+            )
+        if decode_batch < 1:
+            raise ValueError(f"decode_batch={decode_batch}; it must be 1 or more")
+        self.guidance_scale = guidance_scale
+        self.max_batch = max_batch
+        self.decode_batch = decode_batch
+        self.evaluations = EvaluationCounter()
+        self._embeddings = ConditioningCache(max_cached_prompts)
+
+    # What a model must say about itself.
+
+    @property
+    @abc.abstractmethod
+    def denoiser(self) -> nn.Module:
+        """The network that predicts at present: inside `reference` the reference's."""
+
+    @property
+    @abc.abstractmethod
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of one latent, (C, H, W)."""
+
+    @abc.abstractmethod
+    def predict(self, latents: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        """Calls the denoiser once: the prediction without guidance, chunks or counting.
+
+        Args:
+            latents: Noisy latents, shape (n, C, H, W).
+            sigma: Noise level of each row in (0, 1], shape (n,).
+            cond: n rows of conditioning.
+
+        Returns:
+            The prediction (for flow models the velocity, noise - data), shape (n, C, H, W), in
+            whatever dtype the model computes.
+        """
+
+    @abc.abstractmethod
+    def encode_texts(self, texts: list[str]) -> Conditioning:
+        """Runs the text encoders; `encode` is the cached way to them.
+
+        Args:
+            texts: Distinct texts.
+
+        Returns:
+            One row per text, without `negative`.
+        """
+
+    @abc.abstractmethod
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Runs the decoder once; `decode` is the chunked way to it.
+
+        Args:
+            latents: Clean latents, shape (n, C, H, W) fp32.
+
+        Returns:
+            Images, shape (n, 3, H, W), of any dtype; values may leave [0, 1].
+        """
+
+    @abc.abstractmethod
+    def sigmas(self, num_steps: int) -> Tensor:
+        """Noise levels as the model's own scheduler would run them.
+
+        Args:
+            num_steps: Denoising steps T, at least 1.
+
+        Returns:
+            Falling from 1 to 0, shape (T + 1,) fp32 on the CPU.
+        """
+
+    @abc.abstractmethod
+    def token_layout(self, cond: Conditioning) -> TokenLayout:
+        """Where image and text tokens sit in the denoiser's joint attention.
+
+        Args:
+            cond: n rows of conditioning.
+
+        Returns:
+            The layout, its text mask with n rows.
+        """
+
+    @abc.abstractmethod
+    def reference(self) -> AbstractContextManager[None]:
+        """Inside this context the policy predicts as it did before any training.
+
+        Contexts may be nested. What was active before is active again afterwards, also after an
+        exception, and no parameter's ``requires_grad`` is touched. Gradients are not switched
+        off: use ``torch.no_grad`` for that.
+        """
+
+    @abc.abstractmethod
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes what was trained to a folder that diffusers can load.
+
+        Args:
+            folder: Created if absent.
+        """
+
+    # What follows from it.
+
+    @property
+    def device(self) -> torch.device:
+        """Where the policy lives."""
+        return next(self.parameters()).device
+
+    @property
+    def num_evaluations_per_sample(self) -> int:
+        """Evaluations of the denoiser for one prediction: 2 with guidance, else 1."""
+        return 1 if self.guidance_scale == 1 else 2
+
+    def forward(self, latents: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        """Predicts, with guidance if it is on.
+
+        Rows are independent. At most `max_batch` of them meet in one call of the denoiser; with
+        guidance a call holds conditional rows first and their unconditional twins after them.
+
+        Args:
+            latents: Noisy latents, shape (n, C, H, W).
+            sigma: Noise level of each row in (0, 1], shape (n,).
+            cond: n rows of conditioning, with `negative` if guidance is on.
+
+        Returns:
+            The prediction, shape (n, C, H, W) fp32.
+
+        Raises:
+            ValueError: If the numbers of rows differ, latents have another shape than
+                `latent_shape`, or guidance is on and `cond` has no `negative`.
+        """
+        self._check_rows(latents, sigma, cond)
+        guided = self.num_evaluations_per_sample == 2
+        self.evaluations.add(len(latents) * self.num_evaluations_per_sample)
+        samples = self.max_batch // self.num_evaluations_per_sample
+        predictions = []
+        for start in range(0, len(latents), samples):
+            rows = slice(start, start + samples)
+            call = self._predict_guided if guided else self.predict
+            predictions.append(call(latents[rows], sigma[rows], cond.select(rows)).float())
+        return torch.cat(predictions) if predictions else torch.zeros_like(latents).float()
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Encodes prompts; a text is encoded once and then remembered.
+
+        Autocast is off inside, so that a row does not depend on who asked for it first.
+
+        Args:
+            prompts: B texts.
+
+        Returns:
+            B rows on the policy's device, with `negative` (the empty text) if guidance is on.
+
+        Raises:
+            ValueError: If there is no prompt.
+        """
+        if isinstance(prompts, str) or len(prompts) == 0:
+            raise ValueError(f"encode needs a list of at least one text, got {prompts!r}")
+        device = self.device
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            if self.num_evaluations_per_sample == 1:
+                return self._embeddings.get(prompts, self.encode_texts).to(device)
+            rows = self._embeddings.get([*prompts, ""], self.encode_texts).to(device)
+        empty = torch.full((len(prompts),), len(prompts))
+        text = rows.select(slice(0, len(prompts)))
+        return Conditioning(text.embeds, text.pooled, text.mask, negative=rows.select(empty))
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Turns clean latents into images, `decode_batch` at a time, without gradient.
+
+        Args:
+            latents: Clean latents, shape (n, C, H, W).
+
+        Returns:
+            Images in [0, 1], shape (n, 3, H, W) fp32 on the latents' device.
+        """
+        with torch.autocast(latents.device.type, enabled=False):
+            images = [
+                self.decode_latents(chunk.float()).float().clamp(0, 1)
+                for chunk in torch.split(latents, self.decode_batch)
+            ]
+        return torch.cat(images)
+
+    def attention_layers(self) -> list[tuple[str, nn.Module]]:
+        """The attention layers of the present denoiser, in the order of its modules.
+
+        Returns:
+            L names within the denoiser, each with the module that owns `processor` and `heads`.
+        """
+        return [
+            (name, module)
+            for name, module in self.denoiser.named_modules()
+            if hasattr(module, "processor") and hasattr(module, "heads")
+        ]
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """The parameters that an optimizer should have, in the order of the modules."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def trainable_state_dict(self) -> dict[str, Tensor]:
+        """The trainable tensors alone, for a checkpoint; they share memory with the policy."""
+        return {
+            name: parameter.detach()
+            for name, parameter in self.named_parameters()
+            if parameter.requires_grad
+        }
+
+    @torch.no_grad()
+    def load_trainable_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Takes over what `trainable_state_dict` returned.
+
+        Args:
+            state: A tensor of the right shape for every trainable parameter, and no other.
+
+        Raises:
+            ValueError: If names or shapes differ; the policy is then unchanged.
+        """
+        own = self.trainable_state_dict()
+        wrong = [
+            *(f"{name} is missing" for name in own.keys() - state.keys()),
+            *(f"{name} is not trainable here" for name in state.keys() - own.keys()),
+            *(
+                f"{name} has shape {tuple(state[name].shape)}, expected {tuple(own[name].shape)}"
+                for name in own.keys() & state.keys()
+                if own[name].shape != state[name].shape
+            ),
+        ]
+        if wrong:
+            raise ValueError(
+                f"the saved weights do not fit this policy in {len(wrong)} tensors, first: "
+                f"{min(wrong)}; build the policy with the arguments it was trained with"
+            )
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
+
+    def _predict_guided(self, latents: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        """Classifier-free guidance, conditional and unconditional rows in one doubled call."""
+        if cond.negative is None:
+            raise ValueError(
+                f"guidance_scale={self.guidance_scale} needs conditioning with `negative` rows; "
+                "take it from this policy's own `encode`"
+            )
+        text = Conditioning(cond.embeds, cond.pooled, cond.mask)
+        both = Conditioning.cat([text, cond.negative])
+        prediction = self.predict(torch.cat([latents, latents]), torch.cat([sigma, sigma]), both)
+        conditional, unconditional = prediction.float().chunk(2)
+        return unconditional + self.guidance_scale * (conditional - unconditional)
+
+    def _check_rows(self, latents: Tensor, sigma: Tensor, cond: Conditioning) -> None:
+        if latents.shape[1:] != self.latent_shape:
+            raise ValueError(
+                f"latents have shape {tuple(latents.shape)}, expected (n, "
+                f"{', '.join(map(str, self.latent_shape))})"
+            )
+        if sigma.shape != latents.shape[:1] or len(cond) != len(latents):
+            raise ValueError(
+                f"{len(latents)} latents, sigma of shape {tuple(sigma.shape)} and {len(cond)} "
+                "rows of conditioning; all must have one row per latent"
+            )

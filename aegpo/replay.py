@@ -1,0 +1,136 @@
+"""Replay: a rollout's transitions, scored again under the policy as it is now."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from aegpo.exploration import ExplorationSchedule
+from aegpo.losses import TransitionTerms
+from aegpo.noise import KeyedNoise
+from aegpo.policies.base import Conditioning, Policy
+from aegpo.sde import SDE, GaussianStep
+from aegpo.tree import RolloutTree
+
+
+@dataclass
+class Replay:
+    """What an update needs to know about one rollout.
+
+    Attributes:
+        policy: The policy that is updated.
+        sde: The SDE of the rollout.
+        cond: Conditioning of the batch's prompts, B rows.
+        tree: The rollout.
+        schedule: Its exploration schedule, B rows.
+        advantages: Advantage of each transition, shape (E,).
+    """
+
+    policy: Policy
+    sde: SDE
+    cond: Conditioning
+    tree: RolloutTree
+    schedule: ExplorationSchedule
+    advantages: Tensor
+    old_log_prob: Tensor = field(init=False)
+    old_mean: Tensor = field(init=False)
+    mean_std: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Take the behavior policy's log-probs from the rollout."""
+        self.old_log_prob = self.tree.transitions.log_prob
+        self.old_mean = self.tree.transitions.mean
+        self.mean_std = self._std().mean()
+
+    def _times(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        step = self.tree.transitions.step[rows]
+        prompt = self.tree.transitions.prompt[rows]
+        eta = self.schedule.eta.to(step.device)[prompt, step]
+        return self.tree.sigmas[step], self.tree.sigmas[step + 1], eta
+
+    def _std(self) -> Tensor:
+        """Return each transition's deviation, shape (E,); no prediction is needed for it."""
+        rows = torch.arange(len(self.tree.transitions), device=self.tree.transitions.step.device)
+        zeros = torch.zeros_like(self.tree.transitions.latents[:, :1, :1, :1])
+        return self.sde.step(zeros, zeros, *self._times(rows)).std.flatten()
+
+    def step(self, rows: Tensor) -> GaussianStep:
+        """Predict the distribution of the next latents of some transitions.
+
+        It calls the same `Policy.forward` and `SDE.step` as the rollout, so that before the first
+        update the ratio is 1.
+
+        Args:
+            rows: Which transitions, shape (n,) int64.
+        """
+        latents = self.tree.transitions.latents[rows]
+        sigma, sigma_next, eta = self._times(rows)
+        cond = self.cond.select(self.tree.transitions.prompt[rows])
+        return self.sde.step(self.policy(latents, sigma, cond), latents, sigma, sigma_next, eta)
+
+    def terms(self, rows: Tensor) -> tuple[GaussianStep, TransitionTerms]:
+        """Set the current policy against the one that drew the transitions.
+
+        Args:
+            rows: Which transitions, shape (n,) int64.
+
+        Returns:
+            The current step, and what the loss is made of.
+        """
+        step = self.step(rows)
+        sigma, sigma_next, _ = self._times(rows)
+        std = step.std.flatten()
+        drift = ((step.mean - self.old_mean[rows]) ** 2).flatten(1).mean(1) / (2 * std**2)
+        log_prob = step.log_prob(self.tree.transitions.next_latents[rows])
+        return step, TransitionTerms(
+            log_ratio=log_prob - self.old_log_prob[rows],
+            drift=drift,
+            std=std,
+            dt=sigma - sigma_next,
+            mean_std=self.mean_std,
+        )
+
+    @torch.no_grad()
+    def rescore(self, micro_batches: list[Tensor]) -> Tensor:
+        """Compute the old log-probs again on the update's own micro-batches.
+
+        Below fp32 a kernel's result depends on the shape of the batch, so the log-probs of the
+        rollout's large batches would make the first ratio differ from 1.
+
+        Args:
+            micro_batches: Transition numbers, each of shape (n,) int64.
+
+        Returns:
+            Largest deviation from the rollout's own log-probs, a scalar.
+        """
+        self.old_log_prob, self.old_mean = self.old_log_prob.clone(), self.old_mean.clone()
+        for rows in micro_batches:
+            step = self.step(rows)
+            self.old_log_prob[rows] = step.log_prob(self.tree.transitions.next_latents[rows])
+            self.old_mean[rows] = step.mean
+        return (self.old_log_prob - self.tree.transitions.log_prob).abs().amax()
+
+    def split(self, index: Tensor, num_updates: int, noise: KeyedNoise) -> list[Tensor]:
+        """Deal every prompt's transitions to the optimizer steps of one inner epoch.
+
+        Each prompt's transitions are shuffled and dealt in turn, so that every update sees every
+        prompt. The shuffle is keyed by the prompt, so it does not depend on which rank holds
+        which prompts.
+
+        Args:
+            index: Dataset row of each prompt, shape (B,) int64.
+            num_updates: Optimizer steps per inner epoch.
+            noise: Keyed noise of the iteration.
+
+        Returns:
+            `num_updates` tensors of transition numbers, together a permutation of 0..E-1.
+        """
+        prompt = self.tree.transitions.prompt
+        update = torch.empty_like(prompt)
+        for row, key in enumerate(index.tolist()):
+            own = (prompt == row).nonzero().flatten()
+            order = noise.permutation("updates", (key,), len(own)).to(own.device)
+            update[own[order]] = torch.arange(len(own), device=own.device) % num_updates
+        return [(update == number).nonzero().flatten() for number in range(num_updates)]

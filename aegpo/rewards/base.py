@@ -1,0 +1,55 @@
+"""What every reward answers to: images and their prompts in, one number per image out."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Reward(abc.ABC):
+    """Scores images against the prompts they were made from; higher is better.
+
+    A subclass implements `__call__` and, where the defaults do not hold, overrides the attributes.
+    The score of an image depends on that image, its prompt and its metadata only, never on the rest
+    of the batch.
+    """
+
+    name: str
+    """Short identifier for logs, such as "shapes_match"."""
+
+    range: tuple[float, float] | None = None
+    """Lowest and highest possible score, or None where the score has no bounds."""
+
+    deterministic: bool = True
+    """Whether the same image and prompt always score the same."""
+
+    parts: Mapping[str, Tensor] = MappingProxyType({})
+    """Scores (N,) by component of the latest call; empty unless the reward is a composite."""
+
+    def setup(self, device: torch.device) -> None:
+        """Prepare for scoring: load weights, move to the device. Called once, before training.
+
+        Args:
+            device: Where the images will be.
+        """
+        del device  # most rewards have nothing to prepare
+
+    @abc.abstractmethod
+    def __call__(
+        self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]
+    ) -> Tensor:
+        """Score images.
+
+        Args:
+            images: (N, 3, H, W) in [0, 1].
+            prompts: N texts, the prompt of each image.
+            metadata: N dicts, the dataset's metadata of each prompt.
+
+        Returns:
+            (N,) float32 scores; NaN marks an image that could not be scored.
+        """

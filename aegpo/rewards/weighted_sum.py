@@ -1,0 +1,107 @@
+"""Several rewards as one."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aegpo.rewards.base import Reward
+
+
+class WeightedSum(Reward):
+    """The weighted sum of several rewards, which remembers their scores.
+
+    After a call, `parts` holds the unweighted scores of each reward under its name; rewards of
+    the same name are numbered (`jpeg`, `jpeg_2`). An image that one part could not score (NaN) is
+    missing in the sum, whatever the part's weight. A weight of 0 watches a reward without
+    training on it.
+
+    Args:
+        rewards: The parts, one or more.
+        weights: Factor of each part; 1 for all if left out. They need not sum to 1.
+
+    Raises:
+        ValueError: If there is no part, or the weights are not one finite number for each.
+    """
+
+    name = "weighted_sum"
+
+    def __init__(self, rewards: list[Reward], weights: list[float] | None = None) -> None:
+        weights = [1.0] * len(rewards) if weights is None else weights
+        if not rewards or len(weights) != len(rewards):
+            raise ValueError(
+                f"{len(rewards)} rewards and {len(weights)} weights were given; a weighted sum "
+                "needs at least one reward and one weight for each"
+            )
+        if not all(math.isfinite(weight) for weight in weights):
+            raise ValueError(f"weights={weights} must all be finite numbers")
+        self.rewards = list(rewards)
+        self.weights = list(weights)
+        self.range = _sum_range(self.rewards, self.weights)
+        self.deterministic = all(reward.deterministic for reward in self.rewards)
+        self.part_names = _unique_names([reward.name for reward in self.rewards])
+        """Key of each part in `parts`, in the order of `rewards`."""
+
+    def setup(self, device: torch.device) -> None:
+        """Prepare all parts; see `Reward.setup`.
+
+        Args:
+            device: Where the images will be.
+        """
+        for reward in self.rewards:
+            reward.setup(device)
+
+    def __call__(
+        self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]
+    ) -> Tensor:
+        """Score with all parts and add, fp32, shape (N,); see `Reward.__call__`.
+
+        Raises:
+            ValueError: If a part does not return one score per image.
+        """
+        scores: dict[str, Tensor] = {}
+        total = torch.zeros(len(images), device=images.device)
+        for name, reward, weight in zip(self.part_names, self.rewards, self.weights, strict=True):
+            part = reward(images, prompts, metadata).detach().float().to(images.device)
+            if part.shape != total.shape:
+                raise ValueError(
+                    f"reward {name!r} returned shape {tuple(part.shape)} for {len(images)} images; "
+                    f"it must return one score per image, shape ({len(images)},)"
+                )
+            # An infinite score of weight 0 gives NaN as well: it did fail.
+            total = total + weight * part
+            scores[name] = part
+        self.parts = scores
+        return total
+
+
+def _unique_names(names: list[str]) -> list[str]:
+    seen: Counter[str] = Counter()
+    taken = set(names)
+    unique = []
+    for name in names:
+        seen[name] += 1
+        candidate = name
+        # A given name may itself end in a number; count on until the new one is free.
+        while seen[name] > 1 and (candidate := f"{name}_{seen[name]}") in taken:
+            seen[name] += 1
+        taken.add(candidate)
+        unique.append(candidate)
+    return unique
+
+
+def _sum_range(rewards: list[Reward], weights: list[float]) -> tuple[float, float] | None:
+    """Bounds of the sum, or None where a part that counts has none."""
+    low = high = 0.0
+    for reward, weight in zip(rewards, weights, strict=True):
+        if weight == 0:
+            continue
+        if reward.range is None:
+            return None
+        ends = sorted(weight * end for end in reward.range)
+        low, high = low + ends[0], high + ends[1]
+    return low, high

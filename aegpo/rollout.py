@@ -1,0 +1,230 @@
+"""The one denoising loop: prompts in, a tree of images out.
+
+The loop goes level by level. All nodes of a level, of all prompts and all groups, are one call of
+the policy; a node that parts into several children is evaluated once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from aegpo.noise import KeyedNoise
+from aegpo.sde import SDE
+from aegpo.tree import RolloutTree, Transitions
+
+if TYPE_CHECKING:
+    from aegpo.policies.base import Conditioning, Policy, TokenLayout
+    from aegpo.schedule import ExplorationSchedule
+
+
+class LevelObserver(Protocol):
+    """Is told what the policy is about to be run on; an entropy recorder, for instance."""
+
+    def begin(self, step: int, prompt: Tensor, layout: TokenLayout) -> None:
+        """Called before the policy predicts one level of the tree.
+
+        Args:
+            step: The denoising step, from 0.
+            prompt: (n,) int64, the row of each node's prompt in the batch.
+            layout: Where image and text tokens lie, for these n rows.
+        """
+
+
+@dataclass
+class _Nodes:
+    """The nodes of the level that the loop has reached, those of one prompt side by side."""
+
+    latents: Tensor  # (n, C, H, W) fp32
+    prompt: Tensor  # (n,) row in the batch
+    number: Tensor  # (n,) unique within its prompt and level, and a function of that prompt alone
+    edge: Tensor  # (n,) last stochastic edge on the way here, -1 for none
+
+
+@torch.no_grad()
+def rollout(
+    policy: Policy,
+    sde: SDE,
+    cond: Conditioning,
+    schedule: ExplorationSchedule,
+    group_sizes: Tensor,
+    noise: KeyedNoise,
+    index: Tensor,
+    *,
+    shared_start: bool = False,
+    decode: bool = True,
+    observer: LevelObserver | None = None,
+) -> RolloutTree:
+    """Draws a group of images for every prompt and remembers the stochastic steps.
+
+    Each prompt has one or more roots, ``group_size / prod(branching)`` of them, and every root
+    grows into ``prod(branching)`` leaves. What a prompt gets depends on its dataset index, its row
+    of the schedule and its group size only, not on the prompts beside it: start noise is keyed by
+    (index, root), the noise of a step by (index, child, step).
+
+    Nothing is charged to a purpose here: wrap the call in ``policy.evaluations.charge(...)``.
+
+    Args:
+        policy: The model.
+        sde: How stochastic steps are taken.
+        cond: Conditioning of the B prompts.
+        schedule: Noise level and branching of every prompt and step; its T is the number of steps.
+        group_sizes: (B,) images per prompt, 1 or more.
+        noise: The noise of this iteration.
+        index: (B,) dataset rows of the prompts, no row twice.
+        shared_start: If true, all images of a prompt start from the same noise and are one node
+            until the prompt's first stochastic step, where it parts into all roots at once (times
+            that step's branching). Without a stochastic step the group's images are all equal.
+        decode: If false, latents stay undecoded and `RolloutTree.images` is None.
+        observer: Told about each level before the policy runs on it.
+
+    Returns:
+        The tree, on the device of the conditioning; images in the order of the prompts.
+
+    Raises:
+        ValueError: If the arguments do not fit together, the SDE does not accept a noise level, or
+            a group size is not a multiple of its prompt's leaves per root.
+    """
+    device = cond.embeds.device
+    num_steps = schedule.num_steps
+    # The bookkeeping stays on the CPU: it decides shapes, and would wait for the device each time.
+    index = index.cpu().long()
+    eta, branching = schedule.eta.cpu(), schedule.branching.cpu()
+    stochastic = eta > 0
+    roots = _count_roots(cond, schedule, group_sizes.cpu().long(), index)
+    sde.check_eta(eta)
+    sigmas = policy.sigmas(num_steps)
+    if sigmas.shape != (num_steps + 1,):
+        raise ValueError(f"policy.sigmas({num_steps}) has shape {tuple(sigmas.shape)}")
+    level_sigmas = sigmas.to(device, torch.float32)
+
+    # With a shared start a prompt is one node, and its roots wait for the first stochastic step.
+    waiting = roots.clone() if shared_start else torch.ones_like(roots)
+    started = torch.ones_like(roots) if shared_start else roots
+    prompt, number = _part(started)
+    start_keys = torch.stack([index[prompt], number, torch.zeros_like(number)], dim=1)
+    nodes = _Nodes(
+        latents=noise.normal("start", start_keys, policy.latent_shape).to(device),
+        prompt=prompt,
+        number=number,
+        edge=torch.full_like(prompt, -1),
+    )
+    levels: list[Transitions] = []
+    parents: list[Tensor] = []
+    num_edges = num_nodes = 0
+    for step in range(num_steps):
+        rows_cond = cond.select(nodes.prompt.to(device))
+        if observer is not None:
+            observer.begin(step, nodes.prompt.to(device), policy.token_layout(rows_cond))
+        sigma, sigma_next = level_sigmas[step : step + 2, None].expand(2, len(nodes.prompt))
+        prediction = policy(nodes.latents, sigma, rows_cond)
+        num_nodes += len(nodes.prompt)
+        gaussian = sde.step(
+            prediction, nodes.latents, sigma, sigma_next, eta[nodes.prompt, step].to(device)
+        )
+        # Nodes into children. A deterministic node has one, with the number that it had.
+        splits = stochastic[:, step]
+        width = torch.where(splits, branching[:, step] * waiting, torch.ones_like(waiting))
+        waiting = torch.where(splits, torch.ones_like(waiting), waiting)
+        parent, child = _part(width[nodes.prompt])
+        prompt = nodes.prompt[parent]
+        number = nodes.number[parent] * width[prompt] + child
+        edge = nodes.edge[parent]
+        latents = gaussian.mean[parent.to(device)]
+        drawn = splits[prompt].nonzero().flatten()
+        if len(drawn) > 0:
+            source, target = parent[drawn].to(device), drawn.to(device)
+            transition = gaussian.select(source)
+            keys = torch.stack([index[prompt], number, torch.full_like(number, step)], dim=1)
+            draw = noise.normal("step", keys[drawn], policy.latent_shape).to(device)
+            latents[target] = transition.sample(draw)
+            levels.append(
+                Transitions(
+                    latents=nodes.latents[source],
+                    next_latents=latents[target],
+                    mean=transition.mean,
+                    step=torch.full_like(target, step),
+                    log_prob=transition.log_prob(latents[target]),
+                    prompt=prompt[drawn].to(device),
+                )
+            )
+            parents.append(edge[drawn])
+            edge[drawn] = torch.arange(num_edges, num_edges + len(drawn))
+            num_edges += len(drawn)
+        nodes = _Nodes(latents=latents, prompt=prompt, number=number, edge=edge)
+
+    # A shared start that met no stochastic step: the group's images are copies of one node.
+    leaf, _ = _part(waiting[nodes.prompt])
+    leaf_rows = leaf.to(device)
+    return RolloutTree(
+        images=policy.decode(nodes.latents)[leaf_rows] if decode else None,
+        latents=nodes.latents[leaf_rows],
+        prompt=nodes.prompt[leaf].to(device),
+        transitions=_concatenate(levels, policy.latent_shape, device),
+        parent=torch.cat([torch.empty(0, dtype=torch.int64), *parents]).to(device),
+        leaf_edge=nodes.edge[leaf].to(device),
+        sigmas=sigmas,
+        num_nodes=num_nodes,
+    )
+
+
+def _count_roots(
+    cond: Conditioning, schedule: ExplorationSchedule, group_sizes: Tensor, index: Tensor
+) -> Tensor:
+    """Roots per prompt, (B,); checks that the arguments belong to the same prompts."""
+    num_prompts = len(cond)
+    shapes = {
+        "schedule": tuple(schedule.eta.shape[:1]),
+        "group_sizes": tuple(group_sizes.shape),
+        "index": tuple(index.shape),
+    }
+    wrong = [name for name, shape in shapes.items() if shape != (num_prompts,)]
+    if wrong or num_prompts == 0:
+        raise ValueError(
+            f"rollout needs one row per prompt, and one prompt at least: the conditioning has "
+            f"{num_prompts} rows, but "
+            + ", ".join(f"{name} has shape {shape}" for name, shape in shapes.items())
+        )
+    if len(set(index.tolist())) != num_prompts:
+        raise ValueError(
+            f"a dataset row is in the batch twice, and both would get the same noise: {index}; "
+            "draw each prompt once and raise its group size instead"
+        )
+    leaves_per_root = schedule.branching.cpu().prod(dim=1)
+    whole = (group_sizes % leaves_per_root == 0) & (group_sizes >= 1)
+    if not bool(whole.all()):
+        row = int((~whole).nonzero()[0])
+        leaves = int(leaves_per_root[row])
+        raise ValueError(
+            f"prompt {row} is to have {int(group_sizes[row])} images, but its schedule branches "
+            f"into {leaves} leaves per root; give it a multiple of {leaves} images, or choose "
+            "branching factors whose product divides the group size"
+        )
+    return group_sizes // leaves_per_root
+
+
+def _part(widths: Tensor) -> tuple[Tensor, Tensor]:
+    """Parts row i into widths[i] children: the row of each child, and its rank among siblings."""
+    row = torch.repeat_interleave(torch.arange(len(widths)), widths)
+    first = widths.cumsum(0) - widths
+    return row, torch.arange(len(row)) - first[row]
+
+
+def _concatenate(
+    levels: list[Transitions], latent_shape: tuple[int, ...], device: torch.device
+) -> Transitions:
+    """The transitions of all levels in one; none at all are still tensors of the right shape."""
+    latents = torch.empty((0, *latent_shape), dtype=torch.float32, device=device)
+    integers = torch.empty(0, dtype=torch.int64, device=device)
+    none = Transitions(
+        latents=latents,
+        next_latents=latents,
+        mean=latents,
+        step=integers,
+        log_prob=torch.empty(0, dtype=torch.float32, device=device),
+        prompt=integers,
+    )
+    return Transitions.cat([none, *levels])

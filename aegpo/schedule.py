@@ -1,0 +1,181 @@
+"""The exploration schedule, where a rollout draws noise and splits, and what chooses it."""
+
+from __future__ import annotations
+
+import abc
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from aegpo.entropy.reading import EntropyReading
+from aegpo.noise import KeyedNoise
+
+
+@dataclass(frozen=True, eq=False)
+class ExplorationSchedule:
+    """Noise level and branching of every denoising step, one row per prompt.
+
+    All rollouts of a prompt follow the same row: a group whose members explore at different steps
+    compares rewards of unlike spread. The last transition is always deterministic, because its
+    noise would stay in the image and its tiny deviation would dominate the policy gradient.
+
+    Args:
+        eta: Noise level of each step, in the units of the SDE in use; 0 is a deterministic (ODE)
+            step. fp32, shape (B, T).
+        branching: Children of every tree node at each step; 1 is no split. int64, shape (B, T).
+
+    Raises:
+        ValueError: If shapes or types disagree, a level is negative or not finite, the last step
+            is stochastic, or a step splits without noise.
+    """
+
+    eta: Tensor
+    branching: Tensor
+
+    def __post_init__(self) -> None:
+        if self.eta.ndim != 2 or self.eta.shape != self.branching.shape or self.eta.shape[1] < 1:
+            raise ValueError(
+                "eta and branching must both have shape (prompts, steps) with at least one step, "
+                f"but got {tuple(self.eta.shape)} and {tuple(self.branching.shape)}"
+            )
+        if self.eta.dtype != torch.float32 or self.branching.dtype != torch.int64:
+            raise ValueError(
+                "eta must be float32 and branching int64, "
+                f"but got {self.eta.dtype} and {self.branching.dtype}"
+            )
+        if not bool(torch.isfinite(self.eta).all()) or bool((self.eta < 0).any()):
+            raise ValueError("eta must be finite and at least 0 everywhere")
+        if bool((self.eta[:, -1] != 0).any()):
+            raise ValueError(
+                f"the last step (step {self.num_steps - 1} of {self.num_steps}) must be "
+                "deterministic: set eta[:, -1] to 0"
+            )
+        if bool((self.branching < 1).any()):
+            raise ValueError("branching counts children and must be at least 1 everywhere")
+        if bool(((self.branching > 1) & (self.eta == 0)).any()):
+            raise ValueError(
+                "a step can split only where it draws noise: branching > 1 needs eta > 0, "
+                "otherwise all children would be the same image"
+            )
+
+    @classmethod
+    def deterministic(cls, num_prompts: int, num_steps: int) -> ExplorationSchedule:
+        """The schedule without any noise (probe, evaluation): eta 0 and no split, (B, T)."""
+        return cls.from_mask(torch.zeros(num_prompts, num_steps, dtype=torch.bool), 0.0)
+
+    @classmethod
+    def from_mask(cls, stochastic: Tensor, eta: float, branching: int = 1) -> ExplorationSchedule:
+        """The schedule with one noise level and one branching factor at all marked steps.
+
+        Args:
+            stochastic: True where a step explores, shape (B, T).
+            eta: Noise level of the marked steps.
+            branching: Children per node at the marked steps.
+        """
+        return cls(
+            eta=torch.where(stochastic, eta, 0.0).float(),
+            branching=torch.where(stochastic, branching, 1).long(),
+        )
+
+    @property
+    def num_prompts(self) -> int:
+        """B, the number of rows."""
+        return self.eta.shape[0]
+
+    @property
+    def num_steps(self) -> int:
+        """T, the number of denoising steps."""
+        return self.eta.shape[1]
+
+    @property
+    def stochastic(self) -> Tensor:
+        """True where a step draws noise, bool, shape (B, T)."""
+        return self.eta > 0
+
+    @property
+    def leaves_per_root(self) -> Tensor:
+        """Images that one starting noise grows into, int64, shape (B,)."""
+        return self.branching.prod(dim=1)
+
+    def select(self, rows: Tensor) -> ExplorationSchedule:
+        """The schedule of some prompts.
+
+        Args:
+            rows: Prompt rows, int64, shape (n,).
+        """
+        rows = rows.to(self.eta.device)
+        return ExplorationSchedule(self.eta[rows], self.branching[rows])
+
+
+class StepSelector(abc.ABC):
+    """Chooses the steps at which a prompt's rollouts explore.
+
+    Args:
+        eta: Noise level of the chosen steps, in the units of the SDE in use; above 0.
+        branching: Children of every tree node at the chosen steps; 1 grows chains.
+
+    Raises:
+        ValueError: If `eta` is not above 0 or `branching` is below 1.
+    """
+
+    def __init__(self, eta: float = 0.7, branching: int = 1) -> None:
+        if not (math.isfinite(eta) and eta > 0):
+            raise ValueError(
+                f"eta={eta} must be a finite number above 0: a step explores by drawing noise"
+            )
+        if branching < 1:
+            raise ValueError(f"branching={branching} must be at least 1 (1 means no split)")
+        self.eta = eta
+        self.branching = branching
+
+    @abc.abstractmethod
+    def __call__(
+        self, entropy: EntropyReading | None, noise: KeyedNoise, index: Tensor, num_steps: int
+    ) -> ExplorationSchedule:
+        """Choose the steps of B prompts.
+
+        Args:
+            entropy: Reading of the same B prompts, or None when nothing has been read yet.
+            noise: Keyed noise of this iteration, for selectors that draw lots.
+            index: Dataset row of each prompt, int64, shape (B,).
+            num_steps: T, the number of denoising steps.
+
+        Returns:
+            A schedule of B rows and T steps.
+        """
+
+    def validate(self, num_steps: int) -> None:
+        """Check that the choice is possible, before any model is loaded.
+
+        Args:
+            num_steps: T, the number of denoising steps.
+
+        Raises:
+            ValueError: If the selector needs more steps than there are.
+        """
+        if num_steps < 2:
+            raise ValueError(
+                f"num_steps={num_steps} leaves no step to explore, because the last one never "
+                "does; use at least 2 denoising steps"
+            )
+
+    def _schedule(self, stochastic: Tensor) -> ExplorationSchedule:
+        """This selector's noise level and branching at the marked steps, (B, T)."""
+        return ExplorationSchedule.from_mask(stochastic, self.eta, self.branching)
+
+
+def require_steps(name: str, count: int, num_steps: int) -> None:
+    """Raise unless `count` steps can explore, in the words of the argument `name`."""
+    if count > num_steps - 1:
+        raise ValueError(
+            f"{name}={count} needs at least {count + 1} denoising steps (the last one never "
+            f"explores), but num_steps={num_steps}; lower {name} or raise num_steps"
+        )
+
+
+def require_positive(name: str, count: int) -> None:
+    """Raise unless the argument `name` is at least 1."""
+    if count < 1:
+        raise ValueError(f"{name}={count} must be at least 1")

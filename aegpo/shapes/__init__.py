@@ -1,0 +1,45 @@
+"""The bundled Shapes world: prompts, their pictures, two rewards and a small pipeline.
+
+The names below load on first use: the language of the world (`prompts`) needs the standard library
+only, the pipeline needs diffusers.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from aegpo.shapes.judge import ShapesJudge
+    from aegpo.shapes.match import ShapesMatch
+    from aegpo.shapes.pipeline import load_pipeline
+    from aegpo.shapes.prompts import Group, Scene, near_misses, parse, records, split
+    from aegpo.shapes.render import render_batch, shape_mask
+
+__all__ = [
+    "Group",
+    "Scene",
+    "ShapesJudge",
+    "ShapesMatch",
+    "load_pipeline",
+    "near_misses",
+    "parse",
+    "records",
+    "render_batch",
+    "shape_mask",
+    "split",
+]
+
+_MODULES = {
+    "ShapesJudge": "judge",
+    "ShapesMatch": "match",
+    "load_pipeline": "pipeline",
+    "render_batch": "render",
+    "shape_mask": "render",
+}
+
+
+def __getattr__(name: str) -> Any:  # PEP 562
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES.get(name, 'prompts')}"), name)

@@ -1,0 +1,75 @@
+"""The division of an iteration's prompts among ranks.
+
+Every rank knows the whole batch and computes the same division by itself, without communication.
+Groups stay whole, so an advantage never needs rewards of another rank.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def shard(group_sizes: Tensor, world_size: int, rank: int) -> Tensor:
+    """The prompts that one rank works on.
+
+    Groups are dealt largest first, each to the rank with the fewest images so far (the longest
+    processing time rule). Image totals come out equal for equal groups when B is a multiple of
+    the number of ranks, and for a median split when B is a multiple of twice that number.
+    Otherwise they may differ (see `shard_loads`) and the caller must weight what it averages by
+    images, not by ranks.
+
+    Args:
+        group_sizes: Images per prompt, int64, at least 1, shape (B,).
+        world_size: Number of ranks.
+        rank: This rank, from 0.
+
+    Returns:
+        Rows of the batch in ascending order, int64, shape (prompts of this rank,); over all ranks
+        every prompt appears exactly once and no rank is empty.
+
+    Raises:
+        ValueError: If `rank` does not exist, there are fewer prompts than ranks, or a group is
+            empty.
+    """
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank={rank} must lie between 0 and world_size - 1 = {world_size - 1}")
+    return (_owners(group_sizes, world_size) == rank).nonzero().flatten()
+
+
+def shard_loads(group_sizes: Tensor, world_size: int) -> Tensor:
+    """Images that each rank works on.
+
+    Args:
+        group_sizes: Images per prompt, int64, at least 1, shape (B,).
+        world_size: Number of ranks.
+
+    Returns:
+        Images per rank, int64, shape (world_size,).
+
+    Raises:
+        ValueError: If there are fewer prompts than ranks or a group is empty.
+    """
+    owners = _owners(group_sizes, world_size)
+    loads = torch.zeros(world_size, dtype=torch.int64)
+    return loads.index_add(0, owners, group_sizes.cpu().long())
+
+
+def _owners(group_sizes: Tensor, world_size: int) -> Tensor:
+    """The rank of each prompt, int64, shape (B,)."""
+    sizes: list[int] = group_sizes.tolist()
+    if world_size < 1:
+        raise ValueError(f"world_size={world_size} must be at least 1")
+    if len(sizes) < world_size:
+        raise ValueError(
+            f"{len(sizes)} prompts cannot be divided among {world_size} ranks without splitting a "
+            "group; raise data.batch_size (prompts over all ranks) or use fewer devices"
+        )
+    if min(sizes) < 1:
+        raise ValueError(f"group_sizes must be at least 1, but the smallest is {min(sizes)}")
+    loads = [0] * world_size
+    owners = [0] * len(sizes)
+    for row in sorted(range(len(sizes)), key=lambda row: (-sizes[row], row)):
+        owners[row] = min(range(world_size), key=lambda rank: (loads[rank], rank))
+        loads[owners[row]] += sizes[row]
+    return torch.tensor(owners, dtype=torch.int64)

@@ -1,0 +1,159 @@
+"""RolloutTree: what a rollout leaves behind, in flat tensors.
+
+Nodes are latents, edges are transitions from one denoising step to the next. Only stochastic edges
+are stored: a deterministic one has no log-prob and nothing to learn. A chain is a tree that never
+branches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Transitions:
+    """The stochastic edges of a rollout, one row each; what an update trains on.
+
+    Attributes:
+        latents: (E, C, H, W) fp32, the state that the policy saw.
+        next_latents: (E, C, H, W) fp32, the state that was drawn.
+        mean: (E, C, H, W) fp32, the mean from which it was drawn.
+        step: (E,) int64, the denoising step, from 0.
+        log_prob: (E,) fp32, log density of `next_latents`, a mean over the latent's dimensions.
+        prompt: (E,) int64, the row of the prompt in the batch.
+    """
+
+    latents: Tensor
+    next_latents: Tensor
+    mean: Tensor
+    step: Tensor
+    log_prob: Tensor
+    prompt: Tensor
+
+    def __len__(self) -> int:
+        """Number of transitions, E."""
+        return self.step.shape[0]
+
+    def select(self, rows: Tensor | Sequence[int]) -> Transitions:
+        """Picks transitions, in the order given.
+
+        Args:
+            rows: Row numbers (n,), or a mask (E,) bool.
+
+        Returns:
+            The picked transitions.
+        """
+        rows = torch.as_tensor(rows, device=self.step.device)
+        rows = rows if rows.dtype == torch.bool else rows.long()
+        return Transitions(
+            **{field.name: getattr(self, field.name)[rows] for field in fields(self)}
+        )
+
+    def to(self, device: torch.device | str) -> Transitions:
+        """Moves everything to a device.
+
+        Args:
+            device: Where to.
+
+        Returns:
+            The moved transitions.
+        """
+        return Transitions(
+            **{field.name: getattr(self, field.name).to(device) for field in fields(self)}
+        )
+
+    @staticmethod
+    def cat(parts: Sequence[Transitions]) -> Transitions:
+        """Puts transitions one after another.
+
+        Args:
+            parts: One at least.
+
+        Returns:
+            All of them, in order.
+        """
+        return Transitions(
+            **{
+                field.name: torch.cat([getattr(part, field.name) for part in parts])
+                for field in fields(Transitions)
+            }
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class RolloutTree:
+    """The images of a rollout and the stochastic transitions that led to them.
+
+    Attributes:
+        images: (N, 3, H, W) in [0, 1], or None if the rollout was asked not to decode.
+        latents: (N, C, H, W) fp32, the final latents.
+        prompt: (N,) int64, the row of each image's prompt in the batch; the images of one prompt
+            are neighbors.
+        transitions: The E stochastic edges. A parent always comes before its children.
+        parent: (E,) int64, the edge before each edge, -1 for the first one on its path.
+        leaf_edge: (N,) int64, the last stochastic edge of each image, -1 if it has none.
+        sigmas: (T + 1,) fp32, from 1 to 0.
+        num_nodes: Nodes whose velocity was predicted; model evaluations are this many times
+            `Policy.num_evaluations_per_sample`.
+    """
+
+    images: Tensor | None
+    latents: Tensor
+    prompt: Tensor
+    transitions: Transitions
+    parent: Tensor
+    leaf_edge: Tensor
+    sigmas: Tensor
+    num_nodes: int
+
+    def __len__(self) -> int:
+        """Number of images, N."""
+        return self.prompt.shape[0]
+
+    @property
+    def depth(self) -> Tensor:
+        """(E,) int64, the number of stochastic edges above each edge, 0 for the first ones."""
+        depth = torch.zeros_like(self.parent)
+        above = self.parent
+        while bool((above >= 0).any()):
+            depth += (above >= 0).long()
+            above = torch.where(above >= 0, self.parent[above.clamp(min=0)], above)
+        return depth
+
+    def backup(self, values: Tensor) -> Tensor:
+        """Gives every edge the mean value of the leaves below it.
+
+        On a chain that is the value of its only leaf, exactly; on a tree it is the reward fusion of
+        BranchGRPO (arXiv 2509.06040) with equal weights.
+
+        Args:
+            values: (N,) one value per image; NaN means missing and is left out of the means.
+
+        Returns:
+            (E,) in the type of `values`, NaN where all leaves below are missing.
+
+        Raises:
+            ValueError: If there is not one value per image.
+        """
+        if values.shape != self.prompt.shape:
+            raise ValueError(
+                f"backup needs one value per image, shape ({len(self)},), "
+                f"but was given shape {tuple(values.shape)}"
+            )
+        device = self.parent.device
+        present = ~values.isnan().to(device)
+        value = values.to(device, torch.float64)[present]
+        edge = self.leaf_edge[present]
+        total = torch.zeros(len(self.parent), dtype=torch.float64, device=device)
+        leaves = torch.zeros_like(total)
+        while bool((edge >= 0).any()):  # all leaves climb together, one edge a turn
+            on_tree = edge >= 0
+            edge, value = edge[on_tree], value[on_tree]
+            total.index_add_(0, edge, value)
+            leaves.index_add_(0, edge, torch.ones_like(value))
+            edge = self.parent[edge]
+        return (total / leaves).to(values.dtype)  # 0 / 0 is the NaN that is promised

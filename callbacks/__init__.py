@@ -1,0 +1,21 @@
+"""Lightning callbacks: the entropy loops, and everything that watches a run."""
+
+from callbacks.cost_logger import CostLogger
+from callbacks.curve_logger import CurveLogger
+from callbacks.entropy_probe import EntropyProbe
+from callbacks.progress import RolloutProgressBar
+from callbacks.prompt_reweighter import PromptReweighter
+from callbacks.rollout_checkpoint import RolloutCheckpoint
+from callbacks.sample_logger import SampleLogger
+from callbacks.score_table import ScoreTable
+
+__all__ = [
+    "CostLogger",
+    "CurveLogger",
+    "EntropyProbe",
+    "PromptReweighter",
+    "RolloutCheckpoint",
+    "RolloutProgressBar",
+    "SampleLogger",
+    "ScoreTable",
+]

@@ -1,0 +1,124 @@
+"""CurveLogger: entropy curves, budgets and sampler weights as TensorBoard figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from aegpo.prompts import PromptBatch
+
+
+class CurveLogger(L.Callback):
+    """Draws what the entropy loops see and do.
+
+    Tags: `entropy/curve` (Entropy(t) now, at the start, of the reference, and the steps that
+    explore), `entropy/by_layer` (layer by step), `entropy/delta` (histogram), `entropy/prompts`
+    (table of the batch), `allocation/images` (histogram of images per prompt) and
+    `sampler/weights` (histogram).
+
+    Args:
+        every_n_iterations: Iterations between two drawings.
+
+    Raises:
+        ValueError: If `every_n_iterations` is below one.
+    """
+
+    def __init__(self, every_n_iterations: int = 10) -> None:
+        if every_n_iterations < 1:
+            raise ValueError(f"every_n_iterations={every_n_iterations} must be at least 1")
+        self.every_n_iterations = every_n_iterations
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: PromptBatch, batch_idx: int
+    ) -> None:
+        """Draw every few iterations, and log the numbers of the curve every time."""
+        entropy, last = pl_module.entropy, pl_module.last
+        explored = last.schedule.stochastic.float().mean(1).mean()
+        pl_module.log("rollout/stochastic_share", float(explored), rank_zero_only=True)
+        if entropy is not None:
+            pl_module.log("entropy/mean", float(entropy.curve.mean()), rank_zero_only=True)
+            if entropy.delta is not None:
+                pl_module.log("entropy/delta_mean", float(entropy.delta.mean()), rank_zero_only=True)
+        if (pl_module.iteration - 1) % self.every_n_iterations == 0:
+            for writer in tensorboard_writers(trainer):
+                self._draw(trainer, pl_module, batch, writer)
+
+    def _draw(
+        self, trainer: L.Trainer, pl_module: Any, batch: PromptBatch, writer: SummaryWriter
+    ) -> None:
+        step, last, entropy = pl_module.iteration, pl_module.last, pl_module.entropy
+        writer.add_histogram("allocation/images", last.group_sizes, step)
+        sampler = getattr(trainer.datamodule, "sampler", None)  # type: ignore[attr-defined]
+        if sampler is not None:
+            writer.add_histogram("sampler/weights", sampler.probabilities(), step)
+        if entropy is None:
+            return
+        probe = next(
+            (c for c in trainer.callbacks if hasattr(c, "reference_curve")),  # type: ignore[attr-defined]
+            None,
+        )
+        curves = {"now": entropy.curve.mean(0)}
+        if probe is not None and probe.first_curve is not None:
+            curves |= {"at the start": probe.first_curve, "reference": probe.reference_curve}
+        share = last.schedule.stochastic.float().mean(0)
+        writer.add_figure("entropy/curve", curve_figure(curves, share), step)
+        if probe is not None and probe.per_layer is not None:
+            figure = layer_figure(probe.per_layer, probe.layer_names)
+            writer.add_figure("entropy/by_layer", figure, step)
+        if entropy.delta is not None:
+            writer.add_histogram("entropy/delta", entropy.delta, step)
+            writer.add_text("entropy/prompts", prompt_table(batch, entropy.delta), step)
+
+
+def tensorboard_writers(trainer: L.Trainer) -> Iterator[SummaryWriter]:
+    """Yield the TensorBoard writers of this process (rank zero only)."""
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+            yield logger.experiment
+
+
+def curve_figure(curves: dict[str, Tensor], explored: Tensor) -> Figure:
+    """Draw Entropy(t) over the denoising steps.
+
+    Args:
+        curves: Name and Entropy(t) of each line, shape (T,).
+        explored: Share of the prompts that explore at each step, in [0, 1], shape (T,).
+    """
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    axes = figure.subplots()
+    steps = range(len(explored))
+    for (name, curve), style in zip(curves.items(), ("-o", "--", ":"), strict=False):
+        axes.plot(steps, curve.tolist(), style, label=name)
+    right = axes.twinx()
+    right.bar(steps, explored.tolist(), color="tab:orange", alpha=0.25, label="explores")
+    right.set_ylim(0, 1)
+    right.set_ylabel("share of prompts that explore")
+    axes.set_xlabel("denoising step (0 = pure noise)")
+    axes.set_ylabel("attention entropy")
+    axes.legend(loc="best")
+    return figure
+
+
+def layer_figure(per_layer: Tensor, names: list[str]) -> Figure:
+    """Draw a heat map of attention entropy, layers (L) by denoising steps (T)."""
+    figure = Figure(figsize=(6, 1.5 + 0.25 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(per_layer.numpy(), aspect="auto", cmap="viridis")
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel("denoising step (0 = pure noise)")
+    figure.colorbar(image, label="attention entropy")
+    return figure
+
+
+def prompt_table(batch: PromptBatch, delta: Tensor) -> str:
+    """Return a Markdown table of the batch's prompts by ΔEntropy, highest first."""
+    order = torch.argsort(delta, descending=True).tolist()
+    rows = [f"| {batch.prompts[row]} | {float(delta[row]):.5f} |" for row in order]
+    return "\n".join(["| prompt | ΔEntropy |", "| --- | --- |", *rows])

@@ -1,0 +1,64 @@
+"""Writes what a pretraining module has learned as a folder that diffusers can load."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import lightning
+from lightning.pytorch.callbacks import Callback
+
+
+class ExportPipeline(Callback):
+    """Calls the module's ``export(folder)`` after every validation and at the end of the fit.
+
+    With a weight-averaging callback, list this one *before* it: the averaged weights are in place from
+    the start of a validation until that callback's own end of it. A folder is replaced as a whole, so
+    that a reader never meets a half-written one.
+
+    Args:
+        folder: Folder to write; one that exists is replaced.
+        after_validation: Whether to write after every validation too, not at the end only.
+    """
+
+    def __init__(self, folder: str, after_validation: bool = True) -> None:
+        super().__init__()
+        self.folder = Path(folder)
+        self.after_validation = after_validation
+
+    def setup(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str
+    ) -> None:
+        """Refuses a module that cannot export, before anything is computed."""
+        if not callable(getattr(pl_module, "export", None)):
+            raise TypeError(
+                f"ExportPipeline needs a module with export(folder), but {type(pl_module).__name__} "
+                "has none; remove the callback or use FlowMatchingModule or AutoencoderModule"
+            )
+
+    def on_validation_epoch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Writes the weights that were validated."""
+        if self.after_validation and not trainer.sanity_checking:
+            self._export(trainer, pl_module)
+
+    def on_fit_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Writes the final weights."""
+        self._export(trainer, pl_module)
+
+    def _export(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        new = self.folder.with_name(self.folder.name + ".new")
+        old = self.folder.with_name(self.folder.name + ".old")
+        for leftover in (new, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        pl_module.export(new)  # type: ignore[operator]
+        if self.folder.exists():
+            self.folder.rename(old)
+        new.rename(self.folder)
+        shutil.rmtree(old, ignore_errors=True)

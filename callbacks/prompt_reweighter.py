@@ -1,0 +1,45 @@
+"""PromptReweighter: tells the prompt sampler what the probe read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+
+from aegpo.prompts import PromptBatch
+
+
+class PromptReweighter(L.Callback):
+    """Passes each batch's ΔEntropy on to `trainer.datamodule.sampler`.
+
+    It closes AEGPO's global loop: prompts whose attention the training has changed most are drawn
+    more often. Delete it and the prompts are drawn uniformly.
+
+    Raises:
+        ValueError: If no `EntropyProbe` runs beside it.
+    """
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Check that there will be something to pass on."""
+        names = [type(callback).__name__ for callback in trainer.callbacks]  # type: ignore[attr-defined]
+        if "EntropyProbe" not in names:
+            raise ValueError(
+                "PromptReweighter needs the readings of callbacks.EntropyProbe, but the trainer's "
+                f"callbacks are {names}; add the probe or remove PromptReweighter"
+            )
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: PromptBatch, batch_idx: int
+    ) -> None:
+        """Update the weights for the next draw."""
+        entropy = pl_module.entropy
+        if entropy is None or entropy.delta is None:
+            return
+        sampler = trainer.datamodule.sampler  # type: ignore[attr-defined]
+        sampler.update(batch.index, entropy.delta)
+        probabilities = sampler.probabilities()
+        shares = probabilities / probabilities.sum()
+        effective = float(1 / (shares**2).sum())
+        pl_module.log("sampler/effective_prompts", effective, rank_zero_only=True)
+        seen = float(sampler.delta_entropy.isfinite().float().mean())
+        pl_module.log("sampler/seen_share", seen, rank_zero_only=True)

@@ -1,0 +1,52 @@
+"""RolloutCheckpoint: a checkpoint every few epochs that a full disk cannot destroy."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+
+class RolloutCheckpoint(ModelCheckpoint):
+    """Writes `last.ckpt` every few epochs, and the best by a monitored score if asked.
+
+    Lightning counts optimizer steps, of which one iteration has several, so checkpoints go by
+    epochs here. A checkpoint that cannot be written costs a warning, not the run, and the previous
+    one stays.
+
+    Args:
+        dirpath: Folder of the checkpoints; `--ckpt_path last` looks there.
+        monitor: Logged score whose best checkpoint is kept beside the last; None for the last only.
+        every_n_epochs: Epochs between two checkpoints.
+    """
+
+    def __init__(
+        self,
+        dirpath: str | None = None,
+        monitor: str | None = None,
+        every_n_epochs: int = 1,
+    ) -> None:
+        super().__init__(
+            dirpath=dirpath,
+            filename="best" if monitor else None,
+            monitor=monitor,
+            mode="max",
+            save_last=True,
+            save_top_k=1 if monitor else 0,
+            every_n_epochs=every_n_epochs,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )
+
+    def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
+        try:
+            super()._save_checkpoint(trainer, filepath)
+        except OSError as error:
+            Path(filepath + ".tmp").unlink(missing_ok=True)
+            warnings.warn(
+                f"checkpoint {filepath} could not be written ({error}); the previous one is "
+                "untouched and training goes on",
+                stacklevel=2,
+            )

@@ -1,0 +1,53 @@
+"""ScoreTable: the held-out scores, printed as a table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+from rich.console import Console
+from rich.table import Table
+
+
+class ScoreTable(L.Callback):
+    """Prints the held-out scores after every evaluation, with their change since the first one."""
+
+    def __init__(self) -> None:
+        self.first: dict[str, float] = {}
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Print the table on rank zero."""
+        self._print(trainer, pl_module.held_out.metrics("val"), pl_module.iteration)
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Print the table on rank zero."""
+        self._print(trainer, pl_module.held_out.metrics("test"), pl_module.iteration)
+
+    def _print(self, trainer: L.Trainer, metrics: dict[str, float], iteration: int) -> None:
+        if not metrics:
+            return
+        self.first = self.first or metrics
+        if not trainer.is_global_zero:
+            return
+        rewards = [key.split("/")[1] for key in metrics if key.count("/") == 1]
+        categories = sorted({key.split("/", 2)[2] for key in metrics if key.count("/") == 2})
+        stage = next(iter(metrics)).split("/")[0]
+        table = Table(title=f"held-out scores ({stage}) after {iteration} iterations")
+        for column in ("reward", "all", *categories):
+            table.add_column(column, justify="left" if column == "reward" else "right")
+        for reward in rewards:
+            keys = [f"{stage}/{reward}", *(f"{stage}/{reward}/{name}" for name in categories)]
+            table.add_row(reward, *(self._cell(metrics, key) for key in keys))
+        Console().print(table)
+
+    def _cell(self, metrics: dict[str, float], key: str) -> str:
+        value, change = metrics[key], metrics[key] - self.first.get(key, metrics[key])
+        return f"{value:.3f}" + (f" ({change:+.3f})" if self.first is not metrics else "")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the first scores, so that a resumed run reports the same change."""
+        return {"first": self.first}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        self.first = state_dict["first"]

@@ -1,0 +1,158 @@
+"""Prompts for training, validation and testing, on any number of ranks."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import lightning as L
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from aegpo.prompts import PromptBatch
+from datamodules.prompt_dataset import PromptDataset
+from datamodules.samplers import DeltaEntropySampler, EveryRankSampler
+
+
+def categories(prompts: PromptDataset) -> list[str]:
+    """Return the field `category` of every prompt, "all" where there is none."""
+    return [str(record.get("category", "all")) for record in prompts.records]
+
+
+class FixedImages(Dataset[dict[str, Any]]):
+    """A fixed list of images to draw: prompts repeated so that each category gets an equal part.
+
+    Args:
+        prompts: The prompts.
+        num_images: Rows, one image each.
+    """
+
+    def __init__(self, prompts: PromptDataset, num_images: int) -> None:
+        members: dict[str, list[int]] = {}
+        for row, name in enumerate(categories(prompts)):
+            members.setdefault(name, []).append(row)
+        cycles = itertools.cycle([itertools.cycle(rows) for rows in members.values()])
+        self.prompts = prompts
+        self.rows = [next(next(cycles)) for _ in range(num_images)]
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return the image's prompt; `index` is the image's own number, the key of its noise."""
+        return {**self.prompts[self.rows[index]], "index": index}
+
+
+class PromptDataModule(L.LightningDataModule):
+    """Prompt batches: training prompts by the ΔEntropy sampler, fixed images for evaluation.
+
+    Every rank sees the same batches and takes its share after the images have been allotted, so
+    `batch_size` counts the prompts of all ranks together.
+
+    Args:
+        train_file: `.txt`, `.jsonl` or `.csv` file of prompts, or `shapes:train`.
+        val_file: Prompts of the held-out evaluation; None for no validation.
+        test_file: Prompts of `test` and `predict`; None for `val_file`.
+        column: Field that holds the prompt in `.jsonl` and `.csv` files.
+        shares: Share of the training draws for each value of the field `category`; None draws
+            every prompt alike.
+        batch_size: Prompts per iteration, over all ranks.
+        batches_per_epoch: Iterations between two validations and checkpoints.
+        val_images: Images of one evaluation, over all prompts.
+        val_batch_size: Images drawn together in an evaluation.
+        alpha: Exponent of ΔEntropy in the sampler's weights; 0 switches the weighting off.
+        delta: Added to ΔEntropy, as a fraction of its mean.
+        uniform_share: Share of the draws that ignores ΔEntropy.
+        seed: Key of the prompt draws.
+
+    Raises:
+        FileNotFoundError: If a prompt file does not exist.
+        ValueError: If a file holds no prompt or a field is missing.
+    """
+
+    def __init__(
+        self,
+        train_file: str,
+        val_file: str | None = None,
+        test_file: str | None = None,
+        column: str = "prompt",
+        shares: dict[str, float] | None = None,
+        batch_size: int = 8,
+        batches_per_epoch: int = 10,
+        val_images: int = 512,
+        val_batch_size: int = 128,
+        alpha: float = 1.0,
+        delta: float = 0.1,
+        uniform_share: float = 0.2,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.batch_size, self.batches_per_epoch = batch_size, batches_per_epoch
+        self.val_images, self.val_batch_size = val_images, val_batch_size
+        self.train_prompts = PromptDataset(train_file, column)
+        self.val_prompts = PromptDataset(val_file, column) if val_file else None
+        self.test_prompts = PromptDataset(test_file, column) if test_file else self.val_prompts
+        names = categories(self.train_prompts)
+        known = sorted(set(names))
+        if shares is not None and sorted(shares) != known:
+            raise ValueError(
+                f"data.shares names {sorted(shares)}, but the categories of {train_file} are "
+                f"{known}; give each of them a share"
+            )
+        strata = torch.tensor([known.index(name) for name in names])
+        self.sampler = DeltaEntropySampler(
+            self.train_prompts,
+            batch_size,
+            batches_per_epoch,
+            strata=strata if shares else None,
+            shares=torch.tensor([shares[name] for name in known]) if shares else None,
+            alpha=alpha,
+            delta=delta,
+            uniform_share=uniform_share,
+            seed=seed,
+        )
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Batches of `batch_size` different prompts, drawn one iteration at a time."""
+        return DataLoader(
+            self.train_prompts,
+            batch_size=self.batch_size,
+            sampler=self.sampler,
+            collate_fn=PromptBatch.collate,
+        )
+
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """The fixed images of the held-out evaluation; an empty list without `val_file`."""
+        return self._evaluation(self.val_prompts) if self.val_prompts else []
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """The fixed images of `test_file`.
+
+        Raises:
+            ValueError: If neither `test_file` nor `val_file` is given.
+        """
+        if self.test_prompts is None:
+            raise ValueError("test and predict need data.test_file or data.val_file")
+        return self._evaluation(self.test_prompts)
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """The same images as `test_dataloader`."""
+        return self.test_dataloader()
+
+    def _evaluation(self, prompts: PromptDataset) -> DataLoader[Any]:
+        images = FixedImages(prompts, self.val_images)
+        return DataLoader(
+            images,
+            batch_size=self.val_batch_size,
+            sampler=EveryRankSampler(images),
+            collate_fn=PromptBatch.collate,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sampler's state, kept in every checkpoint."""
+        return self.sampler.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue drawing where the checkpoint was written."""
+        self.sampler.load_state_dict(state_dict)

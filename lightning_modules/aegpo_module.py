@@ -1,0 +1,292 @@
+"""AEGPO as a LightningModule: one training step is one rollout and its updates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from aegpo.advantages import GroupRelative
+from aegpo.allocation import Allocator
+from aegpo.distributed import all_gather_rows, all_reduce_gradients, all_reduce_sum, world
+from aegpo.entropy.reading import EntropyReading
+from aegpo.exploration import ExplorationSchedule, StepSelector
+from aegpo.losses import EqualWeight, LossTerms, TransitionWeight, policy_loss
+from aegpo.noise import KeyedNoise
+from aegpo.policies.base import Conditioning, Policy
+from aegpo.prompts import PromptBatch
+from aegpo.replay import Replay
+from aegpo.rewards.base import Reward
+from aegpo.rewards.guarded import guarded_scores
+from aegpo.rollout import LevelObserver, rollout
+from aegpo.sde import SDE
+from aegpo.sharding import shard
+from aegpo.tree import RolloutTree
+from lightning_modules.metrics import UpdateMeter, reward_metrics
+from lightning_modules.phases import timed
+from lightning_modules.policy_module import PolicyModule
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """One iteration as this rank saw it, for callbacks.
+
+    Attributes:
+        batch: This rank's prompts, B rows.
+        schedule: Their exploration schedule.
+        group_sizes: Images per prompt, shape (B,).
+        tree: The rollout.
+        rewards: Reward of each image, NaN where it failed, shape (N,).
+    """
+
+    batch: PromptBatch
+    schedule: ExplorationSchedule
+    group_sizes: Tensor
+    tree: RolloutTree
+    rewards: Tensor
+
+
+class AEGPOModule(PolicyModule):
+    """Trains a policy against a reward: GRPO on rollout trees, steered by attention entropy.
+
+    Callbacks publish what they measure in `entropy` (an `EntropyReading` of the batch, or None);
+    without such a callback the selector and the allocator fall back to fixed rules, and what
+    remains is the uniform baseline.
+
+    Args:
+        policy: The pipeline to train. It is built when the run starts, after all other settings
+            have been checked.
+        reward: What is maximized.
+        sde: The stochastic step.
+        step_selector: Which denoising steps explore, for each prompt.
+        allocator: How many images each prompt gets.
+        optimizer: Optimizer of the trainable parameters.
+        lr_scheduler: Learning-rate schedule, advanced once per iteration; None keeps the rate.
+        advantage: How rewards become advantages; None for the group-relative one.
+        transition_weight: Weight of a transition in the loss by its step; None for equal weights.
+        evaluation_rewards: Rewards that are only measured on the held-out prompts, beside
+            `reward`.
+        num_steps: Denoising steps T of rollouts and evaluation.
+        clip_range: Half width of the clip on the ratio of per-dimension mean log-probs.
+        kl_coeff: Weight of the KL to the reference policy; 0 skips the reference evaluations.
+        inner_epochs: Passes over one rollout's transitions.
+        updates_per_epoch: Optimizer steps in one such pass.
+        micro_batch_size: Transitions evaluated together in an update.
+        max_grad_norm: Gradients are scaled down to this norm.
+        shared_start: Whether all rollouts of a prompt start at the same noise and share their
+            deterministic prefix.
+        max_missing: Share of failed rewards in an iteration above which the run stops.
+        seed: Key of every random draw.
+
+    Raises:
+        ValueError: If a setting contradicts another one.
+    """
+
+    def __init__(
+        self,
+        policy: Callable[[], Policy],
+        reward: Reward,
+        sde: SDE,
+        step_selector: StepSelector,
+        allocator: Allocator,
+        optimizer: OptimizerCallable,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        advantage: GroupRelative | None = None,
+        transition_weight: TransitionWeight | None = None,
+        evaluation_rewards: list[Reward] | None = None,
+        num_steps: int = 10,
+        clip_range: float = 1e-3,
+        kl_coeff: float = 0.0,
+        inner_epochs: int = 1,
+        updates_per_epoch: int = 2,
+        micro_batch_size: int = 64,
+        max_grad_norm: float = 1.0,
+        shared_start: bool = False,
+        max_missing: float = 0.5,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(policy, [reward, *(evaluation_rewards or [])], num_steps, seed)
+        for name, value in {
+            "inner_epochs": inner_epochs,
+            "updates_per_epoch": updates_per_epoch,
+            "micro_batch_size": micro_batch_size,
+        }.items():
+            if value < 1:
+                raise ValueError(f"model.{name}={value} must be at least 1")
+        if clip_range <= 0 or kl_coeff < 0 or max_grad_norm <= 0:
+            raise ValueError(
+                f"model.clip_range={clip_range} and model.max_grad_norm={max_grad_norm} must be "
+                f"above 0 and model.kl_coeff={kl_coeff} at least 0"
+            )
+        step_selector.validate(num_steps)
+        self.automatic_optimization = False
+        self.reward, self.sde = reward, sde
+        self.step_selector, self.allocator = step_selector, allocator
+        self.optimizer_factory, self.lr_scheduler_factory = optimizer, lr_scheduler
+        self.advantage = advantage or GroupRelative()
+        self.transition_weight = transition_weight or EqualWeight()
+        self.clip_range, self.kl_coeff = clip_range, kl_coeff
+        self.inner_epochs, self.updates_per_epoch = inner_epochs, updates_per_epoch
+        self.micro_batch_size, self.max_grad_norm = micro_batch_size, max_grad_norm
+        self.shared_start, self.max_missing = shared_start, max_missing
+        self.entropy: EntropyReading | None = None
+        self.observer: LevelObserver | None = None
+        self.last: Iteration | None = None
+
+    def setup(self, stage: str) -> None:
+        """Check the settings against the prompts, before the policy is built."""
+        super().setup(stage)
+        batch_size = getattr(self.trainer.datamodule, "batch_size", None)  # type: ignore[attr-defined]
+        if stage == "fit" and batch_size is not None:
+            self.allocator.validate(batch_size)
+            shard(self.allocator(None, batch_size), world()[0], 0)
+
+    def configure_optimizers(self) -> Any:
+        """Build the optimizer over the trainable parameters."""
+        optimizer = self.optimizer_factory(self.policy.trainable_parameters())
+        if self.lr_scheduler_factory is None:
+            return optimizer
+        return [optimizer], [self.lr_scheduler_factory(optimizer)]
+
+    def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
+        """One iteration: rollout, rewards, advantages, update."""
+        noise = self.noise.at(self.iteration)
+        schedule = self.step_selector(self.entropy, noise, batch.index, self.num_steps)
+        sizes = self.allocator(self.entropy, len(batch))
+        mine = shard(sizes, *world())
+        batch, schedule, sizes = batch.select(mine), schedule.select(mine), sizes[mine]
+
+        cond = self.encode(batch)
+        tree = self.explore(cond, schedule, sizes, noise, batch)
+        rewards = self.score(tree, batch)
+        advantages = self.assign_credit(tree, rewards, mine)
+        replay = Replay(self.policy, self.sde, cond, tree, schedule, advantages)
+        self.update(replay, batch.index, noise)
+        self.last = Iteration(batch, schedule, sizes, tree, rewards)
+        self.iteration += 1
+
+    @timed("encode")
+    def encode(self, batch: PromptBatch) -> Conditioning:
+        """Encode the prompts; known texts come from the cache."""
+        return self.policy.encode(batch.prompts)
+
+    @timed("rollout")
+    def explore(
+        self,
+        cond: Conditioning,
+        schedule: ExplorationSchedule,
+        sizes: Tensor,
+        noise: KeyedNoise,
+        batch: PromptBatch,
+    ) -> RolloutTree:
+        """Draw the images of every prompt."""
+        with self.policy.evaluations.charge("rollout"):
+            return rollout(
+                self.policy,
+                self.sde,
+                cond,
+                schedule,
+                sizes,
+                noise,
+                batch.index,
+                shared_start=self.shared_start,
+                observer=self.observer,
+            )
+
+    @timed("reward")
+    def score(self, tree: RolloutTree, batch: PromptBatch) -> Tensor:
+        """Score the images; a failed reward is NaN, shape (N,).
+
+        Raises:
+            RuntimeError: If more than `max_missing` of all ranks' rewards failed.
+        """
+        images = batch.repeat(tree.prompt)
+        rewards = guarded_scores(self.reward, tree.images, images.prompts, images.metadata)
+        missing = all_reduce_sum(float(rewards.isnan().sum()), rewards.device)
+        total = all_reduce_sum(float(len(rewards)), rewards.device)
+        if missing > self.max_missing * total:
+            raise RuntimeError(
+                f"reward {self.reward.name!r} failed on {missing:.0f} of {total:.0f} images of "
+                f"iteration {self.iteration}, more than max_missing={self.max_missing}; the "
+                "warnings above say why"
+            )
+        return rewards
+
+    @timed("advantage")
+    def assign_credit(self, tree: RolloutTree, rewards: Tensor, mine: Tensor) -> Tensor:
+        """Turn rewards into the advantage of every transition, shape (E,)."""
+        groups = mine.to(tree.prompt.device)[tree.prompt]
+        all_rewards, own = all_gather_rows(rewards)
+        all_groups, _ = all_gather_rows(groups)
+        scored = self.advantage(all_rewards, all_groups)
+        self.log_dict(reward_metrics(all_rewards, scored), rank_zero_only=True)
+        return tree.backup(scored.values[own]).nan_to_num(0.0)
+
+    @timed("update")
+    def update(self, replay: Replay, index: Tensor, noise: KeyedNoise) -> None:
+        """Inner epochs of clipped policy-gradient steps over the stored transitions."""
+        updates = replay.split(index, self.updates_per_epoch, noise)
+        totals = [max(all_reduce_sum(float(len(rows)), self.device), 1.0) for rows in updates]
+        if self.kl_coeff == 0:  # a transition without advantage has no gradient
+            updates = [rows[replay.advantages[rows] != 0] for rows in updates]
+        batches = [list(rows.split(self.micro_batch_size)) if len(rows) else [] for rows in updates]
+        if self._below_fp32():
+            with self.policy.evaluations.charge("rollout"):
+                deviation = replay.rescore([rows for batch in batches for rows in batch])
+            self.log("ratio/rollout_max_dev", deviation, rank_zero_only=True)
+        meter = UpdateMeter()
+        for _ in range(self.inner_epochs):
+            for micro_batches, total in zip(batches, totals, strict=True):
+                with self._no_gradient_sync():
+                    for rows in micro_batches:
+                        loss = self.loss(replay, rows)
+                        self.manual_backward(loss.loss.sum() / total)
+                        meter.add(loss)
+                meter.step(self._optimizer_step())
+        scheduler = self.lr_schedulers()
+        if scheduler is not None:
+            scheduler.step()  # type: ignore[union-attr, call-arg]
+        self.log_dict(meter.metrics(), rank_zero_only=True)
+
+    def loss(self, replay: Replay, rows: Tensor) -> LossTerms:
+        """Score some transitions under the current policy: the clipped objective and its KL."""
+        with self.policy.evaluations.charge("update"):
+            step, terms = replay.terms(rows)
+        kl = None
+        if self.kl_coeff > 0:
+            charge = self.policy.evaluations.charge("reference")
+            with torch.no_grad(), self.policy.reference(), charge:
+                reference = replay.step(rows)
+            kl = step.kl(reference)
+        return policy_loss(
+            terms,
+            replay.advantages[rows],
+            clip_range=self.clip_range,
+            weight=self.transition_weight,
+            kl=kl,
+            kl_coeff=self.kl_coeff,
+        )
+
+    def _below_fp32(self) -> bool:
+        dtypes = {parameter.dtype for parameter in self.policy.denoiser.parameters()}
+        return dtypes != {torch.float32} or torch.is_autocast_enabled(self.device.type)
+
+    def _optimizer_step(self) -> float:
+        optimizer: Any = self.optimizers()
+        parameters = self.policy.trainable_parameters()
+        all_reduce_gradients(parameters)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        if torch.isfinite(norm):
+            optimizer.step()
+        optimizer.zero_grad()
+        return float(norm)
+
+    def _no_gradient_sync(self) -> AbstractContextManager[Any]:
+        """Keep DDP from reducing after each backward: ranks may do different numbers of them."""
+        block = getattr(self.trainer.strategy, "block_backward_sync", None)
+        return block() if block is not None else nullcontext()

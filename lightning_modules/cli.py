@@ -1,0 +1,290 @@
+"""The command line: Lightning's, with clear errors, no silent overrides and commands of our own.
+
+Model and data are any class of ours or yours by ``class_path``; several ``--config`` files merge.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+import aegpo
+from lightning_modules.cli_errors import (
+    UserError,
+    did_you_mean,
+    explain_exception,
+    explain_parsing,
+    unknown_empty_keys,
+)
+from lightning_modules.trainer import AEGPOTrainer
+
+DEFAULT_SEED = 0
+OUR_PACKAGES = ("aegpo", "lightning_modules", "datamodules", "callbacks")
+
+TRAINER_DEFAULTS: dict[str, Any] = {
+    "logger": {
+        "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+        "init_args": {"save_dir": "runs", "name": "aegpo"},
+    },
+    "log_every_n_steps": 1,  # a step is a whole rollout and its updates
+}
+"""What the Trainer does unless a config says otherwise."""
+
+
+class AEGPOArgumentParser(LightningArgumentParser):
+    """Lightning's parser, which says what is wrong in one line and leaves out the usage dump."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the mistake and exit with status 2.
+
+        Args:
+            message: jsonargparse's own text.
+            ex: The exception behind it.
+        """
+        # Parsers of nested classes are tried out and may fail without that being an error.
+        if not self.exit_on_error or _debugging():
+            super().error(message, ex)
+        parser = getattr(ex, "subcommand_parser", None) or self
+        options = [action.dest for action in parser._actions]
+        line = explain_parsing(message, ex, options)
+        _fail(line.replace("<unicode string>", _unreadable_config() or "<unicode string>"))
+
+
+class AEGPOCLI(LightningCLI):
+    """``fit``, ``validate``, ``test``, ``predict`` and ``doctor`` from one set of YAML files.
+
+    Args:
+        args: Arguments to parse instead of those of the process.
+    """
+
+    def __init__(self, args: list[str] | None = None) -> None:
+        super().__init__(
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            trainer_class=AEGPOTrainer,
+            trainer_defaults=TRAINER_DEFAULTS,
+            seed_everything_default=DEFAULT_SEED,
+            parser_class=AEGPOArgumentParser,
+            # No default_env: jsonargparse drops AEGPO_FIT__MODEL__LR in silence where the model is
+            # chosen by class_path.
+            parser_kwargs={"description": f"aegpo {aegpo.__version__}"},
+            save_config_kwargs={"overwrite": True},
+            auto_configure_optimizers=False,  # optimizers are arguments of the modules
+            args=args,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Name every subcommand with those arguments of its method that are not options."""
+        return {**LightningCLI.subcommands(), "doctor": {"model", "datamodule"}}
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, then refuse the unknown keys that jsonargparse lets through.
+
+        Args:
+            parser: The main parser.
+            args: Arguments to parse instead of those of the process.
+        """
+        super().parse_arguments(parser, args)
+        section = self.config[self.config.subcommand]
+        parsed = section.as_dict()
+        for file in section.get("config") or []:
+            for key in unknown_empty_keys(yaml.safe_load(Path(file).read_text()), parsed):
+                parent, _, name = key.rpartition(".")
+                known = _at(parsed, parent)
+                _fail(f"there is no option {key!r} (in {file}){did_you_mean(name, known)}")
+
+    def _parse_ckpt_path(self) -> None:
+        """Keep the config and the command line above the hyperparameters in a checkpoint.
+
+        Lightning does the opposite without a word, so that ``--model.lr 0.1 --ckpt_path last.ckpt``
+        trains with the old rate. Here what differs is printed.
+        """
+        section = self.config[self.config.subcommand]
+        path = section.get("ckpt_path")
+        if not path or not Path(path).is_file() or "model" not in section:
+            return
+        try:
+            saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except Exception:
+            return  # the trainer will say what is wrong with the file
+        hyperparameters = dict(saved.get("hyper_parameters") or {})
+        for line in differing_hyperparameters(hyperparameters, section["model"].as_dict()):
+            rank_zero_info(line)
+
+    def instantiate_classes(self) -> None:
+        """Build the configured objects; what goes wrong in there is the config's mistake."""
+        try:
+            super().instantiate_classes()
+        except (
+            ValueError,
+            TypeError,
+            KeyError,
+            OSError,
+            ImportError,
+            MisconfigurationException,
+        ) as error:
+            raise UserError(explain_exception(error)) from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> AEGPOTrainer:
+        """Build the trainer; ``doctor`` gets one that writes nothing and stops after one batch.
+
+        Args:
+            kwargs: Trainer arguments that win over the config's.
+
+        Returns:
+            The trainer.
+        """
+        if self.subcommand == "doctor":
+            self.save_config_callback = None
+            kwargs |= {
+                "logger": False,
+                "callbacks": [],
+                "enable_checkpointing": False,
+                "enable_progress_bar": False,
+                "enable_model_summary": False,
+                "devices": 1,
+                "num_nodes": 1,
+                "strategy": "auto",
+                "max_epochs": 1,
+                "max_steps": -1,
+                "max_time": None,
+                "limit_train_batches": 1,
+                "limit_val_batches": 0,
+                "num_sanity_val_steps": 0,
+                "fast_dev_run": False,
+            }
+        trainer = super().instantiate_trainer(**kwargs)
+        assert isinstance(trainer, AEGPOTrainer)
+        return trainer
+
+    def doctor(self, **arguments: Any) -> None:
+        """Run the trainer's check and make its verdict the exit status.
+
+        Args:
+            arguments: What ``AEGPOTrainer.doctor`` takes.
+        """
+        assert isinstance(self.trainer, AEGPOTrainer)
+        if not self.trainer.doctor(**arguments):
+            raise SystemExit(1)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line; a user's mistake is one line on stderr and status 2.
+
+    Args:
+        args: Arguments instead of those of the process.
+    """
+    _quieten_lightning()
+    try:
+        AEGPOCLI(args)
+    except UserError as error:
+        if _debugging():
+            raise
+        _fail(str(error))
+    except (ValueError, TypeError, RuntimeError, OSError, MisconfigurationException) as error:
+        if _debugging() or not is_user_error(error):
+            raise
+        _fail(explain_exception(error))
+
+
+def is_user_error(error: BaseException) -> bool:
+    """Whether an exception from a running command is a message to the user or a fault.
+
+    Args:
+        error: What ended the run.
+
+    Returns:
+        True for what a ``raise`` in our own packages or Lightning's checks said, and for files and
+        disks that failed. An error from inside torch is a fault and keeps its traceback.
+    """
+    if isinstance(error, OSError | MisconfigurationException):
+        return True
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return False
+    roots = [Path(aegpo.__file__).parents[1] / name for name in OUR_PACKAGES]
+    ours = any(root in Path(frames[-1].filename).parents for root in roots)
+    # An operation of torch fails in the frame that called it, so the frame alone does not tell.
+    return ours and (frames[-1].line or "").startswith("raise ")
+
+
+def differing_hyperparameters(saved: dict[str, Any], model: dict[str, Any]) -> list[str]:
+    """Compare a checkpoint's hyperparameters with the model's part of the config.
+
+    Args:
+        saved: What ``save_hyperparameters`` stored: the arguments, perhaps with ``_class_path``.
+        model: ``class_path`` and ``init_args`` as configured now.
+
+    Returns:
+        One line for each argument that differs.
+    """
+    saved = {key: value for key, value in saved.items() if key != "_instantiator"}
+    class_path = saved.pop("_class_path", model.get("class_path"))
+    before = {"class_path": class_path, **_flat(saved)}
+    now = {"class_path": model.get("class_path"), **_flat(model.get("init_args") or {})}
+    return [
+        f"model.{key}: the checkpoint was made with {before[key]!r}, this run uses {now[key]!r}"
+        for key in before
+        if key in now and before[key] != now[key]
+    ]
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn nested dictionaries into dotted keys."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            leaves |= _flat(value, f"{prefix}{key}.")
+        else:
+            leaves[f"{prefix}{key}"] = value
+    return leaves
+
+
+def _at(tree: dict[str, Any], dotted: str) -> dict[str, Any]:
+    for key in filter(None, dotted.split(".")):
+        tree = tree[key]
+    return tree
+
+
+def _unreadable_config() -> str | None:
+    """Name the config file that YAML cannot read; jsonargparse reports its line without it."""
+    for argument in sys.argv[1:]:
+        path = Path(argument.removeprefix("--config="))
+        if path.suffix in (".yaml", ".yml", ".json") and path.is_file():
+            try:
+                yaml.safe_load(path.read_text())
+            except yaml.YAMLError:
+                return str(path)
+    return None
+
+
+def _quieten_lightning() -> None:
+    """Leave out Lightning's advertisements and a warning about its own use of torch."""
+    rank_zero = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    rank_zero.addFilter(_not_an_advertisement)
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+
+
+def _not_an_advertisement(record: logging.LogRecord) -> bool:
+    return "Tip: For seamless cloud" not in record.getMessage()
+
+
+def _debugging() -> bool:
+    return os.environ.get("AEGPO_DEBUG", "0") not in ("", "0")
+
+
+def _fail(line: str) -> NoReturn:
+    print(f"error: {line}", file=sys.stderr)
+    raise SystemExit(2)

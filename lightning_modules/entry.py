@@ -1,0 +1,156 @@
+"""What the console scripts run: answers at once what needs no torch, then hands over to the CLI.
+
+Importing Lightning takes seconds and fails outright where torch and torchvision do not match, so
+the version, the list of commands, a mistyped command and the environment half of ``doctor`` are
+dealt with before it is imported.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import difflib
+import os
+import sys
+from pathlib import Path
+
+from aegpo import __version__
+from aegpo.doctor import check_environment, report
+
+COMMANDS = {
+    "fit": "train the configured model",
+    "validate": "score it on the held-out prompts",
+    "test": "score it on the test prompts",
+    "predict": "draw images for prompts",
+    "doctor": "check this machine; with --config also the first update of that config",
+}
+"""The subcommands and what ``--help`` says of each; ``AEGPOCLI.subcommands`` has the same names."""
+
+_HELP = """\
+usage: {prog} <command> --config FILE [--config FILE ...] [--key value ...]
+
+{commands}
+
+Every argument of every class is a key; what they mean:
+  {prog} fit --help
+  {prog} fit --model.help lightning_modules.AEGPOModule
+A later --config is merged over an earlier one; --print_config shows the result.
+
+  --version   print the version and leave
+  --debug     show the traceback of an error (or set AEGPO_DEBUG=1)
+"""
+
+_DOCTOR_HELP = """\
+usage: {prog} doctor [--config FILE ...] [--key value ...]
+
+Checks versions, torch against torchvision, accelerator, attention backend and disk space. With a
+config it also builds the model and the data, draws one small rollout, and checks that the first
+update's probability ratio is 1 and its gradient finite. Exit status 1 if a check fails.
+"""
+
+
+def main() -> None:
+    """Run the program with ``sys.argv``; the target of the scripts ``aegpo`` and ``lightning``."""
+    if "--debug" in sys.argv:
+        sys.argv.remove("--debug")
+        os.environ["AEGPO_DEBUG"] = "1"  # in the environment, so that DDP's other processes see it
+    prog = _program_name()
+    arguments = sys.argv[1:]
+    command = arguments[0] if arguments else "--help"
+
+    if command == "--version":
+        print(f"aegpo {__version__}")
+        return
+    if command in ("-h", "--help"):
+        commands = "\n".join(f"  {name:<10}  {text}" for name, text in COMMANDS.items())
+        print(_HELP.format(prog=prog, commands=commands), end="")
+        return
+    if command not in COMMANDS and not command.startswith("-"):
+        raise SystemExit(_unknown_command(prog, command))
+    if command == "doctor":
+        if "-h" in arguments or "--help" in arguments:
+            print(_DOCTOR_HELP.format(prog=prog), end="")
+            return
+        healthy = report(check_environment(Path("runs")))
+        if not healthy:
+            raise SystemExit(1)
+        if len(arguments) == 1:
+            return
+    _keep_freed_memory()
+    _respect_cpu_quota()
+    # So that `class_path: my_module.MyReward` finds a file beside the user's config. Last, so that
+    # a folder named `callbacks` in there does not stand in for ours.
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())
+    _run()
+
+
+def _run() -> None:
+    """Import the CLI and run it; a broken torchvision gets one line instead of a traceback."""
+    try:
+        from lightning_modules.cli import main as run_cli
+    except (ImportError, RuntimeError) as error:
+        if os.environ.get("AEGPO_DEBUG") or "torchvision" not in str(error):
+            raise
+        print(
+            "error: torch and torchvision do not match (`import torchvision` fails with: "
+            f"{str(error).splitlines()[0]}); install both from the same index, then run "
+            "`aegpo doctor`",
+            file=sys.stderr,
+        )
+        raise SystemExit(2) from None
+    run_cli()
+
+
+def _program_name() -> str:
+    name = Path(sys.argv[0]).name
+    return "python -m aegpo" if name in ("__main__.py", "entry.py") else name
+
+
+def _unknown_command(prog: str, command: str) -> int:
+    close = difflib.get_close_matches(command, COMMANDS, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    known = ", ".join(COMMANDS)
+    print(f"error: {prog} has no command {command!r}{hint} (commands: {known})", file=sys.stderr)
+    return 2
+
+
+def _keep_freed_memory() -> None:
+    """Tell glibc to keep freed memory instead of handing it back to the system.
+
+    A rollout allocates and frees the same few large blocks thousands of times; by default each is
+    mapped, zeroed page by page and unmapped again, which costs several times the arithmetic on a
+    CPU. Does nothing away from Linux with glibc.
+    """
+    mmap_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of malloc.h
+    try:
+        if "glibc" not in (os.confstr("CS_GNU_LIBC_VERSION") or ""):
+            return
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, ValueError):
+        return
+    mallopt(mmap_threshold, 1 << 30)
+    mallopt(trim_threshold, 1 << 30)
+
+
+def _respect_cpu_quota() -> None:
+    """Give torch as many threads as a container's CPU quota has cores.
+
+    torch counts the cores that it sees; under a quota it then starts more threads than may run,
+    and they wait for each other. A thread count that is set already stands. Without a quota the
+    choice is left to torch, and with several processes to Lightning.
+    """
+    if "OMP_NUM_THREADS" in os.environ or not hasattr(os, "sched_getaffinity"):
+        return
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return
+    if quota == "max":
+        return
+    cores = max(1, int(quota) // int(period))
+    if cores < len(os.sched_getaffinity(0)):
+        os.environ["OMP_NUM_THREADS"] = str(cores)
+
+
+if __name__ == "__main__":
+    main()

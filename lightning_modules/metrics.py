@@ -1,0 +1,71 @@
+"""What an iteration logs about its rewards and its updates."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from aegpo.advantages import Advantages
+from aegpo.losses import LossTerms
+
+
+def reward_metrics(rewards: Tensor, advantages: Advantages) -> dict[str, float]:
+    """Summarize the rewards of an iteration.
+
+    Args:
+        rewards: Reward of every image, NaN where it failed, shape (N,).
+        advantages: Their advantages.
+    """
+    finite = rewards[rewards.isfinite()]
+    return {
+        "reward/mean": float(finite.mean()),
+        "reward/std": float(finite.std(correction=0)),
+        "reward/missing": float(rewards.isnan().sum()),
+        "reward/zero_variance_groups": float(advantages.zero_variance.sum()),
+        "rollout/images": float(len(rewards)),
+    }
+
+
+class UpdateMeter:
+    """Collects what the updates of one iteration did; everything stays on the device until read."""
+
+    def __init__(self) -> None:
+        self.losses: list[LossTerms] = []
+        self.norms: list[float] = []
+        self.first_update = 0
+
+    def add(self, loss: LossTerms) -> None:
+        """Add a micro-batch."""
+        self.losses.append(loss._replace(loss=loss.loss.detach()))
+
+    def step(self, gradient_norm: float) -> None:
+        """Note that an optimizer step ended; `gradient_norm` is from before clipping."""
+        if not self.norms:
+            self.first_update = len(self.losses)
+        self.norms.append(gradient_norm)
+
+    def metrics(self) -> dict[str, float]:
+        """Return loss, ratio, clipping, KL and gradient norm of the iteration.
+
+        `ratio/first_max_dev` is the largest deviation of a ratio from 1 before the first optimizer
+        step: the check that rollout and update score alike.
+        """
+        metrics = {"update/gradient_norm": float(torch.tensor(self.norms).mean())}
+        if not self.losses:
+            return metrics
+        first = torch.cat([loss.ratio for loss in self.losses[: max(self.first_update, 1)]])
+        ratio = torch.cat([loss.ratio for loss in self.losses])
+        metrics |= {
+            "update/loss": float(torch.cat([loss.loss for loss in self.losses]).mean()),
+            "update/transitions": float(len(ratio)),
+            "ratio/mean": float(ratio.mean()),
+            "ratio/std": float(ratio.std(correction=0)),
+            "ratio/first_max_dev": float((first - 1).abs().max()),
+            "ratio/clip_fraction": float(
+                torch.cat([loss.clipped for loss in self.losses]).float().mean()
+            ),
+        }
+        divergences = [loss.kl for loss in self.losses if loss.kl is not None]
+        if divergences:
+            metrics["update/kl"] = float(torch.cat(divergences).mean())
+        return metrics

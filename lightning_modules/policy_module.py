@@ -1,0 +1,140 @@
+"""PolicyModule: builds, evaluates and checkpoints a policy; how it is trained is a subclass's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from aegpo.distributed import world
+from aegpo.exploration import ExplorationSchedule
+from aegpo.noise import KeyedNoise
+from aegpo.policies.base import Policy
+from aegpo.prompts import PromptBatch
+from aegpo.rewards.base import Reward
+from aegpo.rewards.guarded import guarded_scores
+from aegpo.rollout import rollout
+from aegpo.sde import ODE
+from aegpo.tree import RolloutTree
+from lightning_modules.held_out import Evaluated, HeldOut
+from lightning_modules.phases import PhaseTimer
+
+
+EVALUATION_NOISE = KeyedNoise(0).fixed()
+"""Starting noise of all held-out images: the same in every run, whatever its seed."""
+
+
+class PolicyModule(L.LightningModule):
+    """Everything around the training of a policy.
+
+    Args:
+        policy: Builds the pipeline; called when the run starts, after all settings were checked.
+        evaluation_rewards: Rewards measured on the held-out prompts, with different names.
+        num_steps: Denoising steps T.
+        seed: Key of every random draw.
+
+    Raises:
+        ValueError: If two rewards share a name or there are too few steps.
+    """
+
+    def __init__(
+        self,
+        policy: Callable[[], Policy],
+        evaluation_rewards: list[Reward],
+        num_steps: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        if num_steps < 2:
+            raise ValueError(f"model.num_steps={num_steps} must be at least 2")
+        names = [reward.name for reward in evaluation_rewards]
+        if len(set(names)) != len(names):
+            raise ValueError(
+                f"the rewards are named {names}; give each its own name, or list it once: "
+                "model.reward is evaluated too"
+            )
+        self.strict_loading = False  # checkpoints hold the trainable tensors only
+        self.policy_factory = policy
+        self.evaluation_rewards = evaluation_rewards
+        self.num_steps = num_steps
+        self.noise = KeyedNoise(seed)
+        self.timer = PhaseTimer()
+        self.iteration = 0
+        self.held_out = HeldOut()
+        self.policy: Policy
+
+    def configure_model(self) -> None:
+        """Build the policy, once."""
+        if not hasattr(self, "policy"):
+            self.policy = self.policy_factory()
+
+    def setup(self, stage: str) -> None:
+        """Give the rewards their device."""
+        for reward in self.evaluation_rewards:
+            reward.setup(self.device)
+
+    def draw(self, batch: PromptBatch) -> RolloutTree:
+        """Draw one image a prompt with the deterministic sampler and noise fixed by its index."""
+        ones = torch.ones(len(batch), dtype=torch.int64)
+        schedule = ExplorationSchedule.deterministic(len(batch), self.num_steps)
+        cond = self.policy.encode(batch.prompts)
+        with self.policy.evaluations.charge("validation"):
+            return rollout(
+                self.policy, ODE(), cond, schedule, ones, EVALUATION_NOISE, batch.index
+            )
+
+    def validation_step(self, batch: PromptBatch, batch_idx: int) -> Evaluated:
+        """Draw this rank's part of the held-out images and score them with every reward."""
+        size, rank = world()
+        own = batch.select(torch.arange(rank, len(batch), size))
+        tree = self.draw(own)
+        scores = {
+            reward.name: guarded_scores(reward, tree.images, own.prompts, own.metadata)
+            for reward in self.evaluation_rewards
+        }
+        return self.held_out.add(batch, own, tree, scores)
+
+    def on_validation_epoch_start(self) -> None:
+        """Start a fresh evaluation."""
+        self.held_out = HeldOut()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log `val/<reward>` and `val/<reward>/<category>`, the base's score before training too."""
+        metrics = self.held_out.metrics()
+        if self.trainer.sanity_checking:  # Lightning drops what is logged there
+            for logger in self.trainer.loggers:
+                logger.log_metrics(metrics, step=0)
+        else:
+            self.log_dict(metrics, rank_zero_only=True)
+
+    test_step = validation_step
+    on_test_epoch_start = on_validation_epoch_start
+
+    def on_test_epoch_end(self) -> None:
+        """Log `test/<reward>` and `test/<reward>/<category>`."""
+        self.log_dict(self.held_out.metrics("test"), rank_zero_only=True)
+
+    def predict_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
+        """Draw one image a prompt, (n, 3, H, W) in [0, 1]."""
+        images = self.draw(batch).images
+        assert images is not None
+        return images
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the trainable tensors, the iteration and the evaluations spent; nothing else."""
+        checkpoint["state_dict"] = {
+            f"policy.{name}": value for name, value in self.policy.trainable_state_dict().items()
+        }
+        checkpoint["aegpo"] = {
+            "iteration": self.iteration,
+            "evaluations": self.policy.evaluations.state_dict(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Continue from `on_save_checkpoint`."""
+        self.configure_model()
+        self.iteration = int(checkpoint["aegpo"]["iteration"])
+        self.policy.evaluations.load_state_dict(checkpoint["aegpo"]["evaluations"])

@@ -1,0 +1,126 @@
+"""The ratio preflight: before a long run, is the first update's probability ratio really 1?
+
+The update recomputes the log-probabilities that the rollout stored. If the two differ before
+anything was learned (other batch shapes in half precision, another guidance scale, dropout left
+on), every clipped ratio after that is partly noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+
+from aegpo.doctor import Finding, check_writable, report
+
+FP32_TOLERANCE = 1e-6
+"""Largest |log ratio| before the first update that counts as 1 when everything is in fp32."""
+
+
+def run_preflight(
+    trainer: Trainer,
+    model: LightningModule,
+    datamodule: LightningDataModule | None,
+    ckpt_path: str | None = None,
+    weights_only: bool | None = None,
+) -> bool:
+    """Take one batch through the module's ``ratio_preflight`` and report on it.
+
+    The check stands in for ``training_step`` in an ordinary ``fit`` of one batch, so it sees the
+    device, the precision and the data that training would see.
+
+    Args:
+        trainer: A trainer of one process, without loggers, checkpoints and callbacks.
+        model: The module; one without ``ratio_preflight`` is only reported as built.
+        datamodule: The data that goes with it.
+        ckpt_path: Checkpoint to load first.
+        weights_only: Passed to the loading of that checkpoint.
+
+    Returns:
+        Whether nothing failed.
+    """
+    built = Finding("config", "ok", f"builds {type(model).__name__}")
+    folder = check_writable(Path(trainer.default_root_dir))
+    healthy = report([built, folder])
+    if not hasattr(model, "ratio_preflight"):
+        report([Finding("ratio", "ok", "not applicable: this module has no policy ratio")])
+        return healthy
+
+    findings: list[Finding] = []
+
+    def checked_step(batch: Any, batch_idx: int) -> None:
+        deviation = float(model.ratio_preflight(batch))
+        findings.append(check_ratio(deviation, ratio_tolerance(model, trainer.precision)))
+        findings.append(check_gradients(model.parameters()))
+        model.zero_grad(set_to_none=True)
+
+    original = model.training_step
+    model.training_step = checked_step  # type: ignore[method-assign, assignment]
+    try:
+        trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=weights_only)
+    finally:
+        model.training_step = original  # type: ignore[method-assign]
+    if not findings:
+        findings.append(Finding("ratio", "failed", "the data gave no training batch"))
+    return report(findings) and healthy
+
+
+def ratio_tolerance(model: LightningModule, precision: str) -> float:
+    """Largest |log ratio| that is harmless before the first update.
+
+    Args:
+        model: The module; its ``clip_range``, if it has one, is the yardstick below fp32.
+        precision: The trainer's precision, for instance ``32-true`` or ``bf16-mixed``.
+
+    Returns:
+        ``FP32_TOLERANCE`` when computing and parameters are fp32, otherwise a tenth of the clip
+        range, below which rounding does not decide what is clipped.
+    """
+    half = any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters())
+    if precision.startswith(("32", "64")) and not half:
+        return FP32_TOLERANCE
+    clip_range = getattr(model, "clip_range", None)
+    return 0.1 * float(clip_range) if isinstance(clip_range, int | float) else 1e-4
+
+
+def check_ratio(deviation: float, tolerance: float) -> Finding:
+    """Judge the largest |log ratio| of the first update.
+
+    Args:
+        deviation: What was measured.
+        tolerance: What is accepted.
+
+    Returns:
+        ``failed`` above the tolerance and for values that are not finite.
+    """
+    measured = f"max |log ratio| of the first update {deviation:.1e}, accepted {tolerance:.0e}"
+    if math.isfinite(deviation) and deviation <= tolerance:
+        return Finding("ratio", "ok", measured)
+    return Finding(
+        "ratio",
+        "failed",
+        f"{measured}; use precision 32-true, raise clip_range, or make the micro-batch as large as "
+        "the rollout's",
+    )
+
+
+def check_gradients(parameters: Iterable[torch.nn.Parameter]) -> Finding:
+    """Check that the first update's gradient exists and is finite.
+
+    Args:
+        parameters: All parameters of the module, their gradients as the backward pass left them.
+
+    Returns:
+        ``failed`` if a gradient is not finite or there is none.
+    """
+    gradients = [p.grad for p in parameters if p.requires_grad and p.grad is not None]
+    if not gradients:
+        return Finding("gradient", "failed", "no trainable parameter received a gradient")
+    if not all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
+        return Finding("gradient", "failed", "it is not finite; check the reward and the precision")
+    norm = math.sqrt(sum(float(gradient.double().square().sum()) for gradient in gradients))
+    return Finding("gradient", "ok", f"norm {norm:.2e} over {len(gradients)} tensors")

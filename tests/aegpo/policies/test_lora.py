@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import SD3Transformer2DModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from tiny_pipelines import tiny_sd3
+
+from aegpo.policies.lora import adapters_disabled, add_lora, match_targets
+
+GROUPS = {"attention": ("attn.to_q", "attn.absent"), "nothing": ("nowhere",)}
+
+
+def transformer() -> SD3Transformer2DModel:
+    return tiny_sd3(dual_attention=True).transformer
+
+
+def test_targets_match_whole_name_endings() -> None:
+    model = transformer()
+    assert match_targets(model, ["attention"], GROUPS) == [
+        "transformer_blocks.0.attn.to_q",
+        "transformer_blocks.1.attn.to_q",
+    ]
+    # "to_q" is the end of attn2.to_q too, but no end of a name like "xto_q".
+    assert len(match_targets(model, ["to_q"], GROUPS)) == 3
+    exact = match_targets(model, ["transformer_blocks.0.attn2.to_q", "attn2.to_q"], GROUPS)
+    assert exact == ["transformer_blocks.0.attn2.to_q"]
+
+
+@pytest.mark.parametrize("targets", [["attention", "nothing"], ["o_q"], ["attn"], []])
+def test_a_target_that_matches_nothing_is_an_error(targets: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"matches no linear layer|no LoRA targets"):
+        match_targets(transformer(), targets, GROUPS)
+
+
+def test_adapters_are_fp32_seeded_and_leave_the_global_random_state() -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    weights = []
+    for seed in (0, 0, 1):
+        model = transformer().to(torch.bfloat16)
+        add_lora(model, ["transformer_blocks.0.attn.to_q"], rank=4, alpha=8, seed=seed)
+        named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        assert [p.dtype for p in named.values()] == [torch.float32] * 2
+        assert model.pos_embed.proj.weight.dtype == torch.bfloat16
+        assert all("lora_" in name for name in named)
+        weights.append(next(p for name, p in named.items() if "lora_A" in name))
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(("rank", "alpha"), [(0, 8), (4, 0)])
+def test_rank_and_alpha_are_positive(rank: int, alpha: int) -> None:
+    with pytest.raises(ValueError, match="must be positive"):
+        add_lora(transformer(), ["proj_out"], rank=rank, alpha=alpha, seed=0)
+
+
+def test_disabling_nests_and_restores_each_layer() -> None:
+    model = transformer()
+    add_lora(model, match_targets(model, ["to_q"], GROUPS), rank=2, alpha=2, seed=0)
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    layers[1]._disable_adapters = True  # a state that somebody else chose
+
+    def state() -> list[bool]:
+        return [layer.disable_adapters for layer in layers]
+
+    with adapters_disabled(model):
+        with adapters_disabled(model):
+            assert state() == [True, True, True]
+        assert state() == [True, True, True]
+    assert state() == [False, True, False]

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from diffusers import StableDiffusion3Pipeline
+
+from aegpo.policies import pretrained
+from aegpo.policies.pretrained import find_pipeline, read_model_index
+from aegpo.policies.stable_diffusion3 import StableDiffusion3
+
+
+def test_folder_hub_id_and_bundled_name(
+    tmp_path: Path, tiny_sd3_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert find_pipeline(str(tmp_path)) == tmp_path
+    assert find_pipeline("owner/some-model.v2") == "owner/some-model.v2"
+    monkeypatch.setitem(pretrained.BUNDLED, "shapes", tiny_sd3_folder)
+    assert find_pipeline("shapes") == tiny_sd3_folder
+    monkeypatch.setitem(pretrained.BUNDLED, "shapes", tmp_path)
+    with pytest.raises(FileNotFoundError, match="not in this installation"):
+        find_pipeline("shapes")
+
+
+@pytest.mark.parametrize("name", ["./absent/folder", "absent", "/absent/a/b", ""])
+def test_what_is_neither_folder_nor_hub_id(name: str) -> None:
+    if name == "":
+        assert find_pipeline(name) == Path(".")  # the current folder, refused in the next step
+        return
+    with pytest.raises(FileNotFoundError, match="neither a folder nor a hub id"):
+        find_pipeline(name)
+
+
+def test_an_absent_t5_is_seen_in_the_index(tiny_sd3_folder: Path) -> None:
+    index = read_model_index(tiny_sd3_folder, StableDiffusion3Pipeline)
+    assert index["text_encoder_3"] == [None, None]
+
+
+def test_wrong_folders_get_one_line_before_anything_loads(
+    tmp_path: Path, tiny_sd3_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr(StableDiffusion3Pipeline, "from_pretrained", refuse)
+
+    def error_of(folder: Path) -> str:
+        with pytest.raises((FileNotFoundError, ValueError)) as caught:
+            StableDiffusion3(str(folder))
+        message = str(caught.value)
+        assert "\n" not in message and "StableDiffusion3Pipeline" in message
+        return message
+
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "no model_index.json" in error_of(empty)
+
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
+    assert "is a FluxPipeline" in error_of(other)
+
+    (other / "model_index.json").write_text("{")
+    assert "not valid JSON" in error_of(other)
+
+    partial = tmp_path / "partial"
+    shutil.copytree(tiny_sd3_folder, partial)
+    shutil.rmtree(partial / "vae")
+    assert "lacks the folders ['vae']" in error_of(partial)
+
+
+def test_an_unreachable_hub_id_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError("many\nlines")
+
+    monkeypatch.setattr(StableDiffusion3Pipeline, "load_config", unreachable)
+    with pytest.raises(FileNotFoundError, match="'owner/name' is no folder here"):
+        StableDiffusion3("owner/name")

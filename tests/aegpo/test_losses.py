@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from aegpo.losses import (
+    EqualWeight,
+    RatioNorm,
+    StdWeight,
+    TransitionTerms,
+    gaussian_log_ratio,
+    policy_loss,
+    surrogate,
+)
+
+EPS = 0.1
+
+
+def log_density(x: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+    """Mean over dimensions of the Gaussian log density, from torch.distributions, float64."""
+    normal = torch.distributions.Normal(mean.double(), std.double()[:, None])
+    return normal.log_prob(x.double()).mean(dim=1)
+
+
+def gaussian_case(shift: float, seed: int = 0, n: int = 6, dim: int = 48) -> dict:
+    generator = torch.Generator().manual_seed(seed)
+    std = torch.linspace(0.05, 0.7, n)
+    old_mean = torch.randn(n, dim, generator=generator)
+    z = torch.randn(n, dim, generator=generator)
+    mean = old_mean + shift * torch.randn(n, dim, generator=generator)
+    return {
+        "std": std,
+        "old_mean": old_mean,
+        "z": z,
+        "mean": mean,
+        "x": old_mean + std[:, None] * z,
+    }
+
+
+def terms_of(case: dict) -> TransitionTerms:
+    std = case["std"]
+    return TransitionTerms(
+        log_ratio=gaussian_log_ratio(case["mean"], case["old_mean"], case["x"], std),
+        drift=(case["mean"] - case["old_mean"]).square().mean(dim=1) / (2 * std.square()),
+        std=std,
+        dt=torch.full_like(std, 0.1),
+        mean_std=std.mean(),
+    )
+
+
+class TestSurrogate:
+    @pytest.mark.parametrize(
+        ("ratio", "advantage", "loss", "clipped"),
+        [
+            (1.3, 2.0, -2.2, True),  # good and already likelier: held at 1.1
+            (0.7, 2.0, -1.4, False),  # good but less likely: pulled back
+            (1.3, -2.0, 2.6, False),  # bad and likelier: pushed down
+            (0.7, -2.0, 1.8, True),  # bad and already less likely: held at 0.9
+            (1.05, 2.0, -2.1, False),  # inside the range
+            (0.95, -2.0, 1.9, False),
+            (1.3, 0.0, 0.0, False),  # no advantage, nothing to hold
+        ],
+    )
+    def test_by_hand(self, ratio: float, advantage: float, loss: float, clipped: bool) -> None:
+        log_ratio = torch.tensor([math.log(ratio)], requires_grad=True)
+        stats = surrogate(log_ratio, torch.tensor([advantage]), EPS)
+        assert stats.loss.item() == pytest.approx(loss, abs=1e-6)
+        assert stats.ratio.item() == pytest.approx(ratio, abs=1e-6)
+        assert stats.clipped.item() is clipped
+        (gradient,) = torch.autograd.grad(stats.loss.sum(), log_ratio)
+        expected = 0.0 if clipped else -advantage * ratio
+        assert gradient.item() == pytest.approx(expected, abs=1e-6)
+
+    def test_gradient_at_ratio_one_is_that_of_the_log_prob(self) -> None:
+        case = gaussian_case(shift=0.0)
+        advantages = torch.tensor([1.5, -0.3, 0.0, 5.0, -5.0, 0.7])
+        mean = case["old_mean"].clone().double().requires_grad_()
+        std = case["std"].double()
+        log_ratio = gaussian_log_ratio(mean, case["old_mean"].double(), case["x"].double(), std)
+        loss = surrogate(log_ratio, advantages.double(), 1e-4).loss.sum()
+        (gradient,) = torch.autograd.grad(loss, mean)
+        objective = -(advantages.double() * log_density(case["x"], mean, std)).sum()
+        (expected,) = torch.autograd.grad(objective, mean)
+        assert expected.abs().max() > 0.1
+        torch.testing.assert_close(gradient, expected, atol=1e-7, rtol=0)
+
+    def test_refuses_shapes_that_would_broadcast(self) -> None:
+        with pytest.raises(ValueError, match=r"\(3, 1\)"):
+            surrogate(torch.zeros(3), torch.zeros(3, 1), EPS)
+
+    @pytest.mark.parametrize("clip_range", [0.0, -0.1, 1.0])
+    def test_refuses_clip_range(self, clip_range: float) -> None:
+        with pytest.raises(ValueError, match="clip_range"):
+            surrogate(torch.zeros(2), torch.zeros(2), clip_range)
+
+
+class TestGaussianLogRatio:
+    @pytest.mark.parametrize("shift", [1e-4, 1e-2, 0.3])
+    def test_equals_the_difference_of_log_densities(self, shift: float) -> None:
+        case = gaussian_case(shift)
+        expected = log_density(case["x"], case["mean"], case["std"]) - log_density(
+            case["x"], case["old_mean"], case["std"]
+        )
+        actual = gaussian_log_ratio(case["mean"], case["old_mean"], case["x"], case["std"])
+        torch.testing.assert_close(actual.double(), expected, atol=1e-6 * shift / 0.05, rtol=1e-4)
+
+    def test_is_exactly_zero_for_equal_means(self) -> None:
+        case = gaussian_case(0.0)
+        ratio = gaussian_log_ratio(case["mean"], case["old_mean"], case["x"], case["std"])
+        assert ratio.tolist() == [0.0] * 6
+
+    def test_keeps_image_shapes(self) -> None:
+        shape = (2, 3, 4, 4)
+        mean, old, x = torch.rand(shape), torch.rand(shape), torch.rand(shape)
+        std = torch.tensor([0.5, 0.2])
+        flat = gaussian_log_ratio(mean.flatten(1), old.flatten(1), x.flatten(1), std)
+        torch.testing.assert_close(gaussian_log_ratio(mean, old, x, std), flat)
+
+
+class TestWeights:
+    def test_equal(self) -> None:
+        terms = terms_of(gaussian_case(0.01))
+        log_ratio, weight = EqualWeight()(terms)
+        assert torch.equal(log_ratio, terms.log_ratio)
+        assert weight.tolist() == [1.0] * 6
+
+    def test_std_has_tempflows_numbers(self) -> None:
+        # METHOD's figures for Flow-SDE 0.7 on SD3's 10 steps, without the last.
+        std = [0.7, 0.74296, 0.53615, 0.4459, 0.39179, 0.3528, 0.31907, 0.28201, 0.22536]
+        terms = TransitionTerms(
+            log_ratio=torch.zeros(9),
+            drift=torch.zeros(9),
+            std=torch.tensor(std),
+            dt=torch.ones(9),
+            mean_std=torch.tensor(std).mean(),
+        )
+        log_ratio, weight = StdWeight()(terms)
+        expected = [1.58, 1.67, 1.21, 1.01, 0.88, 0.80, 0.72, 0.64, 0.51]
+        torch.testing.assert_close(weight, torch.tensor(expected), atol=0.006, rtol=0)
+        assert weight.mean().item() == pytest.approx(1.0)
+        assert torch.equal(log_ratio, terms.log_ratio)
+
+    def test_ratio_norm_is_the_mean_of_noise_times_shift(self) -> None:
+        case = gaussian_case(0.05)
+        log_ratio, _ = RatioNorm()(terms_of(case))
+        shift = case["mean"] - case["old_mean"]
+        expected = (case["z"] * shift).mean(dim=1)
+        torch.testing.assert_close(log_ratio, expected, atol=2e-7, rtol=1e-4)
+
+    def test_ratio_norm_by_hand(self) -> None:
+        # One dimension, std 0.5, z = 2, shift 0.1: log ratio (z δ - δ²/2) with δ = 0.2 is 0.38,
+        # drift 0.02; (0.38 + 0.02) · 0.5 = 0.2 = z · shift. Weight 1 / 0.25.
+        terms = TransitionTerms(
+            log_ratio=torch.tensor([0.38]),
+            drift=torch.tensor([0.02]),
+            std=torch.tensor([0.5]),
+            dt=torch.tensor([0.25]),
+            mean_std=torch.tensor(0.5),
+        )
+        log_ratio, weight = RatioNorm()(terms)
+        assert log_ratio.item() == pytest.approx(0.2)
+        assert weight.item() == pytest.approx(4.0)
+
+    def test_ratio_norm_takes_the_bias_away(self) -> None:
+        case = gaussian_case(0.05, n=4, dim=200_000)
+        terms = terms_of(case)
+        log_ratio, _ = RatioNorm()(terms)
+        bias = -terms.drift
+        assert bool((terms.log_ratio < 0.5 * bias).all())  # plain: negative, about the bias
+        assert bool((log_ratio.abs() < 0.05 * (bias * terms.std).abs().max()).all())
+
+    def test_ratio_norm_has_the_gradient_of_its_own_exponent(self) -> None:
+        case = gaussian_case(0.05)
+        case = {name: value.double() for name, value in case.items()}
+        case["x"] = case["old_mean"] + case["std"][:, None] * case["z"]
+        case["mean"].requires_grad_()
+        log_ratio, _ = RatioNorm()(terms_of(case))
+        (gradient,) = torch.autograd.grad(log_ratio.sum(), case["mean"])
+        torch.testing.assert_close(gradient, case["z"] / case["z"].shape[1], atol=1e-12, rtol=0)
+
+
+class TestPolicyLoss:
+    def test_sums_weight_surrogate_and_kl(self) -> None:
+        terms = TransitionTerms(
+            log_ratio=torch.tensor([1.3, 0.7]).log(),
+            drift=torch.zeros(2),
+            std=torch.tensor([0.2, 0.6]),
+            dt=torch.tensor([0.1, 0.2]),
+            mean_std=torch.tensor(0.4),
+        )
+        advantages = torch.tensor([2.0, 2.0])
+        kl = torch.tensor([3.0, 1.0], requires_grad=True)
+        result = policy_loss(terms, advantages, EPS, weight=StdWeight(), kl=kl, kl_coeff=0.1)
+        # Surrogates -2.2 (clipped) and -1.4, weights 0.5 and 1.5.
+        torch.testing.assert_close(result.loss, torch.tensor([-1.1 + 0.3, -2.1 + 0.1]))
+        assert result.clipped.tolist() == [True, False]
+        torch.testing.assert_close(result.ratio, torch.tensor([1.3, 0.7]))
+        assert result.kl is not None and not result.kl.requires_grad
+        (gradient,) = torch.autograd.grad(result.loss.sum(), kl)
+        torch.testing.assert_close(gradient, torch.tensor([0.1, 0.1]))
+
+    def test_a_kl_that_is_only_watched_changes_nothing(self) -> None:
+        terms = terms_of(gaussian_case(0.01))
+        advantages = torch.arange(6.0)
+        plain = policy_loss(terms, advantages, EPS, weight=EqualWeight())
+        watched = policy_loss(terms, advantages, EPS, weight=EqualWeight(), kl=torch.ones(6))
+        assert torch.equal(plain.loss, watched.loss)
+        assert plain.kl is None
+
+    def test_no_gradient_through_the_weight(self) -> None:
+        terms = terms_of(gaussian_case(0.01))
+        log_ratio = terms.log_ratio.clone().requires_grad_()
+        terms = TransitionTerms(log_ratio, terms.drift, terms.std, terms.dt, terms.mean_std)
+        result = policy_loss(terms, torch.ones(6), 0.5, weight=StdWeight())
+        (gradient,) = torch.autograd.grad(result.loss.sum(), log_ratio)
+        expected = -log_ratio.detach().exp() * terms.std / terms.std.mean()
+        torch.testing.assert_close(gradient, expected)
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"kl_coeff": 0.1}, "needs the KL"),
+            ({"kl_coeff": -0.1, "kl": torch.ones(6)}, "kl_coeff=-0.1"),
+            ({"kl_coeff": 0.1, "kl": torch.ones(6, 1)}, r"\(6, 1\)"),
+        ],
+    )
+    def test_refuses(self, arguments: dict, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            policy_loss(
+                terms_of(gaussian_case(0.01)), torch.ones(6), EPS, weight=EqualWeight(), **arguments
+            )

@@ -1,0 +1,31 @@
+"""Fixtures that the whole suite shares."""
+
+from __future__ import annotations
+
+import os
+
+# Before torch is imported: one thread keeps tiny models quick and their sums in one order.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_sd3_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the random `tiny_sd3` pipeline; read it, never write to it."""
+    from tiny_pipelines import save_tiny_sd3
+
+    return save_tiny_sd3(tmp_path_factory.mktemp("tiny_sd3"))
+
+
+@pytest.fixture(scope="session")
+def tiny_sd3_dual_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `tiny_sd3_folder`, with SD3.5 Medium's dual attention and q/k norms."""
+    from tiny_pipelines import save_tiny_sd3
+
+    return save_tiny_sd3(tmp_path_factory.mktemp("tiny_sd3_dual"), dual_attention=True)
