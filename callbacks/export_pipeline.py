@@ -12,9 +12,9 @@ from lightning.pytorch.callbacks import Callback
 class ExportPipeline(Callback):
     """Calls the module's ``export(folder)`` after every validation and at the end of the fit.
 
-    With a weight-averaging callback, list this one *before* it: the averaged weights are in place from
-    the start of a validation until that callback's own end of it. A folder is replaced as a whole, so
-    that a reader never meets a half-written one.
+    With a weight-averaging callback, list this one *before* it: the averaged weights are in
+    place from the start of a validation until that callback's own end of it. A folder is
+    replaced as a whole, so that a reader never meets a half-written one.
 
     Args:
         folder: Folder to write; one that exists is replaced.
@@ -32,7 +32,7 @@ class ExportPipeline(Callback):
         """Refuses a module that cannot export, before anything is computed."""
         if not callable(getattr(pl_module, "export", None)):
             raise TypeError(
-                f"ExportPipeline needs a module with export(folder), but {type(pl_module).__name__} "
+                f"ExportPipeline needs a module with export(folder); {type(pl_module).__name__} "
                 "has none; remove the callback or use FlowMatchingModule or AutoencoderModule"
             )
 
@@ -43,9 +43,7 @@ class ExportPipeline(Callback):
         if self.after_validation and not trainer.sanity_checking:
             self._export(trainer, pl_module)
 
-    def on_fit_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
-    ) -> None:
+    def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Writes the final weights."""
         self._export(trainer, pl_module)
 

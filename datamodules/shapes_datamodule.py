@@ -8,7 +8,13 @@ import lightning
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    RandomSampler,
+    SequentialSampler,
+    TensorDataset,
+)
 
 from aegpo.shapes.pipeline import BASE, shapes_tokenizer
 from aegpo.shapes.prompts import Scene, split
@@ -21,8 +27,8 @@ CHUNK = 256
 def draw_scenes(num_scenes: int, weights: dict[str, float], seed: int) -> list[Scene]:
     """Draws scenes from all splits, category by category.
 
-    The held-out combinations are drawn too: they are held out from the reinforcement learning, and the
-    base should know all that the world can show.
+    The held-out combinations are drawn too: they are held out from the reinforcement learning,
+    and the base should know all that the world can show.
 
     Args:
         num_scenes: Scenes to draw, with repetition.
@@ -59,8 +65,8 @@ def draw_scenes(num_scenes: int, weights: dict[str, float], seed: int) -> list[S
 class ShapesDataModule(lightning.LightningDataModule):
     """Renders scenes once, keeps them in memory, and serves them in random order.
 
-    Batches are ``(images (n, 3, 32, 32) in [0, 1], token ids (n, S) int64)``; with ``latents`` the first
-    is ``(n, C, h, w)`` in the transformer's scale, (z - shift) * scale.
+    Batches are ``(images (n, 3, 32, 32) in [0, 1], token ids (n, S) int64)``; with ``latents``
+    the first is ``(n, C, h, w)`` in the transformer's scale, (z - shift) * scale.
 
     Args:
         num_images: Training images to render.

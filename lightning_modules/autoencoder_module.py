@@ -40,11 +40,11 @@ class AutoencoderModule(lightning.LightningModule):
         autoencoder: The autoencoder to train.
         optimizer: Optimizer of all its parameters; its learning rate is the schedule's peak.
         edge_weight: Weight of the error of pixel differences beside the L1 error.
-        kl_weight: Weight of the KL divergence to N(0, 1) in nats per latent dimension; it sets how much
-            noise in the latents the decoder learns to bear.
+        kl_weight: Weight of the KL divergence to N(0, 1) in nats per latent dimension; it sets
+            how much noise in the latents the decoder learns to bear.
         warmup_steps: Optimizer steps of the linear rise of the learning rate.
-        decay_steps: Optimizer steps after which the learning rate is 0, all steps of the run by default;
-            more than that end the run while it still learns.
+        decay_steps: Optimizer steps after which the learning rate is 0, all steps of the run by
+            default; more than that end the run while it still learns.
     """
 
     def __init__(
@@ -129,8 +129,8 @@ class AutoencoderModule(lightning.LightningModule):
     def export(self, folder: str | Path) -> None:
         """Writes the autoencoder in diffusers' format.
 
-        ``scaling_factor`` and ``shift_factor`` are set so that the latents of the last validation have
-        mean 0 and standard deviation 1 over all channels together.
+        ``scaling_factor`` and ``shift_factor`` are set so that the latents of the last
+        validation have mean 0 and standard deviation 1 over all channels together.
 
         Args:
             folder: Folder to write.
@@ -140,8 +140,8 @@ class AutoencoderModule(lightning.LightningModule):
         """
         if not self._validation_latents:
             raise RuntimeError(
-                "the latents' scale is measured on the validation images, but no validation has run; "
-                "lower trainer.val_check_interval below trainer.max_steps"
+                "the latents' scale is measured on the validation images, but no validation has "
+                "run; lower trainer.val_check_interval below trainer.max_steps"
             )
         latents = torch.cat(self._validation_latents)
         self.autoencoder.register_to_config(

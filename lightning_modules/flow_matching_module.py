@@ -23,8 +23,8 @@ def encode_tokens(pipeline: StableDiffusion3Pipeline, token_ids: Tensor) -> tupl
         token_ids: ``(n, S)`` int64.
 
     Returns:
-        Text embeddings ``(n, S, D)``, the two encoders side by side and zeros up to the transformer's
-        width, and pooled embeddings ``(n, P)``.
+        Text embeddings ``(n, S, D)``, the two encoders side by side and zeros up to the
+        transformer's width, and pooled embeddings ``(n, P)``.
     """
     outputs = [
         encoder(token_ids, output_hidden_states=True)
@@ -39,9 +39,9 @@ def encode_tokens(pipeline: StableDiffusion3Pipeline, token_ids: Tensor) -> tupl
 class FlowMatchingModule(lightning.LightningModule):
     """Flow matching on latents (Eq. 14 and 19 of Esser et al., arXiv 2403.03206).
 
-    x_sigma = (1 - sigma) x_0 + sigma eps, and the transformer learns the velocity eps - x_0 at sigmas
-    drawn from a logit-normal distribution. Batches are ``(latents (n, C, h, w) in the transformer's
-    scale, token ids (n, S) int64)``.
+    x_sigma = (1 - sigma) x_0 + sigma eps, and the transformer learns the velocity eps - x_0 at
+    sigmas drawn from a logit-normal distribution. Batches are ``(latents (n, C, h, w) in the
+    transformer's scale, token ids (n, S) int64)``.
 
     Args:
         pipeline: The pipeline to train; its autoencoder stays as it is.
@@ -51,6 +51,8 @@ class FlowMatchingModule(lightning.LightningModule):
         logit_mean: Mean of logit(sigma); above 0 favors noise.
         logit_std: Standard deviation of logit(sigma).
         warmup_steps: Optimizer steps of the linear rise of the learning rate.
+        decay_steps: Optimizer steps after which the learning rate is 0, all steps of the run by
+            default; more than that end the run while it still learns.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class FlowMatchingModule(lightning.LightningModule):
         logit_mean: float = 0.0,
         logit_std: float = 1.0,
         warmup_steps: int = 500,
+        decay_steps: int | None = None,
     ) -> None:
         super().__init__()
         if not 0.0 <= conditioning_dropout < 1.0:
@@ -78,6 +81,7 @@ class FlowMatchingModule(lightning.LightningModule):
         self.logit_mean = logit_mean
         self.logit_std = logit_std
         self.warmup_steps = warmup_steps
+        self.decay_steps = decay_steps
         empty = pipeline.tokenizer([""], padding="max_length", return_tensors="pt").input_ids
         self.register_buffer("empty_prompt", empty, persistent=False)  # (1, S)
 
@@ -148,7 +152,7 @@ class FlowMatchingModule(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimizer with its warm-up and cosine decay, stepped every batch."""
         optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
-        num_steps = int(self.trainer.estimated_stepping_batches)
+        num_steps = self.decay_steps or int(self.trainer.estimated_stepping_batches)
         schedule = warmup_cosine(optimizer, self.warmup_steps, num_steps)
         return {
             "optimizer": optimizer,

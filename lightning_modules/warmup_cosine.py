@@ -1,4 +1,4 @@
-"""The learning-rate schedule of the bundled trainings: a linear rise, then half a cosine to zero."""
+"""The learning-rate schedule of the bundled trainings: a linear rise, then half a cosine."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def warmup_cosine(optimizer: Optimizer, warmup_steps: int, num_steps: int) -> La
     """
     if not 0 <= warmup_steps < num_steps:
         raise ValueError(
-            f"warmup_steps={warmup_steps} must be at least 0 and below the run's {num_steps} steps; "
-            "lower warmup_steps or raise max_steps"
+            f"warmup_steps={warmup_steps} must be at least 0 and below the run's {num_steps} "
+            "steps; lower warmup_steps or raise max_steps"
         )
 
     def factor(step: int) -> float:

@@ -120,8 +120,9 @@ class ShapesMatch(Reward):
             dtype=torch.long,
             device=device,
         )
+        # In scenes of one group `last` is `first`.
         extra = [len(scene.groups) - 1 for scene in scenes]
-        last = first + torch.tensor(extra, dtype=torch.long, device=device)  # the same item as `first` in scenes of one group
+        last = first + torch.tensor(extra, dtype=torch.long, device=device)
         total = (scores[first] + scores[last]) / 2
         stray = 1 - torch.maximum(explained[first], explained[last])
         total = total / (1 + stray.sum(1) / STRAY_TOLERANCE)

@@ -1,9 +1,10 @@
-"""The bundled world's own Stable Diffusion 3 pipeline: real diffusers classes, three million weights.
+"""The bundled world's Stable Diffusion 3 pipeline: real diffusers classes, three million weights.
 
 Everything that a large pipeline has is here in small, so that code written against
-``StableDiffusion3Pipeline`` cannot tell the difference: two CLIP text encoders with their tokenizers,
-a transformer with joint attention, an autoencoder and a flow-matching scheduler. There is no T5; reload
-a saved folder with ``text_encoder_3=None, tokenizer_3=None``, as :func:`load_pipeline` does.
+``StableDiffusion3Pipeline`` cannot tell the difference: two CLIP text encoders with their
+tokenizers, a transformer with joint attention, an autoencoder and a flow-matching scheduler. There
+is no T5; reload a saved folder with ``text_encoder_3=None, tokenizer_3=None``, as
+:func:`load_pipeline` does.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from diffusers import (
     StableDiffusion3Pipeline,
 )
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
+
 from aegpo.shapes.prompts import COLORS, NUMBERS, RELATIONS, SHAPES, split
 
 BASE = Path(__file__).parent / "base"
@@ -27,7 +29,8 @@ IMAGE_SIZE = 32
 """Side of a rendered image in pixels."""
 
 MAX_TEXT_TOKENS = 10
-"""Length of a tokenized prompt, start and end included; the longest prompt of the world has 8 words."""
+"""Length of a tokenized prompt, start and end included; the longest prompt of the world has 8
+words."""
 
 WORDS = tuple(
     dict.fromkeys(
@@ -58,14 +61,14 @@ def shapes_tokenizer() -> CLIPTokenizer:
     """Builds a CLIP tokenizer in which every word of the world is one token.
 
     Returns:
-        A byte-pair tokenizer over the small letters; an unknown word falls apart into pieces, as with the
-        real one.
+        A byte-pair tokenizer over the small letters; an unknown word falls apart into pieces, as
+        with the real one.
     """
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
     words = [[*word[:-1], word[-1] + "</w>"] for word in WORDS]
     merges: list[tuple[str, str]] = []
-    # Byte-pair training on the word list itself: any other order of merges would let a pair of one word
-    # break another ("ri" of "right" inside "triangle").
+    # Byte-pair training on the word list itself: any other order of merges would let a pair of
+    # one word break another ("ri" of "right" inside "triangle").
     while any(len(word) > 1 for word in words):
         left, right = next((word[0], word[1]) for word in words if len(word) > 1)
         merges.append((left, right))
@@ -94,7 +97,8 @@ def shapes_text_encoder(
     """
     if num_layers < 2:
         raise ValueError(
-            f"num_layers={num_layers}, but SD3 reads the text encoder's second last layer; use 2 or more"
+            f"num_layers={num_layers}, but SD3 reads the text encoder's second last layer; "
+            "use 2 or more"
         )
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
@@ -121,8 +125,8 @@ def shapes_autoencoder(
         latent_channels: Channels of the latent.
 
     Returns:
-        The autoencoder, in training mode, fp32; ``shift_factor`` 0 and ``scaling_factor`` 1 until the
-        latents' statistics are known.
+        The autoencoder, in training mode, fp32; ``shift_factor`` 0 and ``scaling_factor`` 1
+        until the latents' statistics are known.
     """
     return AutoencoderKL(
         in_channels=3,
@@ -154,7 +158,8 @@ def shapes_pipeline(
     """Builds the tiny pipeline around an autoencoder; transformer and text encoders are untrained.
 
     Args:
-        vae: Folder of a saved ``AutoencoderKL``; the bundled one by default. "untrained" builds a new one.
+        vae: Folder of a saved ``AutoencoderKL``; the bundled one by default. "untrained" builds
+            a new one.
         num_layers: Joint-attention blocks of the transformer.
         num_heads: Attention heads.
         head_dim: Width of a head; the transformer is ``num_heads * head_dim`` wide.
@@ -176,9 +181,12 @@ def shapes_pipeline(
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        autoencoder = (
-            shapes_autoencoder() if vae == "untrained" else AutoencoderKL.from_pretrained(folder)
-        )
+        if vae == "untrained":
+            autoencoder = shapes_autoencoder()
+        else:
+            autoencoder = AutoencoderKL.from_pretrained(folder)
+            # Or the pipeline would be saved with the path that this one was read from.
+            autoencoder.register_to_config(_name_or_path="")
         tokenizer = shapes_tokenizer()
         encoders = [shapes_text_encoder(tokenizer, text_hidden_size, text_layers) for _ in "12"]
         downsampling = 2 ** (len(autoencoder.config.block_out_channels) - 1)

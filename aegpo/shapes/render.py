@@ -49,28 +49,31 @@ def shape_mask(shape: str, size: float, center: tuple[float, float], canvas: int
     axis = np.arange(canvas, dtype=np.float32) + np.float32(0.5)
     x, y = axis - np.float32(center[0]), axis - np.float32(center[1])
     half = size / 2
+    mask: Array
     if shape == "square":
-        return _bar(y, half)[:, None] * _bar(x, half)
-    if shape == "cross":
+        mask = _bar(y, half)[:, None] * _bar(x, half)
+    elif shape == "cross":
         arm = CROSS_ARM * half
         upright = _bar(y, half)[:, None] * _bar(x, arm)
         lying = _bar(y, arm)[:, None] * _bar(x, half)
-        return np.maximum(upright, lying)
-    if shape == "circle":
+        mask = np.maximum(upright, lying)
+    elif shape == "circle":
         distance = np.sqrt((y * y)[:, None] + x * x) - np.float32(half)
-        return np.clip(np.float32(0.5) - distance, 0, 1)
-    if shape == "triangle":
+        mask = np.clip(np.float32(0.5) - distance, 0, 1)
+    elif shape == "triangle":
         # The slanted sides run from (0, -half) to (+-half, half): |x| - (y + half) / 2 = 0.
         slope = np.float32(2 / math.sqrt(5))
         slanted = (np.abs(x) - np.float32(0.5) * (y + np.float32(half))[:, None]) * slope
-        inside = np.clip(np.float32(0.5) - slanted, 0, 1)
-        return inside * _bar(y, half)[:, None]
-    raise ValueError(f"unknown shape {shape!r}; choose from {', '.join(SHAPES)}")
+        mask = np.clip(np.float32(0.5) - slanted, 0, 1) * _bar(y, half)[:, None]
+    else:
+        raise ValueError(f"unknown shape {shape!r}; choose from {', '.join(SHAPES)}")
+    return mask
 
 
 def _bar(offset: Array, half: float) -> Array:
     """Exact share of each unit pixel at `offset` that lies within [-half, half]."""
-    return np.clip(np.float32(half + 0.5) - np.abs(offset), 0, 1)
+    share: Array = np.clip(np.float32(half + 0.5) - np.abs(offset), 0, 1)
+    return share
 
 
 def layout(scene: Scene, rng: np.random.Generator) -> tuple[Array, Array]:
@@ -129,7 +132,7 @@ def render(scene: Scene, rng: np.random.Generator) -> Array:
         mask = shape_mask(shape, float(size[k]), (float(center[k, 0]), float(center[k, 1])))
         # Objects never touch, so adding the difference to the background is alpha blending.
         image += (fill - background)[:, None, None] * mask
-    return np.clip(image, 0, 1)
+    return image.clip(0, 1)
 
 
 def render_batch(scenes: Sequence[Scene], seed: int) -> Tensor:

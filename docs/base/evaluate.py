@@ -12,6 +12,7 @@ import json
 
 import numpy as np
 import torch
+from diffusers.utils import logging
 from matplotlib import pyplot as plt
 from torch import Tensor
 
@@ -47,6 +48,7 @@ def main() -> None:
     parser.add_argument("--grid", help="PNG to draw 64 samples into")
     arguments = parser.parse_args()
 
+    logging.disable_progress_bar()
     pipeline = load_pipeline(arguments.folder)
     pipeline.set_progress_bar_config(disable=True)
     rewards: dict[str, Reward] = {"judge": ShapesJudge()}
@@ -90,10 +92,10 @@ def main() -> None:
             figure, axes = plt.subplots(8, 8, figsize=(14, 15))
             for axis, image, text, score in zip(axes.flat, images, texts, scores, strict=False):
                 axis.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
-                axis.set_title(f"{text}\n{score:.2f}", fontsize=5.5)
+                axis.set_title(f"{text}\n{score:.2f}", fontsize=6)
                 axis.axis("off")
             figure.tight_layout(pad=0.4)
-            figure.savefig(arguments.grid, dpi=70)
+            figure.savefig(arguments.grid, dpi=80)
             plt.close(figure)
 
 
