@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from aegpo.exploration import ExplorationSchedule
-from aegpo.losses import TransitionTerms
+from aegpo.losses import TransitionTerms, gaussian_log_ratio
 from aegpo.noise import KeyedNoise
 from aegpo.policies.base import Conditioning, Policy
 from aegpo.sde import SDE, GaussianStep
@@ -34,13 +34,11 @@ class Replay:
     tree: RolloutTree
     schedule: ExplorationSchedule
     advantages: Tensor
-    old_log_prob: Tensor = field(init=False)
     old_mean: Tensor = field(init=False)
     mean_std: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        """Take the behavior policy's log-probs from the rollout."""
-        self.old_log_prob = self.tree.transitions.log_prob
+        """Take the behavior policy's means from the rollout."""
         self.old_mean = self.tree.transitions.mean
         self.mean_std = self._std().mean()
 
@@ -83,9 +81,9 @@ class Replay:
         sigma, sigma_next, _ = self._times(rows)
         std = step.std.flatten()
         drift = ((step.mean - self.old_mean[rows]) ** 2).flatten(1).mean(1) / (2 * std**2)
-        log_prob = step.log_prob(self.tree.transitions.next_latents[rows])
+        next_latents = self.tree.transitions.next_latents[rows]
         return step, TransitionTerms(
-            log_ratio=log_prob - self.old_log_prob[rows],
+            log_ratio=gaussian_log_ratio(step.mean, self.old_mean[rows], next_latents, std),
             drift=drift,
             std=std,
             dt=sigma - sigma_next,
@@ -94,23 +92,26 @@ class Replay:
 
     @torch.no_grad()
     def rescore(self, micro_batches: list[Tensor]) -> Tensor:
-        """Compute the old log-probs again on the update's own micro-batches.
+        """Compute the old means again on the update's own micro-batches.
 
-        Below fp32 a kernel's result depends on the shape of the batch, so the log-probs of the
+        Below fp32 a kernel's result depends on the shape of the batch, so the means of the
         rollout's large batches would make the first ratio differ from 1.
 
         Args:
             micro_batches: Transition numbers, each of shape (n,) int64.
 
         Returns:
-            Largest deviation from the rollout's own log-probs, a scalar.
+            Largest change of a log-prob that it made, a scalar.
         """
-        self.old_log_prob, self.old_mean = self.old_log_prob.clone(), self.old_mean.clone()
+        self.old_mean = self.old_mean.clone()
+        change = torch.zeros((), device=self.old_mean.device)
         for rows in micro_batches:
             step = self.step(rows)
-            self.old_log_prob[rows] = step.log_prob(self.tree.transitions.next_latents[rows])
+            log_prob = step.log_prob(self.tree.transitions.next_latents[rows])
+            deviation = (log_prob - self.tree.transitions.log_prob[rows]).abs().amax()
+            change = torch.maximum(change, deviation)
             self.old_mean[rows] = step.mean
-        return (self.old_log_prob - self.tree.transitions.log_prob).abs().amax()
+        return change
 
     def split(self, index: Tensor, num_updates: int, noise: KeyedNoise) -> list[Tensor]:
         """Deal every prompt's transitions to the optimizer steps of one inner epoch.

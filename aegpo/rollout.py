@@ -166,7 +166,7 @@ def rollout(
         transitions=_concatenate(levels, policy.latent_shape, device),
         parent=torch.cat([torch.empty(0, dtype=torch.int64), *parents]).to(device),
         leaf_edge=nodes.edge[leaf].to(device),
-        sigmas=sigmas,
+        sigmas=level_sigmas,
         num_nodes=num_nodes,
     )
 

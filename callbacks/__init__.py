@@ -1,5 +1,6 @@
 """Lightning callbacks: the entropy loops, and everything that watches a run."""
 
+from callbacks.canary import Canary
 from callbacks.cost_logger import CostLogger
 from callbacks.curve_logger import CurveLogger
 from callbacks.entropy_probe import EntropyProbe
@@ -10,6 +11,7 @@ from callbacks.sample_logger import SampleLogger
 from callbacks.score_table import ScoreTable
 
 __all__ = [
+    "Canary",
     "CostLogger",
     "CurveLogger",
     "EntropyProbe",

@@ -31,8 +31,8 @@ class CostLogger(L.Callback):
         iterations = data.batches_per_epoch * (trainer.max_epochs or 0)
         rank_zero_info(
             f"one iteration: {prompts} prompts, {images} images "
-            f"({images / prompts:g} per prompt) of {pl_module.num_steps} steps, {updates} optimizer "
-            f"steps in micro-batches of {pl_module.micro_batch_size} transitions, on "
+            f"({images / prompts:g} per prompt) of {pl_module.num_steps} steps, {updates} "
+            f"optimizer steps in micro-batches of {pl_module.micro_batch_size} transitions, on "
             f"{trainer.world_size} process(es)\n"
             f"one epoch: {data.batches_per_epoch} iterations, then a checkpoint and an evaluation "
             f"of {data.val_images} images; {trainer.max_epochs} epochs make {iterations} "

@@ -45,7 +45,9 @@ class CurveLogger(L.Callback):
         if entropy is not None:
             pl_module.log("entropy/mean", float(entropy.curve.mean()), rank_zero_only=True)
             if entropy.delta is not None:
-                pl_module.log("entropy/delta_mean", float(entropy.delta.mean()), rank_zero_only=True)
+                pl_module.log(
+                    "entropy/delta_mean", float(entropy.delta.mean()), rank_zero_only=True
+                )
         if (pl_module.iteration - 1) % self.every_n_iterations == 0:
             for writer in tensorboard_writers(trainer):
                 self._draw(trainer, pl_module, batch, writer)

@@ -38,5 +38,7 @@ def image_grid(
         top = number // columns * (cell[1] + text_height)
         grid.paste(Image.fromarray(pixels).resize(cell, mode), (left, top))
         lines = "\n".join(textwrap.wrap(caption, width=max(cell[0] // 6, 8))[:3])
-        draw.multiline_text((left + 2, top + cell[1] + 1), lines, fill=(0, 0, 0), font=font, spacing=1)
+        draw.multiline_text(
+            (left + 2, top + cell[1] + 1), lines, fill=(0, 0, 0), font=font, spacing=1
+        )
     return grid

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,28 +26,9 @@ from aegpo.rollout import LevelObserver, rollout
 from aegpo.sde import SDE
 from aegpo.sharding import shard
 from aegpo.tree import RolloutTree
-from lightning_modules.metrics import UpdateMeter, reward_metrics
+from lightning_modules.metrics import Iteration, UpdateMeter, reward_metrics
 from lightning_modules.phases import timed
 from lightning_modules.policy_module import PolicyModule
-
-
-@dataclass(frozen=True)
-class Iteration:
-    """One iteration as this rank saw it, for callbacks.
-
-    Attributes:
-        batch: This rank's prompts, B rows.
-        schedule: Their exploration schedule.
-        group_sizes: Images per prompt, shape (B,).
-        tree: The rollout.
-        rewards: Reward of each image, NaN where it failed, shape (N,).
-    """
-
-    batch: PromptBatch
-    schedule: ExplorationSchedule
-    group_sizes: Tensor
-    tree: RolloutTree
-    rewards: Tensor
 
 
 class AEGPOModule(PolicyModule):
@@ -159,12 +139,13 @@ class AEGPOModule(PolicyModule):
         schedule = self.step_selector(self.entropy, noise, batch.index, self.num_steps)
         sizes = self.allocator(self.entropy, len(batch))
         mine = shard(sizes, *world())
-        batch, schedule, sizes = batch.select(mine), schedule.select(mine), sizes[mine]
+        whole, batch = batch, batch.select(mine)
+        schedule, sizes = schedule.select(mine), sizes[mine]
 
         cond = self.encode(batch)
         tree = self.explore(cond, schedule, sizes, noise, batch)
         rewards = self.score(tree, batch)
-        advantages = self.assign_credit(tree, rewards, mine)
+        advantages = self.assign_credit(tree, rewards, whole, mine)
         replay = Replay(self.policy, self.sde, cond, tree, schedule, advantages)
         self.update(replay, batch.index, noise)
         self.last = Iteration(batch, schedule, sizes, tree, rewards)
@@ -218,14 +199,24 @@ class AEGPOModule(PolicyModule):
         return rewards
 
     @timed("advantage")
-    def assign_credit(self, tree: RolloutTree, rewards: Tensor, mine: Tensor) -> Tensor:
-        """Turn rewards into the advantage of every transition, shape (E,)."""
+    def assign_credit(
+        self, tree: RolloutTree, rewards: Tensor, batch: PromptBatch, mine: Tensor
+    ) -> Tensor:
+        """Turn rewards into the advantage of every transition, shape (E,).
+
+        Statistics are taken over all ranks; `mine` are this rank's rows of the whole batch.
+        """
         groups = mine.to(tree.prompt.device)[tree.prompt]
         all_rewards, own = all_gather_rows(rewards)
         all_groups, _ = all_gather_rows(groups)
         scored = self.advantage(all_rewards, all_groups)
-        self.log_dict(reward_metrics(all_rewards, scored), rank_zero_only=True)
-        return tree.backup(scored.values[own]).nan_to_num(0.0)
+        metrics = reward_metrics(all_rewards, all_groups, batch, scored)
+        metrics |= {
+            f"reward/part/{name}": float(part.nanmean()) for name, part in self.reward.parts.items()
+        }
+        self.log_dict(metrics, rank_zero_only=True)
+        leaves = scored.values[own].masked_fill(rewards.isnan(), float("nan"))
+        return tree.backup(leaves).nan_to_num(0.0)  # a failed reward counts for no branch
 
     @timed("update")
     def update(self, replay: Replay, index: Tensor, noise: KeyedNoise) -> None:
@@ -290,3 +281,23 @@ class AEGPOModule(PolicyModule):
         """Keep DDP from reducing after each backward: ranks may do different numbers of them."""
         block = getattr(self.trainer.strategy, "block_backward_sync", None)
         return block() if block is not None else nullcontext()
+
+    def ratio_preflight(self, batch: PromptBatch) -> float:
+        """Take the first update's backward pass without stepping, for `aegpo doctor`.
+
+        Returns:
+            Largest |log ratio|: 0 up to rounding if rollout and update score alike.
+        """
+        schedule = self.step_selector(None, self.noise, batch.index, self.num_steps)
+        sizes = self.allocator(None, len(batch))
+        cond = self.encode(batch)
+        tree = self.explore(cond, schedule, sizes, self.noise, batch)
+        rewards = self.score(tree, batch)
+        advantages = self.assign_credit(tree, rewards, batch, torch.arange(len(batch)))
+        replay = Replay(self.policy, self.sde, cond, tree, schedule, advantages)
+        deviation = 0.0
+        for rows in torch.arange(len(tree.transitions)).split(self.micro_batch_size):
+            loss = self.loss(replay, rows.to(self.device))
+            self.manual_backward(loss.loss.mean())
+            deviation = max(deviation, float(loss.ratio.log().abs().max()))
+        return deviation

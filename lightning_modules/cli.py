@@ -16,8 +16,8 @@ from typing import Any, NoReturn
 import torch
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 import aegpo
 from lightning_modules.cli_errors import (
@@ -130,7 +130,6 @@ class AEGPOCLI(LightningCLI):
         except (
             ValueError,
             TypeError,
-            KeyError,
             OSError,
             ImportError,
             MisconfigurationException,
@@ -141,7 +140,7 @@ class AEGPOCLI(LightningCLI):
         """Build the trainer; ``doctor`` gets one that writes nothing and stops after one batch.
 
         Args:
-            kwargs: Trainer arguments that win over the config's.
+            **kwargs: Trainer arguments that win over the config's.
 
         Returns:
             The trainer.
@@ -173,7 +172,7 @@ class AEGPOCLI(LightningCLI):
         """Run the trainer's check and make its verdict the exit status.
 
         Args:
-            arguments: What ``AEGPOTrainer.doctor`` takes.
+            **arguments: What ``AEGPOTrainer.doctor`` takes.
         """
         assert isinstance(self.trainer, AEGPOTrainer)
         if not self.trainer.doctor(**arguments):

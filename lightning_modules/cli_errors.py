@@ -81,8 +81,6 @@ def explain_exception(error: BaseException) -> str:
     text = str(original)
     if isinstance(original, OSError) and original.strerror and original.errno is not None:
         text = original.strerror + (f": {original.filename}" if original.filename else "")
-    elif isinstance(original, KeyError):
-        text = f"key {text} is missing"
     return _one_line(text) or type(original).__name__
 
 
@@ -232,6 +230,8 @@ def _rewrite_leaf(leaf: str, owner: str | None) -> str:
 
 
 def _unknown_argument(name: str, owner: str | None) -> str:
+    if name == "class_path":  # what jsonargparse says of {class_path: ..., lr: ...}
+        return "an argument stands beside class_path; arguments go below init_args"
     accepted = _parameters(owner) if owner else []
     if not accepted:
         return f"there is no option {name!r}"
@@ -279,7 +279,11 @@ def _parameters(class_path: str) -> list[str]:
 def _suggest_option(sentence: str, options: Iterable[str]) -> str:
     """Complete the messages about an option that the parser itself does not know."""
     if unknown := re.match(r"\w+ '\w+' does not accept option '([^']+)'", sentence):
-        return f"there is no option {unknown[1]!r}{did_you_mean(unknown[1], options)}"
+        known = list(options)
+        roots = {option.partition(".")[0] for option in known}
+        root = unknown[1].partition(".")[0]
+        hint = did_you_mean(unknown[1], known) if root in roots else did_you_mean(root, roots)
+        return f"there is no option {unknown[1]!r}{hint}"
     if unknown := re.match(r"unrecognized arguments: (--)?([\w.]+)", sentence):
         return f"there is no option {unknown[2]!r}{did_you_mean(unknown[2], options)}"
     if unknown := re.match(r"Unexpected config: (\w+):", sentence):

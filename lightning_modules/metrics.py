@@ -2,22 +2,55 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from aegpo.advantages import Advantages
 from aegpo.losses import LossTerms
+from aegpo.prompts import PromptBatch
+from aegpo.schedule import ExplorationSchedule
+from aegpo.tree import RolloutTree
 
 
-def reward_metrics(rewards: Tensor, advantages: Advantages) -> dict[str, float]:
+@dataclass(frozen=True)
+class Iteration:
+    """One iteration as this rank saw it, for callbacks.
+
+    Attributes:
+        batch: This rank's prompts, B rows.
+        schedule: Their exploration schedule.
+        group_sizes: Images per prompt, shape (B,).
+        tree: The rollout.
+        rewards: Reward of each image, NaN where it failed, shape (N,).
+    """
+
+    batch: PromptBatch
+    schedule: ExplorationSchedule
+    group_sizes: Tensor
+    tree: RolloutTree
+    rewards: Tensor
+
+
+def reward_metrics(
+    rewards: Tensor, groups: Tensor, batch: PromptBatch, advantages: Advantages
+) -> dict[str, float]:
     """Summarize the rewards of an iteration.
 
     Args:
-        rewards: Reward of every image, NaN where it failed, shape (N,).
-        advantages: Their advantages.
+        rewards: Reward of every image of all ranks, NaN where it failed, shape (N,).
+        groups: Row of each image's prompt in the batch, shape (N,) int64.
+        batch: The whole batch.
+        advantages: The images' advantages.
     """
     finite = rewards[rewards.isfinite()]
-    return {
+    categories = [str(metadata.get("category", "all")) for metadata in batch.metadata]
+    by_category = {}
+    for category in sorted(set(categories)) if len(set(categories)) > 1 else []:
+        member = torch.tensor([own == category for own in categories], device=groups.device)
+        by_category[f"reward/{category}"] = float(rewards[member[groups]].nanmean())
+    return by_category | {
         "reward/mean": float(finite.mean()),
         "reward/std": float(finite.std(correction=0)),
         "reward/missing": float(rewards.isnan().sum()),
@@ -50,7 +83,11 @@ class UpdateMeter:
         `ratio/first_max_dev` is the largest deviation of a ratio from 1 before the first optimizer
         step: the check that rollout and update score alike.
         """
-        metrics = {"update/gradient_norm": float(torch.tensor(self.norms).mean())}
+        norms = torch.tensor(self.norms)
+        metrics = {
+            "update/gradient_norm": float(norms[norms.isfinite()].mean()),
+            "update/skipped": float((~norms.isfinite()).sum()),
+        }
         if not self.losses:
             return metrics
         first = torch.cat([loss.ratio for loss in self.losses[: max(self.first_update, 1)]])

@@ -22,7 +22,6 @@ from aegpo.tree import RolloutTree
 from lightning_modules.held_out import Evaluated, HeldOut
 from lightning_modules.phases import PhaseTimer
 
-
 EVALUATION_NOISE = KeyedNoise(0).fixed()
 """Starting noise of all held-out images: the same in every run, whatever its seed."""
 
@@ -82,9 +81,7 @@ class PolicyModule(L.LightningModule):
         schedule = ExplorationSchedule.deterministic(len(batch), self.num_steps)
         cond = self.policy.encode(batch.prompts)
         with self.policy.evaluations.charge("validation"):
-            return rollout(
-                self.policy, ODE(), cond, schedule, ones, EVALUATION_NOISE, batch.index
-            )
+            return rollout(self.policy, ODE(), cond, schedule, ones, EVALUATION_NOISE, batch.index)
 
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> Evaluated:
         """Draw this rank's part of the held-out images and score them with every reward."""

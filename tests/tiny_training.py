@@ -72,7 +72,10 @@ def tiny_data(tmp_path: Path, **settings: Any) -> PromptDataModule:
     ]
     file.write_text("\n".join(rows))
     settings = {
-        "batch_size": 4, "batches_per_epoch": 2, "val_images": 6, "val_batch_size": 4
+        "batch_size": 4,
+        "batches_per_epoch": 2,
+        "val_images": 6,
+        "val_batch_size": 4,
     } | settings
     return PromptDataModule(str(file), val_file=str(file), **settings)
 
@@ -85,7 +88,10 @@ def entropy_callbacks() -> list[L.Callback]:
 def tiny_trainer(tmp_path: Path, callbacks: list[L.Callback], **settings: Any) -> L.Trainer:
     """A quiet trainer on the CPU."""
     settings = {
-        "max_epochs": 2, "logger": False, "enable_checkpointing": False, "num_sanity_val_steps": 0
+        "max_epochs": 2,
+        "logger": False,
+        "enable_checkpointing": False,
+        "num_sanity_val_steps": 0,
     } | settings
     return L.Trainer(
         accelerator="cpu",

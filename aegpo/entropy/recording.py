@@ -122,7 +122,10 @@ class Recording:
         return [name for name in self._names if name in recorded]
 
     def per_prompt_layer(self) -> Tensor:
-        """Entropy of every prompt, layer and step, shape (B, L, T), fp32 on the CPU.
+        """Entropy of every prompt, layer and step.
+
+        Returns:
+            Means over rows, heads and query rows, shape (B, L, T), fp32 on the CPU.
 
         Raises:
             RuntimeError: If nothing was recorded, or a prompt was not seen at some step.

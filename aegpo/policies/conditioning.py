@@ -118,21 +118,21 @@ class ConditioningCache:
     def get(
         self, texts: Sequence[str], encode: Callable[[list[str]], Conditioning]
     ) -> Conditioning:
-        """The rows of the texts; `encode` is called once, with the unknown ones.
+        """The rows of the texts; `encode` is called for each unknown one, by itself.
+
+        A row's last bits depend on the batch that it is encoded in, and a resumed run meets the
+        texts in other batches: one at a time, a row depends on its text alone.
 
         Args:
             texts: B texts, repeats allowed.
-            encode: Turns distinct texts into one row each, without `negative`.
+            encode: Turns texts into one row each, without `negative`.
 
         Returns:
             B rows on the CPU.
         """
-        missing = [text for text in dict.fromkeys(texts) if text not in self._rows]
-        if missing:
-            encoded = encode(missing).to("cpu")
-            for i, text in enumerate(missing):
-                # A copy: a view would keep the whole batch alive after its neighbors are gone.
-                self._rows[text] = encoded.select(torch.tensor([i]))
+        for text in dict.fromkeys(texts):
+            if text not in self._rows:
+                self._rows[text] = encode([text]).to("cpu")
         rows = Conditioning.cat([self._rows[text] for text in texts])
         for text in list(self._rows)[: max(0, len(self._rows) - self.max_texts)]:
             del self._rows[text]

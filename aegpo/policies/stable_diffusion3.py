@@ -52,7 +52,8 @@ class StableDiffusion3(Policy):
         full_finetuning: Train all weights of the transformer instead of adapters. The reference is
             then a second transformer, read again from `pretrained` when it is first needed.
         guidance_scale: Weight of classifier-free guidance; 1 is no guidance and half the cost.
-        max_sequence_length: T5 tokens per prompt, or zero tokens in place of an absent T5.
+        max_sequence_length: T5 tokens per prompt, or zero tokens in place of an absent T5 (0 for
+            none of them).
         resolution: Height and width of the images in pixels; the model's own by default.
         sigma_spacing: "scheduler" for the noise levels of the pipeline itself, "uniform" for
             linspace(1, 1/T, T) through the scheduler's shift, then 0.
@@ -88,8 +89,8 @@ class StableDiffusion3(Policy):
         super().__init__(guidance_scale, max_batch, decode_batch, max_cached_prompts)
         if sigma_spacing not in ("scheduler", "uniform"):
             raise ValueError(f"sigma_spacing={sigma_spacing!r}; choose scheduler or uniform")
-        if max_sequence_length < 1:
-            raise ValueError(f"max_sequence_length={max_sequence_length}; it must be 1 or more")
+        if max_sequence_length < 0:
+            raise ValueError(f"max_sequence_length={max_sequence_length}; it must be 0 or more")
         self.max_sequence_length = max_sequence_length
         self.sigma_spacing = sigma_spacing
         self.full_finetuning = full_finetuning

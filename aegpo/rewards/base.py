@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -20,7 +21,7 @@ class Reward(abc.ABC):
     """
 
     name: str
-    """Short identifier for logs, such as "shapes_match"."""
+    """Short identifier for logs; the class name in snake case ("shapes_match") unless given."""
 
     range: tuple[float, float] | None = None
     """Lowest and highest possible score, or None where the score has no bounds."""
@@ -30,6 +31,11 @@ class Reward(abc.ABC):
 
     parts: Mapping[str, Tensor] = MappingProxyType({})
     """Scores (N,) by component of the latest call; empty unless the reward is a composite."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "name" not in vars(cls):
+            cls.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
 
     def setup(self, device: torch.device) -> None:
         """Prepare for scoring: load weights, move to the device. Called once, before training.

@@ -46,6 +46,7 @@ def test_every_part_of_a_name_matters(seed, row, other):
         noise.normal("start", tensor([row]), (8,)),
         noise.normal("step", tensor([row]), (8,)),
         noise.normal("starts", tensor([row]), (8,)),
+        noise.normal("stare", tensor([row]), (8,)),
         noise.normal("start", tensor([(*row, 0)]), (8,)),
         noise.normal("start", tensor([row[:1]]), (8,)),
         noise.at(4).normal("start", tensor([row]), (8,)),

@@ -195,6 +195,18 @@ def test_noise_is_keyed_by_prompt_child_and_step():
     assert torch.equal(policy.seen[0], starts)
 
 
+@pytest.mark.parametrize("shared_start", [False, True])
+def test_no_two_edges_share_their_noise(shared_start):
+    plan = schedule([[0.7, 0.7, 0.7, 0]] * 2, [[3, 2, 2, 1], [2, 1, 3, 1]])
+    tree = draw(plan, [24, 12], shared_start=shared_start)
+    edges, sigmas = tree.transitions, tree.sigmas
+    eta = torch.full((len(edges),), 0.7)
+    std = FlowSDE().coefficients(sigmas[edges.step], sigmas[edges.step + 1], eta).std
+    drawn = (edges.next_latents - edges.mean).flatten(1) / std[:, None]
+    distances = torch.cdist(drawn, drawn) + 9 * torch.eye(len(edges))
+    assert distances.min() > 1e-3  # equal draws would agree to 1e-6
+
+
 def test_nothing_requires_gradients_and_latents_are_fp32():
     tree = draw(schedule([[0.7, 0]]), [2])
     for value in (tree.images, tree.latents, tree.transitions.mean, tree.transitions.log_prob):

@@ -317,7 +317,7 @@ def test_resolution_sets_the_latents(tiny_sd3_folder: Path) -> None:
     ("arguments", "message"),
     [
         ({"lora_rank": 0}, "lora_rank=0"),
-        ({"max_sequence_length": 0}, "max_sequence_length=0"),
+        ({"max_sequence_length": -1}, "max_sequence_length=-1"),
         ({"sigma_spacing": "linear"}, "choose scheduler or uniform"),
         ({"full_finetuning": True, "lora_targets": ["attention"]}, "remove lora_targets"),
     ],

@@ -1,0 +1,61 @@
+"""Canary: cheap image statistics that move when a reward is being hacked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+
+class Canary(L.Callback):
+    """Logs edge density, color entropy and diversity inside groups of the training images.
+
+    None of them is trained on. A reward that is being hacked usually shows first as images that
+    all look alike (`canary/group_diversity` falls), turn flat or noisy (`canary/edge_density`) or
+    lose their colors (`canary/color_entropy`).
+    """
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log the statistics of this rank's images."""
+        tree = pl_module.last.tree
+        metrics = {
+            "canary/edge_density": float(edge_density(tree.images).mean()),
+            "canary/color_entropy": float(color_entropy(tree.images).mean()),
+            "canary/group_diversity": float(group_diversity(tree.images, tree.prompt).mean()),
+        }
+        pl_module.log_dict(metrics, rank_zero_only=True)
+
+
+def edge_density(images: Tensor) -> Tensor:
+    """Mean absolute difference of neighboring pixels, in [0, 1]; shape (N,)."""
+    across = images.diff(dim=-1).abs().flatten(1).mean(1)
+    return (across + images.diff(dim=-2).abs().flatten(1).mean(1)) / 2
+
+
+def color_entropy(images: Tensor, levels: int = 4) -> Tensor:
+    """Entropy of the histogram over `levels`³ colors, in nats; shape (N,)."""
+    bins = (images.clamp(0, 1) * levels).long().clamp_max(levels - 1).flatten(2)
+    code = bins[:, 0] * levels**2 + bins[:, 1] * levels + bins[:, 2]
+    counts = torch.zeros(len(images), levels**3, device=images.device)
+    counts.scatter_add_(1, code, torch.ones_like(code, dtype=counts.dtype))
+    share = counts / code.shape[1]
+    return -(share * share.clamp_min(1e-12).log()).sum(1)
+
+
+def group_diversity(images: Tensor, prompt: Tensor) -> Tensor:
+    """Root mean square distance of a group's images from their mean; shape (groups,).
+
+    Args:
+        images: Shape (N, 3, H, W) in [0, 1].
+        prompt: Group of each image, shape (N,) int64.
+    """
+    _, group = prompt.unique(return_inverse=True)
+    pixels = images.flatten(1)
+    count = torch.bincount(group).to(pixels)
+    total = pixels.new_zeros(len(count), pixels.shape[1]).index_add(0, group, pixels)
+    spread = (pixels - (total / count[:, None])[group]).square().mean(1)
+    return (pixels.new_zeros(len(count)).index_add(0, group, spread) / count).sqrt()

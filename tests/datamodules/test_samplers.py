@@ -1,0 +1,96 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datamodules.samplers import DeltaEntropySampler
+
+DATASET = list(range(20))
+
+
+def sampler(**arguments):
+    return DeltaEntropySampler(
+        DATASET, **({"batch_size": 4, "num_batches": 5, "seed": 3} | arguments)
+    )
+
+
+@settings(max_examples=30, deadline=None)
+@given(batch_size=st.integers(1, 20), seed=st.integers(0, 99), alpha=st.sampled_from([0.0, 1.0]))
+def test_a_batch_never_holds_a_prompt_twice(batch_size, seed, alpha):
+    drawn = sampler(batch_size=batch_size, seed=seed, alpha=alpha).draw()
+    assert len(drawn.unique()) == batch_size
+
+
+def test_unseen_prompts_are_drawn_first():
+    own = sampler()
+    seen = []
+    for _ in range(5):
+        drawn = own.draw()
+        own.update(drawn, torch.rand(4))
+        seen.append(drawn)
+    assert len(torch.cat(seen).unique()) == 20  # every prompt once before any prompt twice
+
+
+def test_probabilities_follow_the_formula():
+    own = sampler(alpha=2.0, delta=0.5, uniform_share=0.25)
+    delta = torch.arange(20).float()
+    own.update(torch.arange(20), delta)
+    weights = (delta.double() / 9.5 + 0.5) ** 2
+    expected = 0.25 / 20 + 0.75 * weights / weights.sum()
+    torch.testing.assert_close(own.probabilities(), expected)
+
+
+def test_high_delta_entropy_is_drawn_more_often():
+    own = sampler(uniform_share=0.0, batch_size=1)
+    own.update(torch.arange(20), torch.tensor([10.0] + [0.1] * 19))
+    counts = torch.bincount(torch.cat([own.draw() for _ in range(400)]), minlength=20)
+    expected = 400 * float(own.probabilities()[0])
+    assert abs(float(counts[0]) - expected) < 4 * (expected * (1 - expected / 400)) ** 0.5
+
+
+def test_alpha_zero_ignores_delta_entropy():
+    own = sampler(alpha=0.0)
+    own.update(torch.arange(20), torch.arange(20).float())
+    torch.testing.assert_close(own.probabilities(), torch.full((20,), 0.05, dtype=torch.float64))
+
+
+def test_strata_get_their_shares_in_every_batch():
+    strata = torch.tensor([0] * 5 + [1] * 15)
+    own = sampler(strata=strata, shares=torch.tensor([0.5, 0.5]))
+    for _ in range(10):
+        assert (strata[own.draw()] == 0).sum() == 2
+
+
+def test_a_resumed_sampler_draws_the_same_next_batch():
+    first = sampler()
+    for _ in range(3):
+        first.update(first.draw(), torch.rand(4))
+    second = sampler()
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(first.draw(), second.draw())
+
+
+def test_values_that_are_not_finite_are_ignored():
+    own = sampler()
+    own.update(torch.tensor([0, 1]), torch.tensor([float("nan"), 2.0]))
+    assert own.delta_entropy.isfinite().sum() == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 21}, "between 1 and the 20 prompts"),
+        ({"uniform_share": 1.5}, "uniform_share=1.5"),
+        ({"strata": torch.tensor([0] + [1] * 19), "shares": torch.ones(2)}, "stratum 0 has 1"),
+    ],
+)
+def test_impossible_settings_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        sampler(**arguments)
+
+
+def test_a_state_of_another_dataset_is_refused():
+    state = sampler().state_dict()
+    state["delta_entropy"] = torch.zeros(7)
+    with pytest.raises(ValueError, match="knows 7 prompts"):
+        sampler().load_state_dict(state)

@@ -1,0 +1,84 @@
+"""Interrupted and resumed equals uninterrupted, and a full disk costs no checkpoint."""
+
+import errno
+
+import lightning as L
+import pytest
+import torch
+from tiny_training import entropy_callbacks, tiny_data, tiny_module, tiny_trainer
+
+from callbacks import RolloutCheckpoint
+
+
+class Trace(L.Callback):
+    """Notes prompts, rewards and losses of every iteration."""
+
+    def __init__(self):
+        self.rows = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        logged = trainer.callback_metrics
+        self.rows.append(
+            (
+                pl_module.iteration,
+                tuple(batch.index.tolist()),
+                tuple(pl_module.last.group_sizes.tolist()),
+                float(logged["reward/mean"]),
+                float(logged["update/loss"]),
+                float(logged["update/gradient_norm"]),
+                float(logged["cost/evaluations"]),
+            )
+        )
+
+
+def run(tmp_path, folder, name, max_epochs, ckpt_path=None):
+    trace = Trace()
+    callbacks = [*entropy_callbacks(), trace, RolloutCheckpoint(dirpath=str(tmp_path / name))]
+    trainer = tiny_trainer(tmp_path, callbacks, max_epochs=max_epochs, enable_checkpointing=True)
+    module = tiny_module(folder, lr=1e-2)
+    trainer.fit(module, tiny_data(tmp_path), ckpt_path=ckpt_path, weights_only=True)
+    return trace.rows, module
+
+
+def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, tiny_sd3_folder):
+    whole, module = run(tmp_path, tiny_sd3_folder, "whole", 4)
+    first, _ = run(tmp_path, tiny_sd3_folder, "halves", 2)
+    second, resumed = run(tmp_path, tiny_sd3_folder, "halves", 4, ckpt_path="last")
+    assert first + second == whole
+    for own, other in zip(
+        module.policy.trainable_parameters(), resumed.policy.trainable_parameters(), strict=True
+    ):
+        assert torch.equal(own, other)
+
+
+def test_another_seed_is_another_run(tmp_path, tiny_sd3_folder):
+    rows = []
+    for seed in (0, 1):
+        trace = Trace()
+        trainer = tiny_trainer(tmp_path, [*entropy_callbacks(), trace], max_epochs=1)
+        trainer.fit(tiny_module(tiny_sd3_folder, seed=seed), tiny_data(tmp_path))
+        rows.append([row[3] for row in trace.rows])
+    assert rows[0] != rows[1]
+
+
+def test_a_checkpoint_holds_the_trained_tensors_only(tmp_path, tiny_sd3_folder):
+    _, module = run(tmp_path, tiny_sd3_folder, "small", 1)
+    checkpoint = torch.load(tmp_path / "small" / "last.ckpt", weights_only=True)
+    trained = sum(p.numel() for p in module.policy.trainable_parameters())
+    assert sum(value.numel() for value in checkpoint["state_dict"].values()) == trained
+
+
+def test_a_full_disk_costs_a_warning_and_leaves_the_last_checkpoint(
+    tmp_path, tiny_sd3_folder, monkeypatch
+):
+    run(tmp_path, tiny_sd3_folder, "disk", 1)
+    before = (tmp_path / "disk" / "last.ckpt").read_bytes()
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("lightning.fabric.utilities.cloud_io.torch.save", full)
+    with pytest.warns(UserWarning, match="the previous one is untouched"):
+        rows, _ = run(tmp_path, tiny_sd3_folder, "disk", 2, ckpt_path="last")
+    assert len(rows) == 2  # the run went on
+    assert (tmp_path / "disk" / "last.ckpt").read_bytes() == before
