@@ -31,11 +31,11 @@ setup: $(READY)  ## create .venv and install everything into it (train and test 
 
 train: $(READY)  ## score the bundled model, align it (about 5 minutes on 2 cores), score it again
 	@echo "== held-out score of the base model"
-	$(BIN)/aegpo validate --config $(CONFIG) $(ARGS)
+	$(BIN)/aegpo validate --config $(CONFIG) --trainer.logger false $(ARGS)
 	@echo "== training"
 	$(BIN)/aegpo fit --config $(CONFIG) $(ARGS)
 	@echo "== held-out score after training"
-	$(BIN)/aegpo validate --config $(CONFIG) --ckpt_path last $(ARGS)
+	$(BIN)/aegpo validate --config $(CONFIG) --ckpt_path last --trainer.logger false $(ARGS)
 	@echo "Pictures and curves are in $(RUN_DIR): $(BIN)/tensorboard --logdir $(RUN_DIR)"
 
 test: $(READY)  ## run the tests with coverage of aegpo/ (at least 90 %)

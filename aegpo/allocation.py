@@ -43,6 +43,9 @@ class Allocator(abc.ABC):
 
         Args:
             num_prompts: B, prompts in the iteration over all ranks.
+
+        Returns:
+            Number of images.
         """
         return round(self.images_per_prompt * num_prompts)
 

@@ -66,7 +66,16 @@ class EntropyPeaks(StepSelector):
     def __call__(
         self, entropy: EntropyReading | None, noise: KeyedNoise, index: Tensor, num_steps: int
     ) -> ExplorationSchedule:
-        """Mark the peaks of each prompt's curve; see `StepSelector.__call__`.
+        """Mark the peaks of each prompt's curve.
+
+        Args:
+            entropy: Reading of the same B prompts, or None when nothing has been read yet.
+            noise: Not used.
+            index: Dataset row of each prompt, int64, shape (B,).
+            num_steps: T, the number of denoising steps.
+
+        Returns:
+            A schedule of B rows and T steps.
 
         Raises:
             ValueError: If the reading has other prompts or steps than asked for.

@@ -176,6 +176,9 @@ class SlidingWindow(StepSelector):
         Args:
             iteration: Training iteration from 0; negative (fixed noise) counts as 0.
             num_steps: T, the number of denoising steps.
+
+        Returns:
+            Step number from 0.
         """
         last_start = num_steps - 1 - self.width
         num_positions = 1 + math.ceil(last_start / self.stride) if self.stride else 1

@@ -9,6 +9,7 @@ after the draw.
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
 from collections.abc import Sequence
 
@@ -18,6 +19,18 @@ from torch import Tensor
 
 _INT64 = range(-(2**63), 2**63)
 _FIXED = -1  # stands in place of the iteration in noise that never changes
+
+
+def run_seed(seed: int | None) -> int:
+    """Resolve a seed that may be left to the run.
+
+    Args:
+        seed: A seed, or None for the one that `seed_everything` set.
+
+    Returns:
+        The seed; 0 if none was set at all.
+    """
+    return int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
 
 
 class KeyedNoise:

@@ -62,6 +62,9 @@ class Replay:
 
         Args:
             rows: Which transitions, shape (n,) int64.
+
+        Returns:
+            The step of n rows, with gradient.
         """
         latents = self.tree.transitions.latents[rows]
         sigma, sigma_next, eta = self._times(rows)

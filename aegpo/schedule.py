@@ -73,6 +73,9 @@ class ExplorationSchedule:
             stochastic: True where a step explores, shape (B, T).
             eta: Noise level of the marked steps.
             branching: Children per node at the marked steps.
+
+        Returns:
+            A schedule of B rows and T steps.
         """
         return cls(
             eta=torch.where(stochastic, eta, 0.0).float(),
@@ -104,6 +107,9 @@ class ExplorationSchedule:
 
         Args:
             rows: Prompt rows, int64, shape (n,).
+
+        Returns:
+            A schedule of n rows.
         """
         rows = rows.to(self.eta.device)
         return ExplorationSchedule(self.eta[rows], self.branching[rows])

@@ -8,25 +8,44 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from aegpo.rewards.base import Reward
+from aegpo.rewards.guarded import guarded_scores
+
 
 class Canary(L.Callback):
     """Logs edge density, color entropy and diversity inside groups of the training images.
 
     None of them is trained on. A reward that is being hacked usually shows first as images that
     all look alike (`canary/group_diversity` falls), turn flat or noisy (`canary/edge_density`) or
-    lose their colors (`canary/color_entropy`).
+    lose their colors (`canary/color_entropy`), while a reward that is only watched
+    (`canary/<reward>`) stops following the one that is trained on.
+
+    Args:
+        rewards: Rewards to measure on the training images without training on them.
     """
+
+    def __init__(self, rewards: list[Reward] | None = None) -> None:
+        self.rewards = rewards or []
+
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        """Give the watched rewards their device."""
+        for reward in self.rewards:
+            reward.setup(pl_module.device)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log the statistics of this rank's images."""
         tree = pl_module.last.tree
+        images = pl_module.last.batch.repeat(tree.prompt)
         metrics = {
             "canary/edge_density": float(edge_density(tree.images).mean()),
             "canary/color_entropy": float(color_entropy(tree.images).mean()),
             "canary/group_diversity": float(group_diversity(tree.images, tree.prompt).mean()),
         }
+        for reward in self.rewards:
+            scores = guarded_scores(reward, tree.images, images.prompts, images.metadata)
+            metrics[f"canary/{reward.name}"] = float(scores.nanmean())
         pl_module.log_dict(metrics, rank_zero_only=True)
 
 
@@ -47,11 +66,14 @@ def color_entropy(images: Tensor, levels: int = 4) -> Tensor:
 
 
 def group_diversity(images: Tensor, prompt: Tensor) -> Tensor:
-    """Root mean square distance of a group's images from their mean; shape (groups,).
+    """Root mean square distance of a group's images from their mean.
 
     Args:
         images: Shape (N, 3, H, W) in [0, 1].
         prompt: Group of each image, shape (N,) int64.
+
+    Returns:
+        One value a group, in the order of the group numbers.
     """
     _, group = prompt.unique(return_inverse=True)
     pixels = images.flatten(1)

@@ -92,6 +92,9 @@ def curve_figure(curves: dict[str, Tensor], explored: Tensor) -> Figure:
     Args:
         curves: Name and Entropy(t) of each line, shape (T,).
         explored: Share of the prompts that explore at each step, in [0, 1], shape (T,).
+
+    Returns:
+        The figure.
     """
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     axes = figure.subplots()

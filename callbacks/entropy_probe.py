@@ -139,7 +139,7 @@ class EntropyProbe(L.Callback):
             state["reference"] = torch.stack(list(self.reference.values()))
             state["last_curve"] = torch.stack([curve for curve, _ in self.last.values()])
             state["last_delta"] = torch.stack([delta for _, delta in self.last.values()])
-            state["first_curve"] = self.first_curve
+            state["first_curve"], state["reference_curve"] = self.first_curve, self.reference_curve
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -151,3 +151,4 @@ class EntropyProbe(L.Callback):
         readings = zip(state_dict["last_curve"], state_dict["last_delta"], strict=True)
         self.last = dict(zip(state_dict["last_index"].tolist(), readings, strict=True))
         self.first_curve = state_dict["first_curve"]
+        self.reference_curve = state_dict["reference_curve"]

@@ -20,6 +20,9 @@ def image_grid(
         columns: Images per row.
         side: Longer side of an image in the grid, in pixels; small images are enlarged without
             smoothing.
+
+    Returns:
+        The grid as an RGB image.
     """
     height, width = images.shape[-2:]
     scale = side / max(height, width)

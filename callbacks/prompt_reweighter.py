@@ -19,8 +19,8 @@ class PromptReweighter(L.Callback):
         ValueError: If no `EntropyProbe` runs beside it.
     """
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Check that there will be something to pass on."""
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        """Check that there will be something to pass on, before the policy is built."""
         names = [type(callback).__name__ for callback in trainer.callbacks]  # type: ignore[attr-defined]
         if "EntropyProbe" not in names:
             raise ValueError(

@@ -61,7 +61,7 @@ class SampleLogger(L.Callback):
         pixels = np.asarray(grid)
         for writer in tensorboard_writers(trainer):
             writer.add_image("samples/held_out", pixels, pl_module.iteration, dataformats="HWC")
-        if trainer.log_dir is not None:
+        if trainer.loggers and trainer.log_dir is not None:
             folder = Path(trainer.log_dir) / "samples"
             folder.mkdir(parents=True, exist_ok=True)
             grid.save(folder / f"held_out_{pl_module.iteration:05d}.png")

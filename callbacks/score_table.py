@@ -34,7 +34,8 @@ class ScoreTable(L.Callback):
         stage = next(iter(metrics)).split("/")[0]
         table = Table(title=f"held-out scores ({stage}) after {iteration} iterations")
         for column in ("reward", "all", *categories):
-            table.add_column(column, justify="left" if column == "reward" else "right")
+            name = column == "reward"
+            table.add_column(column, justify="left" if name else "right", no_wrap=name)
         for reward in rewards:
             keys = [f"{stage}/{reward}", *(f"{stage}/{reward}/{name}" for name in categories)]
             table.add_row(reward, *(self._cell(metrics, key) for key in keys))

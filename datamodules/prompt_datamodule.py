@@ -9,6 +9,7 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from aegpo.noise import run_seed
 from aegpo.prompts import PromptBatch
 from datamodules.prompt_dataset import PromptDataset
 from datamodules.samplers import DeltaEntropySampler, EveryRankSampler
@@ -64,7 +65,7 @@ class PromptDataModule(L.LightningDataModule):
         alpha: Exponent of ΔEntropy in the sampler's weights; 0 switches the weighting off.
         delta: Added to ΔEntropy, as a fraction of its mean.
         uniform_share: Share of the draws that ignores ΔEntropy.
-        seed: Key of the prompt draws.
+        seed: Key of the prompt draws; None for the run's `seed_everything`.
 
     Raises:
         FileNotFoundError: If a prompt file does not exist.
@@ -85,7 +86,7 @@ class PromptDataModule(L.LightningDataModule):
         alpha: float = 1.0,
         delta: float = 0.1,
         uniform_share: float = 0.2,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
         self.batch_size, self.batches_per_epoch = batch_size, batches_per_epoch
@@ -110,7 +111,7 @@ class PromptDataModule(L.LightningDataModule):
             alpha=alpha,
             delta=delta,
             uniform_share=uniform_share,
-            seed=seed,
+            seed=run_seed(seed),
         )
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -127,7 +128,10 @@ class PromptDataModule(L.LightningDataModule):
         return self._evaluation(self.val_prompts) if self.val_prompts else []
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """The fixed images of `test_file`.
+        """The fixed images of the final evaluation.
+
+        Returns:
+            Batches of `test_file`'s prompts.
 
         Raises:
             ValueError: If neither `test_file` nor `val_file` is given.

@@ -46,6 +46,10 @@ class PromptDataset(Dataset[dict[str, Any]]):
 def read_prompts(source: str, column: str) -> list[dict[str, Any]]:
     """Read prompt records; a bad row is skipped with a warning that names its line.
 
+    Args:
+        source: A file or a bundled split, as for `PromptDataset`.
+        column: Field that holds the prompt.
+
     Returns:
         One dict a prompt with at least the key `prompt`.
     """

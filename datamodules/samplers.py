@@ -148,6 +148,9 @@ class DeltaEntropySampler(DistributedSampler[Any]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`.
 
+        Args:
+            state: What `state_dict` returned.
+
         Raises:
             ValueError: If the state belongs to another number of prompts.
         """

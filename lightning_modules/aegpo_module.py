@@ -61,7 +61,7 @@ class AEGPOModule(PolicyModule):
         shared_start: Whether all rollouts of a prompt start at the same noise and share their
             deterministic prefix.
         max_missing: Share of failed rewards in an iteration above which the run stops.
-        seed: Key of every random draw.
+        seed: Key of every random draw; None for the run's `seed_everything`.
 
     Raises:
         ValueError: If a setting contradicts another one.
@@ -88,7 +88,7 @@ class AEGPOModule(PolicyModule):
         max_grad_norm: float = 1.0,
         shared_start: bool = False,
         max_missing: float = 0.5,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         super().__init__(policy, [reward, *(evaluation_rewards or [])], num_steps, seed)
         for name, value in {
@@ -150,6 +150,7 @@ class AEGPOModule(PolicyModule):
         self.update(replay, batch.index, noise)
         self.last = Iteration(batch, schedule, sizes, tree, rewards)
         self.iteration += 1
+        self.log_dict(self.log_step(), rank_zero_only=True)
 
     @timed("encode")
     def encode(self, batch: PromptBatch) -> Conditioning:
@@ -181,7 +182,14 @@ class AEGPOModule(PolicyModule):
 
     @timed("reward")
     def score(self, tree: RolloutTree, batch: PromptBatch) -> Tensor:
-        """Score the images; a failed reward is NaN, shape (N,).
+        """Score the images.
+
+        Args:
+            tree: The rollout of this rank's prompts.
+            batch: These prompts.
+
+        Returns:
+            Reward of each image, NaN where it failed, shape (N,).
 
         Raises:
             RuntimeError: If more than `max_missing` of all ranks' rewards failed.
@@ -284,6 +292,9 @@ class AEGPOModule(PolicyModule):
 
     def ratio_preflight(self, batch: PromptBatch) -> float:
         """Take the first update's backward pass without stepping, for `aegpo doctor`.
+
+        Args:
+            batch: Prompts to draw.
 
         Returns:
             Largest |log ratio|: 0 up to rounding if rollout and update score alike.

@@ -247,7 +247,9 @@ def _unknown_class(module_name: str, name: str) -> str:
     except Exception:
         known: list[str] = []
     else:
-        known = [key for key in dir(module) if key[:1].isupper()]
+        # __all__ also has what a package imports on first use only.
+        names = {*dir(module), *getattr(module, "__all__", ())}
+        known = sorted(key for key in names if key[:1].isupper())
     return f"there is no {name!r} in {module_name}{did_you_mean(name, known)}"
 
 

@@ -51,6 +51,9 @@ class HeldOut:
             own: This rank's part of it.
             tree: The rollout of this rank's part.
             scores: Scores of this rank's images, each of shape (n,).
+
+        Returns:
+            This rank's images with their scores, for callbacks.
         """
         for index, metadata in zip(batch.index.tolist(), batch.metadata, strict=True):
             self.categories[index] = str(metadata.get("category", "all"))

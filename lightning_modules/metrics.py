@@ -43,6 +43,9 @@ def reward_metrics(
         groups: Row of each image's prompt in the batch, shape (N,) int64.
         batch: The whole batch.
         advantages: The images' advantages.
+
+    Returns:
+        Tag and value, as docs/logging.md lists them.
     """
     finite = rewards[rewards.isfinite()]
     categories = [str(metadata.get("category", "all")) for metadata in batch.metadata]

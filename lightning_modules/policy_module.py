@@ -7,11 +7,12 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 
 from aegpo.distributed import world
 from aegpo.exploration import ExplorationSchedule
-from aegpo.noise import KeyedNoise
+from aegpo.noise import KeyedNoise, run_seed
 from aegpo.policies.base import Policy
 from aegpo.prompts import PromptBatch
 from aegpo.rewards.base import Reward
@@ -25,6 +26,10 @@ from lightning_modules.phases import PhaseTimer
 EVALUATION_NOISE = KeyedNoise(0).fixed()
 """Starting noise of all held-out images: the same in every run, whatever its seed."""
 
+PRECISIONS = ("32-true", "bf16-mixed")
+"""`bf16-true` and `16-true` would draw and store latents in half precision, where a ratio is noise;
+the loss scale of `16-mixed` is invisible to the norm by which gradients are clipped here."""
+
 
 class PolicyModule(L.LightningModule):
     """Everything around the training of a policy.
@@ -33,7 +38,7 @@ class PolicyModule(L.LightningModule):
         policy: Builds the pipeline; called when the run starts, after all settings were checked.
         evaluation_rewards: Rewards measured on the held-out prompts, with different names.
         num_steps: Denoising steps T.
-        seed: Key of every random draw.
+        seed: Key of every random draw; None for the run's `seed_everything`.
 
     Raises:
         ValueError: If two rewards share a name or there are too few steps.
@@ -44,7 +49,7 @@ class PolicyModule(L.LightningModule):
         policy: Callable[[], Policy],
         evaluation_rewards: list[Reward],
         num_steps: int,
-        seed: int,
+        seed: int | None,
     ) -> None:
         super().__init__()
         if num_steps < 2:
@@ -59,7 +64,7 @@ class PolicyModule(L.LightningModule):
         self.policy_factory = policy
         self.evaluation_rewards = evaluation_rewards
         self.num_steps = num_steps
-        self.noise = KeyedNoise(seed)
+        self.noise = KeyedNoise(run_seed(seed))
         self.timer = PhaseTimer()
         self.iteration = 0
         self.held_out = HeldOut()
@@ -71,7 +76,25 @@ class PolicyModule(L.LightningModule):
             self.policy = self.policy_factory()
 
     def setup(self, stage: str) -> None:
-        """Give the rewards their device."""
+        """Refuse what cannot work, before the policy is built; give the rewards their device.
+
+        Args:
+            stage: What is about to run.
+
+        Raises:
+            ValueError: If the trainer's precision or strategy is none that the policy can run in.
+        """
+        if self.trainer.precision not in PRECISIONS:
+            raise ValueError(
+                f"trainer.precision={self.trainer.precision} is not supported; use one of "
+                f"{', '.join(PRECISIONS)} (and dtype: bfloat16 of the policy for smaller frozen "
+                "weights)"
+            )
+        if isinstance(self.trainer.strategy, FSDPStrategy):
+            raise ValueError(
+                "trainer.strategy=fsdp flattens the parameters that checkpoints and the reference "
+                "policy need one by one; use ddp, or a single device"
+            )
         for reward in self.evaluation_rewards:
             reward.setup(self.device)
 
@@ -99,20 +122,27 @@ class PolicyModule(L.LightningModule):
         self.held_out = HeldOut()
 
     def on_validation_epoch_end(self) -> None:
-        """Log `val/<reward>` and `val/<reward>/<category>`, the base's score before training too."""
+        """Log `val/<reward>` and `val/<reward>/<category>`, also of the base before training."""
         metrics = self.held_out.metrics()
         if self.trainer.sanity_checking:  # Lightning drops what is logged there
             for logger in self.trainer.loggers:
-                logger.log_metrics(metrics, step=0)
+                logger.log_metrics(metrics, step=self.iteration)
         else:
-            self.log_dict(metrics, rank_zero_only=True)
+            self.log_dict(metrics | self.log_step(), rank_zero_only=True)
 
     test_step = validation_step
     on_test_epoch_start = on_validation_epoch_start
 
     def on_test_epoch_end(self) -> None:
         """Log `test/<reward>` and `test/<reward>/<category>`."""
-        self.log_dict(self.held_out.metrics("test"), rank_zero_only=True)
+        self.log_dict(self.held_out.metrics("test") | self.log_step(), rank_zero_only=True)
+
+    def log_step(self) -> dict[str, float]:
+        """Return the entry by which Lightning puts a row at its iteration on the x-axis.
+
+        Its own count starts anew in `validate`, which would draw the trained score at 0.
+        """
+        return {"step": float(self.iteration)}
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
         """Draw one image a prompt, (n, 3, H, W) in [0, 1]."""

@@ -1,4 +1,4 @@
-"""A whole training on the tiny random pipeline, in a second or two: what integration tests build."""
+"""A training on the tiny random pipeline, in a second or two: what integration tests build."""
 
 from __future__ import annotations
 

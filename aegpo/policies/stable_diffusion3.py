@@ -12,6 +12,7 @@ from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from torch import Tensor, nn
 
 from aegpo.entropy.tokens import TokenLayout
+from aegpo.noise import run_seed
 from aegpo.policies.base import Policy
 from aegpo.policies.conditioning import Conditioning
 from aegpo.policies.lora import (
@@ -48,7 +49,7 @@ class StableDiffusion3(Policy):
         lora_alpha: Adapters are scaled by lora_alpha / lora_rank; twice the rank by default.
         lora_targets: Layers that get adapters: "attention", "image_attention", "feed_forward", or
             ends of layer names; the joint attention by default (as in Flow-GRPO, arXiv 2505.05470).
-        lora_seed: Seed of the adapters' initial weights.
+        lora_seed: Seed of the adapters' initial weights; None for the run's `seed_everything`.
         full_finetuning: Train all weights of the transformer instead of adapters. The reference is
             then a second transformer, read again from `pretrained` when it is first needed.
         guidance_scale: Weight of classifier-free guidance; 1 is no guidance and half the cost.
@@ -74,7 +75,7 @@ class StableDiffusion3(Policy):
         lora_rank: int = 32,
         lora_alpha: int | None = None,
         lora_targets: list[str] | None = None,
-        lora_seed: int = 0,
+        lora_seed: int | None = None,
         full_finetuning: bool = False,
         guidance_scale: float = 1.0,
         max_sequence_length: int = 256,
@@ -120,7 +121,7 @@ class StableDiffusion3(Policy):
         else:
             layers = match_targets(self.transformer, lora_targets or ["attention"], LORA_GROUPS)
             alpha = 2 * lora_rank if lora_alpha is None else lora_alpha
-            add_lora(self.transformer, layers, lora_rank, alpha, lora_seed)
+            add_lora(self.transformer, layers, lora_rank, alpha, run_seed(lora_seed))
         if gradient_checkpointing:
             self.transformer.enable_gradient_checkpointing()
         # A list hides the reference from the module registry: it is no part of a checkpoint.

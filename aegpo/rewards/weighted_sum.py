@@ -58,7 +58,15 @@ class WeightedSum(Reward):
     def __call__(
         self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]
     ) -> Tensor:
-        """Score with all parts and add, fp32, shape (N,); see `Reward.__call__`.
+        """Score with all parts and add.
+
+        Args:
+            images: (N, 3, H, W) in [0, 1].
+            prompts: N texts, the prompt of each image.
+            metadata: N dicts, the dataset's metadata of each prompt.
+
+        Returns:
+            (N,) float32 sums; NaN where a part could not score.
 
         Raises:
             ValueError: If a part does not return one score per image.

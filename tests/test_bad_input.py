@@ -1,0 +1,146 @@
+"""Bad input to the real config gets one clear line and status 2 before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from diffusers import StableDiffusion3Pipeline
+from lightning.pytorch.strategies import FSDPStrategy
+
+from lightning_modules import AEGPOModule, entry
+from lightning_modules.policy_module import PolicyModule
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with some files to name; loading any weight fails the test."""
+
+    def loaded(*args: object, **kwargs: object) -> None:
+        raise AssertionError("weights were loaded before the mistake was found")
+
+    monkeypatch.setattr(StableDiffusion3Pipeline, "from_pretrained", loaded)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("AEGPO_DEBUG", raising=False)
+    (tmp_path / "empty.txt").write_text("\n  \n")
+    (tmp_path / "prompts.jsonl").write_text('{"text": "a red circle", "category": "single"}\n')
+    (tmp_path / "prompts.csv").write_text("text,category\n")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
+    (tmp_path / "key.yaml").write_text("model: {init_args: {clip_rang: 1.0e-4}}\n")
+    (tmp_path / "reweighter.yaml").write_text(
+        "trainer: {callbacks: [{class_path: callbacks.PromptReweighter}]}\n"
+    )
+    return tmp_path
+
+
+def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    """Run `aegpo fit` on configs/shapes.yaml and return the one line that it was refused with."""
+    shapes = str(ROOT / "configs/shapes.yaml")
+    arguments = ["aegpo", "fit", "--config", shapes, "--trainer.accelerator", "cpu", *args]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as stopped:
+        entry.main()
+    assert stopped.value.code == 2
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err + captured.out
+    news = ("Seed set to", "GPU available", "TPU available")  # Lightning's greeting
+    lines = [line for line in captured.err.splitlines() if line and not line.startswith(news)]
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("--data.train_file nowhere.jsonl", ["'nowhere.jsonl' does not exist"]),
+        ("--data.val_file nowhere.csv", ["'nowhere.csv' does not exist"]),
+        ("--data.train_file photos", ["'photos' ends in 'nothing'", ".txt, .jsonl, .csv"]),
+        ("--data.train_file shapes:trian", ["trian", "train"]),
+        ("--data.train_file empty.txt", ["'empty.txt' holds no prompt"]),
+        ("--data.train_file prompts.csv", ["'prompts.csv' holds no prompt"]),
+        (
+            "--data.train_file prompts.jsonl --data.column caption",
+            ["prompts.jsonl has no column 'caption'; it has ['category', 'text']"],
+        ),
+        ("--data.batch_size 100000", ["batch_size=100000", "prompts of the dataset"]),
+        ('--data.shares {"single":1.0}', ["data.shares names ['single']", "'relation'"]),
+        (
+            "--model.step_selector.top_k 10 --model.num_steps 10",
+            ["top_k=10 needs at least 11 denoising steps", "num_steps=10", "lower top_k"],
+        ),
+        (
+            "--model.allocator aegpo.allocation.UniformAllocator "
+            "--model.allocator.images_per_prompt 1",
+            ["images_per_prompt=1", "fewer than 2 images"],
+        ),
+        ("--model.allocator.low 1", ["low=1", "fewer than 2 images"]),
+        (
+            "--data.batch_size 5 --model.allocator.low 7 --model.allocator.high 8",
+            ["an odd batch_size=5", "low=7"],
+        ),
+        (
+            "--model.reward aegpo.rewards.ShapesMach",
+            ["there is no 'ShapesMach' in aegpo.rewards", "did you mean 'ShapesMatch'?"],
+        ),
+        ("--model.reward my_module.MyReward", ["there is no module 'my_module'"]),
+        ("--model.sde aegpo.exploration.AllSteps", ["model.sde", "AllSteps"]),
+        ("--config key.yaml", ["has no argument 'clip_rang'; did you mean 'clip_range'?"]),
+        ("--model.clip_rang 1e-4", ["argument 'clip_rang'; did you mean 'clip_range'?"]),
+        ("--model.policy.lora_rnk 4", ["lora_rnk"]),
+        ("--trainer.max_epoc 3", ["did you mean 'trainer.max_epochs'?"]),
+        ("--config reweighter.yaml", ["PromptReweighter needs", "callbacks.EntropyProbe"]),
+        ("--trainer.precision bf16-true", ["precision=bf16-true", "32-true, bf16-mixed"]),
+        ("--trainer.precision 16-true", ["precision=16-true", "32-true, bf16-mixed"]),
+    ],
+)
+def test_bad_settings_are_refused_before_the_policy_is_built(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: str,
+    expected: list[str],
+) -> None:
+    def built(self: PolicyModule) -> None:
+        raise AssertionError("the policy was built before the mistake was found")
+
+    monkeypatch.setattr(PolicyModule, "configure_model", built)
+    line = refusal(monkeypatch, capsys, *arguments.split())
+    assert [part for part in expected if part not in line] == [], line
+
+
+@pytest.mark.parametrize(
+    ("pretrained", "expected"),
+    [
+        ("photos", ["photos is no pipeline", "model_index.json", "StableDiffusion3Pipeline"]),
+        ("other", ["other is a FluxPipeline", "StableDiffusion3Pipeline"]),
+        ("nowhere", ["'nowhere' is neither a folder nor a hub id", "shapes"]),
+    ],
+)
+def test_a_folder_that_is_no_pipeline_is_refused_before_its_weights_are_read(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    pretrained: str,
+    expected: list[str],
+) -> None:
+    line = refusal(monkeypatch, capsys, "--model.policy.pretrained", pretrained)
+    assert [part for part in expected if part not in line] == [], line
+
+
+def test_fsdp_is_refused() -> None:
+    # Lightning wants a GPU for the strategy's name, so the module's own check is called.
+    module = PolicyModule(lambda: pytest.fail("built"), [], num_steps=4, seed=0)
+    module.trainer = SimpleNamespace(precision="32-true", strategy=FSDPStrategy())
+    with pytest.raises(ValueError, match=r"strategy=fsdp .* use ddp"):
+        module.setup("fit")
+    assert AEGPOModule.__mro__[1] is PolicyModule

@@ -1,0 +1,305 @@
+"""Every bundled config builds through the real command line, and a short run logs what it says."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from aegpo.exploration import AllSteps, EntropyPeaks, FixedSteps, RandomSteps
+from aegpo.noise import KeyedNoise
+from lightning_modules import entry
+from lightning_modules.cli import AEGPOCLI
+
+ROOT = Path(__file__).parents[1]
+SHAPES = ROOT / "configs/shapes.yaml"
+OVERLAYS = sorted((ROOT / "configs/overlays").glob("*.yaml"))
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+
+
+class Built(Exception):
+    """Carries the CLI out of its constructor, which would go on to run the command."""
+
+
+class Stop(AEGPOCLI):
+    """Parses and builds, and runs nothing."""
+
+    def before_instantiate_classes(self) -> None:
+        self.parsed = copy.deepcopy(self.config["fit"].as_dict())
+
+    def after_instantiate_classes(self) -> None:
+        raise Built(self)
+
+
+@functools.cache
+def build(*args: str) -> Any:
+    """The CLI with everything built; to be looked at only, as tests share it."""
+    with pytest.raises(Built) as built:
+        Stop(["fit", *args])
+    return built.value.args[0]
+
+
+def configs(*files: Path) -> list[str]:
+    return [argument for file in files for argument in ("--config", str(file))]
+
+
+def raw_callbacks(file: Path) -> list[str]:
+    listed = yaml.safe_load(file.read_text()).get("trainer", {}).get("callbacks", [])
+    return [callback["class_path"].rpartition(".")[2] for callback in listed]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder, so that nothing depends on being run inside the repository."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "argv", ["aegpo"])
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("AEGPO_DEBUG", raising=False)
+    return tmp_path
+
+
+def test_the_bundled_configs_are_those_that_we_know() -> None:
+    assert [file.stem for file in CONFIGS] == ["shapes", "shapes_pretrain", "shapes_vae"]
+    assert len(OVERLAYS) >= 8
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_a_config_builds(folder: Path, file: Path) -> None:
+    cli = build(*configs(file))
+    raw = yaml.safe_load(file.read_text())
+    assert type(cli.model).__name__ == raw["model"]["class_path"].rpartition(".")[2]
+    names = [type(callback).__name__ for callback in cli.trainer.callbacks]
+    assert set(raw_callbacks(file)) <= set(names)
+    assert list(folder.iterdir()) == []  # building writes nothing
+
+
+@pytest.mark.parametrize("file", OVERLAYS, ids=lambda file: file.stem)
+def test_an_overlay_changes_what_it_names_and_nothing_else(folder: Path, file: Path) -> None:
+    # Without GPUs ddp.yaml is built on the processor; its own values are looked at below.
+    devices = ["--trainer.accelerator=cpu", "--trainer.devices=2"] if file.stem == "ddp" else []
+    base = build(*configs(SHAPES))
+    cli = build(*configs(SHAPES, file), *devices)
+    named = set(flat(yaml.safe_load(file.read_text())))
+    before, after = flat(base.parsed), flat(cli.parsed)
+    changed = {key for key in before | after if before.get(key) != after.get(key)}
+    stray = [
+        key
+        for key in changed - {"config"}
+        if not any(key == name or key.startswith(parent(name)) for name in named)
+    ]
+    assert not stray
+    assert changed - {"config"}
+
+
+def parent(key: str) -> str:
+    """Where a class is replaced, its other arguments change too."""
+    return key.removesuffix("class_path") if key.endswith("class_path") else key + "."
+
+
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix.removesuffix("."): tree}
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        leaves |= flat(value, f"{prefix}{key}.")
+    return leaves
+
+
+def overlay(name: str) -> Any:
+    return build(*configs(SHAPES, ROOT / f"configs/overlays/{name}.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("name", "selector"),
+    [("all_steps", AllSteps), ("fixed_steps", FixedSteps), ("random_steps", RandomSteps)],
+)
+def test_the_controls_of_the_local_loop(folder: Path, name: str, selector: type) -> None:
+    base, control = build(*configs(SHAPES)).model, overlay(name).model
+    assert type(base.step_selector) is EntropyPeaks
+    assert type(control.step_selector) is selector
+    index = torch.arange(3)
+    ours = base.step_selector(None, KeyedNoise(0), index, base.num_steps).stochastic.sum()
+    theirs = control.step_selector(None, KeyedNoise(0), index, control.num_steps).stochastic.sum()
+    # A control explores as often as what it is set against; all steps are all but the last.
+    assert int(theirs) == (3 * (base.num_steps - 1) if name == "all_steps" else int(ours))
+    assert control.step_selector.eta == base.step_selector.eta
+
+
+@pytest.mark.parametrize("name", [file.stem for file in OVERLAYS if file.stem != "ddp"])
+def test_every_overlay_spends_the_same_number_of_images(folder: Path, name: str) -> None:
+    base, other = build(*configs(SHAPES)), overlay(name)
+    prompts = base.datamodule.batch_size
+    assert other.datamodule.batch_size == prompts
+    assert other.model.allocator.budget(prompts) == base.model.allocator.budget(prompts)
+
+
+def test_each_loop_is_off_where_its_overlay_says_so(folder: Path) -> None:
+    watching = [
+        name for name in raw_callbacks(SHAPES) if name not in ("EntropyProbe", "PromptReweighter")
+    ]
+    for name in ("grpo", "no_probe"):
+        # Both list the callbacks anew: a callback added to shapes.yaml has to be added there.
+        assert raw_callbacks(ROOT / f"configs/overlays/{name}.yaml") == watching
+    assert build(*configs(SHAPES)).datamodule.sampler.alpha > 0
+    for name in ("grpo", "no_probe", "no_reweighting"):
+        assert overlay(name).datamodule.sampler.alpha == 0
+    for name in ("grpo", "no_allocation"):
+        assert type(overlay(name).model.allocator).__name__ == "UniformAllocator"
+
+
+def test_ddp_asks_for_all_gpus_of_the_machine() -> None:
+    trainer = yaml.safe_load((ROOT / "configs/overlays/ddp.yaml").read_text())["trainer"]
+    assert trainer == {"accelerator": "gpu", "devices": "auto", "strategy": "ddp"}
+
+
+# A run of one iteration through the console entry
+
+MINIATURE = [
+    *("--trainer.max_epochs", "1", "--trainer.accelerator", "cpu"),
+    *("--data.batches_per_epoch", "1", "--data.batch_size", "2", "--data.val_images", "8"),
+    *("--model.allocator", "aegpo.allocation.MedianSplitAllocator"),
+    *("--model.allocator.low", "2", "--model.allocator.high", "4"),
+]
+
+MY_MODULE = '''
+from aegpo.rewards import Reward
+
+
+class MyReward(Reward):
+    """How red an image is."""
+
+    def __call__(self, images, prompts, metadata):
+        return images[:, 0].flatten(1).mean(1)
+'''
+
+
+def run(monkeypatch: pytest.MonkeyPatch, command: str, *args: str) -> None:
+    """The console script, in this process."""
+    arguments = ["aegpo", command, "--config", str(SHAPES), *args]
+    monkeypatch.setattr(sys, "argv", arguments)
+    entry.main()
+
+
+def events(folder: Path) -> EventAccumulator:
+    accumulator = EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 0})
+    accumulator.Reload()
+    return accumulator
+
+
+def tags(accumulator: EventAccumulator) -> dict[str, set[str]]:
+    found = accumulator.Tags()
+    return {
+        "scalars": set(found["scalars"]),
+        "images": set(found["images"]),
+        "histograms": set(found["histograms"]),
+        "texts": {name.removesuffix("/text_summary") for name in found["tensors"]},
+    }
+
+
+def documented() -> dict[str, re.Pattern[str]]:
+    """The tags of docs/logging.md; a part in angle brackets stands for anything."""
+    rows = re.findall(r"^\| (`.*?) \|", (ROOT / "docs/logging.md").read_text(), re.MULTILINE)
+    names = [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
+    return {
+        name: re.compile("".join("[^/]+" if p[0] == "<" else re.escape(p) for p in split(name)))
+        for name in names
+    }
+
+
+def split(name: str) -> list[str]:
+    return [part for part in re.split(r"(<[^>]+>)", name) if part]
+
+
+def test_runs_log_what_the_documentation_lists(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "my_module.py").write_text(MY_MODULE)
+    monkeypatch.delitem(sys.modules, "my_module", raising=False)
+
+    run(monkeypatch, "fit", *MINIATURE)
+    printed = capsys.readouterr().out
+    assert "held-out scores (val) after 0 iterations" in printed
+    assert "held-out scores (val) after 1 iterations" in printed
+    log = events(folder / "runs/shapes")
+    plain = tags(log)
+    assert plain["images"] == {"entropy/curve", "entropy/by_layer", "samples/held_out"}
+    assert plain["histograms"] == {"entropy/delta", "allocation/images", "sampler/weights"}
+    assert plain["texts"] == {"entropy/prompts"}
+    assert sorted(path.name for path in (folder / "runs/shapes/samples").iterdir()) == [
+        "held_out_00000.png",
+        "held_out_00001.png",
+    ]
+    # The x-axis is the iteration: the base at 0, everything after the first iteration at 1.
+    assert [event.step for event in log.Images("samples/held_out")] == [0, 1]
+    assert [event.step for event in log.Scalars("val/shapes_judge")] == [0, 1]
+    assert [event.step for event in log.Scalars("reward/mean")] == [1]
+    parts = ("rollout", "probe", "reference", "update")
+    spent = [log.Scalars(f"cost/{part}")[0].value for part in parts]
+    assert log.Scalars("cost/evaluations")[0].value == sum(spent) > 0
+    assert spent[:2] == [6 * 10, 2 * 10]  # images and prompts, times steps
+    assert log.Scalars("ratio/first_max_dev")[0].value < 1e-6
+
+    # The same folder again, as `make train` does: the trained score stands beside the base's.
+    run(monkeypatch, "validate", *MINIATURE, "--ckpt_path", "last")
+    score = events(folder / "runs/shapes").Scalars("val/shapes_judge")
+    assert [event.step for event in score] == [0, 1, 1]
+    assert score[2].value == pytest.approx(score[1].value, abs=1e-6)
+
+    # A user's own reward as a part of a sum, a KL, and half precision log the other rows.
+    extra = {
+        "trainer": {"precision": "bf16-mixed", "logger": {"init_args": {"name": "extra"}}},
+        "model": {
+            "init_args": {
+                "kl_coeff": 0.1,
+                "reward": {
+                    "class_path": "aegpo.rewards.WeightedSum",
+                    "init_args": {
+                        "rewards": [
+                            {"class_path": "my_module.MyReward"},
+                            {"class_path": "aegpo.rewards.JpegCompressibility"},
+                        ]
+                    },
+                },
+            }
+        },
+    }
+    (folder / "extra.yaml").write_text(yaml.safe_dump(extra))
+    run(monkeypatch, "fit", *MINIATURE, "--config", "extra.yaml")
+    run(monkeypatch, "test", *MINIATURE, "--config", "extra.yaml", "--ckpt_path", "last")
+    more = tags(events(folder / "runs/extra"))
+    assert {"reward/part/my_reward", "update/kl", "ratio/rollout_max_dev"} <= more["scalars"]
+
+    logged = set().union(*plain.values(), *more.values())
+    table = documented()
+    bookkeeping = {"epoch", "hp_metric"}  # Lightning's own
+    unknown = [
+        name
+        for name in logged - bookkeeping
+        if not any(pattern.fullmatch(name) for pattern in table.values())
+    ]
+    assert not unknown, "docs/logging.md does not list these"
+    missing = [
+        name for name, pattern in table.items() if not any(pattern.fullmatch(tag) for tag in logged)
+    ]
+    assert not missing, "docs/logging.md lists what no run logs"
+
+
+def test_a_reward_from_the_current_folder_is_trained_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "my_module.py").write_text(MY_MODULE)
+    monkeypatch.delitem(sys.modules, "my_module", raising=False)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(folder))])
+    run(monkeypatch, "fit", *MINIATURE, "--model.init_args.reward", "my_module.MyReward")
+    log = events(folder / "runs/shapes")
+    assert 0 < log.Scalars("reward/mean")[0].value < 1
+    assert {"val/my_reward", "val/shapes_judge"} <= tags(log)["scalars"]
