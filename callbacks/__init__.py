@@ -1,9 +1,12 @@
 """Lightning callbacks: the entropy loops, and everything that watches a run."""
 
+from callbacks.budget_stop import BudgetStop
 from callbacks.canary import Canary
 from callbacks.cost_logger import CostLogger
 from callbacks.curve_logger import CurveLogger
+from callbacks.decision_log import DecisionLog
 from callbacks.entropy_probe import EntropyProbe
+from callbacks.evaluate_by_cost import EvaluateByCost
 from callbacks.progress import RolloutProgressBar
 from callbacks.prompt_reweighter import PromptReweighter
 from callbacks.rollout_checkpoint import RolloutCheckpoint
@@ -11,10 +14,13 @@ from callbacks.sample_logger import SampleLogger
 from callbacks.score_table import ScoreTable
 
 __all__ = [
+    "BudgetStop",
     "Canary",
     "CostLogger",
     "CurveLogger",
+    "DecisionLog",
     "EntropyProbe",
+    "EvaluateByCost",
     "PromptReweighter",
     "RolloutCheckpoint",
     "RolloutProgressBar",
