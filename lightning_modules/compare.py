@@ -6,6 +6,7 @@ that Lightning wrote and computes the table. Killed anywhere, it continues to th
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -307,13 +308,15 @@ def main(args: list[str] | None = None) -> None:
     parser = OneLineParser(prog="aegpo compare", description="Compare methods at equal compute.")
     parser.add_argument("--config", action="config", help="file of the comparison")
     parser.add_class_arguments(Comparison)
-    parsed = parser.parse_args(sys.argv[2:] if args is None else args)
-    files = parsed.pop("config") or []
+    given = parser.parse_args(sys.argv[2:] if args is None else args).as_dict()
+    files = given.pop("config") or []
     folder = Path(str(files[-1])).parent if files else Path()
     try:
-        settings = Comparison(**parser.instantiate_classes(parsed).as_dict())
-        if not compare(settings, folder):
+        if not compare(Comparison(**given), folder):
             raise SystemExit(1)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        raise SystemExit(130) from None
     except UserError as error:
         if os.environ.get("AEGPO_DEBUG", "0") not in ("", "0"):
             raise
@@ -321,27 +324,20 @@ def main(args: list[str] | None = None) -> None:
         raise SystemExit(2) from None
 
 
-class _only_one:
-    """Holds the folder, so that two comparisons never share one (where the system has flock)."""
-
-    def __init__(self, out: Path) -> None:
-        self.file = (out / ".lock").open("a")
-
-    def __enter__(self) -> None:
-        try:
+@contextlib.contextmanager
+def _only_one(out: Path) -> Iterator[None]:
+    """Hold the folder, so that two comparisons never share one (where the system has flock)."""
+    with (out / ".lock").open("a") as file:
+        with contextlib.suppress(ImportError):
             import fcntl
-        except ImportError:
-            return
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"another comparison is at work in {Path(self.file.name).parent}; wait for it, or "
-                "choose another --out"
-            ) from None
 
-    def __exit__(self, *exception: object) -> None:
-        self.file.close()
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(
+                    f"another comparison is at work in {out}; wait for it, or choose another --out"
+                ) from None
+        yield
 
 
 def _last_line(output: Path, status: int) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -150,7 +152,7 @@ def run_config(
     """
     config = copy.deepcopy(dict(resolved))
     for section in ("model", "data"):
-        fixed = (config[section].get("init_args") or {}).get("seed")
+        fixed = ((config.get(section) or {}).get("init_args") or {}).get("seed")
         if fixed is not None:
             raise UserError(
                 f"{section}.init_args.seed={fixed} makes all seeds of the comparison the same run; "
@@ -187,6 +189,7 @@ def run_config(
         "val_check_interval": None,
         "log_every_n_steps": 1,
         "enable_progress_bar": False,
+        "enable_checkpointing": True,
     }
     return config
 
@@ -218,9 +221,6 @@ def start(run: ComparedRun, resume: bool, alone: bool) -> Process:
 
 def _end_with_parent() -> None:
     """Have Linux end this process when the comparison is killed, so that no two share a folder."""
-    import ctypes
-    import signal
-
     set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl.h
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
