@@ -7,15 +7,13 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from aegpo.comparison import Estimate, Runs, Target, band, summarize
-
-if TYPE_CHECKING:
-    from lightning_modules.compare import Comparison
+from lightning_modules.comparison_settings import Comparison
 
 _COLUMNS = ("method", "seeds", "final score", "against {}", "evaluations to {}", "reached", "ratio")
 

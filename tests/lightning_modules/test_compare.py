@@ -18,8 +18,9 @@ import yaml
 from lightning_modules import compare as compare_module
 from lightning_modules import compared_run
 from lightning_modules.cli_errors import UserError
-from lightning_modules.compare import Comparison, compare, main, run_all
+from lightning_modules.compare import compare, main, run_all
 from lightning_modules.compared_run import ComparedRun, run_config, start
+from lightning_modules.comparison_settings import Comparison
 from lightning_modules.run_logs import read_scalars
 
 ROOT = Path(__file__).parents[2]
@@ -387,6 +388,8 @@ def test_event_files_of_a_resumed_run_are_read_in_their_order(tmp_path: Path) ->
         ({"budgte": 5}, "budgte"),
         ({"evaluate_every": {"minutes": 5}}, "must be `evaluations: n` or `epochs: n`"),
         ({"methods": {"base": ["gone.yaml"]}}, "names gone.yaml, which does not exist"),
+        ({"methods": {"base": [], "better": [3]}}, "an entry is a config file or nested keys"),
+        ({"methods": {"base": 3}}, "methods"),
         ({"methods": {"base": [], "../x": []}}, "cannot be a folder"),
     ],
 )

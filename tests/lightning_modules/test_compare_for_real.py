@@ -10,8 +10,9 @@ import yaml
 from tiny_training import PROMPTS
 
 from lightning_modules.cli import main as run_cli
-from lightning_modules.compare import Comparison, compare
+from lightning_modules.compare import compare
 from lightning_modules.compared_run import ComparedRun
+from lightning_modules.comparison_settings import Comparison
 from lightning_modules.resolve_configs import resolve
 
 
