@@ -73,7 +73,8 @@ class Curve:
         Returns:
             Scores of the same shape; NaN before the first and after the last measurement.
         """
-        return np.interp(cost, self.cost, self.score, left=np.nan, right=np.nan)
+        where = np.asarray(cost, dtype=np.float64)
+        return np.asarray(np.interp(where, self.cost, self.score, left=np.nan, right=np.nan))
 
     def evaluations_to(self, target: float, budget: float) -> float:
         """Find when the interpolated curve reaches a score for the first time.
@@ -151,8 +152,8 @@ def bootstrap(
         level: Share of the resamples inside the interval.
 
     Returns:
-        The statistic of all seeds and its interval. The ends are values of resamples, never
-        averages of two, so that infinity stays apart from what was measured.
+        The statistic of all seeds and its interval, NaN with a single seed. The ends are values of
+        resamples, never averages of two, so that infinity stays apart from what was measured.
     """
     paired = sorted(seeds) == sorted(reference_seeds)
     order, reference_order = sorted(seeds), sorted(reference_seeds)
@@ -169,7 +170,7 @@ def bootstrap(
     drawn = drawn[~np.isnan(drawn)]
     tail = 100 * (1 - level) / 2
     low = high = np.nan
-    if len(drawn):
+    if len(drawn) and max(len(order), len(reference_order)) > 1:
         low, high = np.percentile(drawn, [tail, 100 - tail], method="inverted_cdf")
     return Estimate(statistic(order, reference_order), float(low), float(high), paired)
 

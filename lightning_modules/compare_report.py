@@ -161,7 +161,7 @@ def _interval(estimate: Estimate | None, form: str) -> str:
         "undefined" if math.isnan(x) else form.format(x) if math.isfinite(x) else "not reached"
         for x in (estimate.value, estimate.low, estimate.high)
     )
-    return f"{value} [{low}, {high}]"
+    return value if math.isnan(estimate.low) else f"{value} [{low}, {high}]"
 
 
 def _plain(value: Any) -> Any:

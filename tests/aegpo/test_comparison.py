@@ -161,6 +161,12 @@ def test_a_target_that_the_base_has_is_worth_nothing():
     assert math.isnan(estimate.value) and math.isnan(estimate.low) and math.isnan(estimate.high)
 
 
+def test_one_seed_has_no_interval():
+    estimate = evaluations_ratio({0: line(0.8)}, {0: line(0.6)}, Target(100))
+    assert estimate.value == pytest.approx(0.5)
+    assert math.isnan(estimate.low) and math.isnan(estimate.high)
+
+
 def test_differences_are_paired_by_seed():
     reference = {0: line(0.5), 1: line(0.7), 2: line(0.9)}
     method = {0: line(0.6), 1: line(0.8), 2: line(1.0)}
