@@ -1,6 +1,6 @@
 """Measures the two Shapes rewards: the judge's bounds, and how the dense reward ranks beside it.
 
-    python docs/shapes/measure_rewards.py --samples 2000 > docs/shapes/rewards.md
+python docs/shapes/measure_rewards.py --samples 2000 > docs/shapes/rewards.md
 """
 
 from __future__ import annotations
