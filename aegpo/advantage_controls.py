@@ -32,7 +32,7 @@ class ShuffledRewards(GroupRelative):
     def __call__(self, rewards: Tensor, prompt: Tensor) -> Advantages:
         """Shuffle what is not missing, then compare; see `GroupRelative.__call__`."""
         shuffled = rewards.clone()
-        for group in prompt.unique():
+        for group in torch.unique(prompt):
             member = ((prompt == group) & rewards.isfinite()).nonzero().flatten()
             own = rewards[member].detach().float()
             order = self.noise.permutation(
