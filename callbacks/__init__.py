@@ -1,21 +1,25 @@
 """Lightning callbacks: the entropy loops, and everything that watches a run."""
 
 from callbacks.canary import Canary
+from callbacks.controlled_entropy import ControlledEntropy
 from callbacks.cost_logger import CostLogger
 from callbacks.curve_logger import CurveLogger
 from callbacks.entropy_probe import EntropyProbe
 from callbacks.progress import RolloutProgressBar
 from callbacks.prompt_reweighter import PromptReweighter
+from callbacks.reward_spread import RewardSpread
 from callbacks.rollout_checkpoint import RolloutCheckpoint
 from callbacks.sample_logger import SampleLogger
 from callbacks.score_table import ScoreTable
 
 __all__ = [
     "Canary",
+    "ControlledEntropy",
     "CostLogger",
     "CurveLogger",
     "EntropyProbe",
     "PromptReweighter",
+    "RewardSpread",
     "RolloutCheckpoint",
     "RolloutProgressBar",
     "SampleLogger",
