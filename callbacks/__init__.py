@@ -1,10 +1,13 @@
 """Lightning callbacks: the entropy loops, and everything that watches a run."""
 
+from callbacks.budget_stop import BudgetStop
 from callbacks.canary import Canary
 from callbacks.controlled_entropy import ControlledEntropy
 from callbacks.cost_logger import CostLogger
 from callbacks.curve_logger import CurveLogger
+from callbacks.decision_log import DecisionLog
 from callbacks.entropy_probe import EntropyProbe
+from callbacks.evaluate_by_cost import EvaluateByCost
 from callbacks.progress import RolloutProgressBar
 from callbacks.prompt_reweighter import PromptReweighter
 from callbacks.reward_spread import RewardSpread
@@ -13,11 +16,14 @@ from callbacks.sample_logger import SampleLogger
 from callbacks.score_table import ScoreTable
 
 __all__ = [
+    "BudgetStop",
     "Canary",
     "ControlledEntropy",
     "CostLogger",
     "CurveLogger",
+    "DecisionLog",
     "EntropyProbe",
+    "EvaluateByCost",
     "PromptReweighter",
     "RewardSpread",
     "RolloutCheckpoint",

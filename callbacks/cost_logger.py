@@ -28,15 +28,16 @@ class CostLogger(L.Callback):
         prompts = data.batch_size
         images = int(pl_module.allocator(None, prompts).sum())
         updates = pl_module.inner_epochs * pl_module.updates_per_epoch
-        iterations = data.batches_per_epoch * (trainer.max_epochs or 0)
+        epochs = trainer.max_epochs or 0
+        iterations = data.batches_per_epoch * epochs
+        whole = f"; {epochs} epochs make {iterations} iterations and {iterations * images} images"
         rank_zero_info(
             f"one iteration: {prompts} prompts, {images} images "
             f"({images / prompts:g} per prompt) of {pl_module.num_steps} steps, {updates} "
             f"optimizer steps in micro-batches of {pl_module.micro_batch_size} transitions, on "
             f"{trainer.world_size} process(es)\n"
             f"one epoch: {data.batches_per_epoch} iterations, then a checkpoint and an evaluation "
-            f"of {data.val_images} images; {trainer.max_epochs} epochs make {iterations} "
-            f"iterations and {iterations * images} images\n"
+            f"of {data.val_images} images{whole if epochs > 0 else ''}\n"
             f"trainable parameters: "
             f"{sum(p.numel() for p in pl_module.policy.trainable_parameters()):,}"
         )

@@ -11,6 +11,7 @@ import ctypes
 import difflib
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
 
 from aegpo import __version__
@@ -22,8 +23,13 @@ COMMANDS = {
     "test": "score it on the test prompts",
     "predict": "draw images for prompts",
     "doctor": "check this machine; with --config also the first update of that config",
+    "compare": "methods x seeds at equal compute, from one file: table and curves",
+    "replay": "what another allocator or step selector would have decided in a logged run",
 }
-"""The subcommands and what ``--help`` says of each; ``AEGPOCLI.subcommands`` has the same names."""
+"""The subcommands and what ``--help`` says of each."""
+
+STANDALONE = {"compare": "lightning_modules.compare", "replay": "lightning_modules.replay"}
+"""Commands that have arguments of their own; ``AEGPOCLI.subcommands`` has all others."""
 
 _HELP = """\
 usage: {prog} <command> --config FILE [--config FILE ...] [--key value ...]
@@ -81,6 +87,9 @@ def main() -> None:
     # a folder named `callbacks` in there does not stand in for ours.
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())
+    if command in STANDALONE:
+        import_module(STANDALONE[command]).main()
+        return
     _run()
 
 

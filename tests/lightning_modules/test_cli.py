@@ -184,7 +184,8 @@ def refusal(capsys: pytest.CaptureFixture[str], *args: str) -> str:
 
 
 def test_entry_and_cli_know_the_same_commands() -> None:
-    assert list(entry.COMMANDS) == list(AEGPOCLI.subcommands())
+    standalone = list(entry.STANDALONE)
+    assert list(entry.COMMANDS) == [*AEGPOCLI.subcommands(), *standalone]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,51 @@
+"""BudgetStop: ends a run when its model evaluations are spent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_info
+
+from aegpo.distributed import all_reduce_sum
+
+
+class BudgetStop(L.Callback):
+    """Ends training after the first iteration that brings `cost/evaluations` to a budget.
+
+    Methods spend differently per iteration, so runs are comparable at equal evaluations and not at
+    equal epochs. A last evaluation and a checkpoint follow the stop. Set `max_epochs: -1`, or the
+    epochs may end first.
+
+    Args:
+        evaluations: Model evaluations of all ranks together, as `cost/evaluations` counts them.
+
+    Raises:
+        ValueError: If `evaluations` is below one.
+    """
+
+    def __init__(self, evaluations: int) -> None:
+        if evaluations < 1:
+            raise ValueError(f"evaluations={evaluations} must be at least 1")
+        self.evaluations = evaluations
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Train no further where a resumed run has spent its budget before."""
+        self._stop_if_spent(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop where this iteration spent the rest."""
+        self._stop_if_spent(trainer, pl_module)
+
+    def _stop_if_spent(self, trainer: L.Trainer, pl_module: Any) -> None:
+        spent = total_evaluations(pl_module)
+        if spent >= self.evaluations:
+            rank_zero_info(f"{spent:,.0f} of {self.evaluations:,} model evaluations are spent")
+            trainer.should_stop = True
+
+
+def total_evaluations(pl_module: Any) -> float:
+    """Return the training evaluations of all ranks since the start, as `cost/evaluations`."""
+    return all_reduce_sum(float(pl_module.policy.evaluations.total), pl_module.device)

@@ -1,0 +1,82 @@
+"""DecisionLog: why each prompt got its budget and each step its noise, for replaying offline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from aegpo.decisions import Decision, read_decisions
+from aegpo.distributed import all_gather_rows
+from aegpo.prompts import PromptBatch
+
+
+class DecisionLog(L.Callback):
+    """Writes one line of JSON an iteration to `decisions.jsonl` in the log folder.
+
+    A line holds the prompts' dataset rows and the chance with which they were drawn, their
+    Entropy(t) and ΔEntropy, and what was decided from them: images per prompt, stochastic steps
+    and branching. `aegpo replay` sets another allocator or selector against it. A resumed run cuts
+    the log at its checkpoint and goes on.
+    """
+
+    def __init__(self) -> None:
+        self._probabilities: Tensor | None = None
+        self._path: Path | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Keep the lines of the iterations before the checkpoint, none in a new run."""
+        folder = trainer.log_dir  # a collective
+        self._path = None
+        if not trainer.is_global_zero or folder is None:
+            return
+        self._path = Path(folder) / "decisions.jsonl"
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        kept = read_decisions(self._path) if self._path.is_file() else []
+        lines = [line.to_json() + "\n" for line in kept if line.iteration < pl_module.iteration]
+        self._path.write_text("".join(lines))
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: Any, batch: PromptBatch, batch_idx: int
+    ) -> None:
+        """Note the chances while they are still those that the batch was drawn with."""
+        sampler = getattr(trainer.datamodule, "sampler", None)  # type: ignore[attr-defined]
+        self._probabilities = None
+        if sampler is not None:
+            self._probabilities = sampler.probabilities()[batch.index.cpu()]
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: PromptBatch, batch_idx: int
+    ) -> None:
+        """Collect the ranks' parts of the decision and write the line."""
+        last = pl_module.last
+        device = last.batch.index.device
+        columns = [
+            last.batch.index[:, None],
+            last.group_sizes.to(device)[:, None],
+            last.schedule.stochastic.to(device).long(),
+            last.schedule.branching.to(device),
+        ]
+        rows = all_gather_rows(torch.cat(columns, dim=1))[0].cpu()
+        if self._path is None:
+            return
+        # A prompt occurs once in a batch, so its dataset row says where it stood.
+        place = {int(row[0]): number for number, row in enumerate(rows)}
+        rows = rows[[place[index] for index in batch.index.tolist()]]
+        num_steps = last.schedule.num_steps
+        decision = Decision(
+            iteration=pl_module.iteration - 1,
+            seed=pl_module.noise.seed,
+            index=batch.index,
+            num_steps=num_steps,
+            entropy=pl_module.entropy,
+            group_sizes=rows[:, 1],
+            stochastic=rows[:, 2 : 2 + num_steps].bool(),
+            branching=rows[:, 2 + num_steps :],
+            probabilities=self._probabilities,
+        )
+        with self._path.open("a") as file:
+            file.write(decision.to_json() + "\n")

@@ -1,0 +1,47 @@
+"""EvaluateByCost: held-out evaluations at equal distances of compute instead of epochs."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import lightning as L
+
+from callbacks.budget_stop import total_evaluations
+
+
+class EvaluateByCost(L.Callback):
+    """Evaluates after every so many model evaluations, whatever an iteration costs.
+
+    Epochs of methods that spend unlike amounts per iteration end at different places of the cost
+    axis. This callback takes the place of the evaluation at the end of an epoch (leave
+    `check_val_every_n_epoch` at 1).
+
+    Args:
+        evaluations: Model evaluations of all ranks between two held-out evaluations.
+
+    Raises:
+        ValueError: If `evaluations` is below one.
+    """
+
+    def __init__(self, evaluations: int) -> None:
+        if evaluations < 1:
+            raise ValueError(f"evaluations={evaluations} must be at least 1")
+        self.evaluations = evaluations
+        self._mark = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Count on from what a resumed run has spent."""
+        self._mark = self._passed(pl_module)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Have Lightning evaluate after this iteration if it passed a mark, and only then."""
+        mark = self._passed(pl_module)
+        # Lightning evaluates after every `val_check_batch`-th batch of an epoch, and looks now.
+        trainer.val_check_batch = 1 if mark > self._mark else sys.maxsize
+        self._mark = mark
+
+    def _passed(self, pl_module: Any) -> int:
+        return int(total_evaluations(pl_module) // self.evaluations)

@@ -1,0 +1,199 @@
+"""Writes what a comparison found: table (Markdown, CSV, JSON), raw curves and figure."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from aegpo.comparison import Estimate, Runs, Target, band, summarize
+from lightning_modules.comparison_settings import Comparison
+
+_COLUMNS = ("method", "seeds", "final score", "against {}", "evaluations to {}", "reached", "ratio")
+
+
+def write_report(
+    settings: Comparison,
+    methods: Mapping[str, Runs],
+    failures: Mapping[str, str],
+    out: Path,
+) -> str:
+    """Write `table.md`, `table.csv`, `table.json`, `curves.csv` and `curves.png`.
+
+    Args:
+        settings: What was compared.
+        methods: Finished runs of each method.
+        failures: What went wrong, by the name of the run.
+        out: Folder of the files.
+
+    Returns:
+        The Markdown table.
+    """
+    target = Target(settings.budget, settings.target)
+    score, rows = summarize(methods, settings.reference, target)
+    markdown = markdown_table(settings, score, rows, failures)
+    (out / "table.md").write_text(markdown)
+    found = {
+        "metric": settings.metric,
+        "budget": settings.budget,
+        "reference": settings.reference,
+        "target": score,
+        "methods": [_plain(row) for row in rows],
+        "failures": dict(failures),
+    }
+    (out / "table.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
+    _write_csv(out / "table.csv", [_flat(row) for row in rows])
+    points = [
+        {"method": name, "seed": seed, "evaluations": cost, "score": value}
+        for name, runs in methods.items()
+        for seed, curve in runs.items()
+        for cost, value in zip(curve.cost.tolist(), curve.score.tolist(), strict=True)
+    ]
+    _write_csv(out / "curves.csv", points)
+    draw_curves(settings, methods, score).savefig(out / "curves.png", dpi=120)
+    return markdown
+
+
+def markdown_table(
+    settings: Comparison,
+    score: float,
+    rows: list[dict[str, Any]],
+    failures: Mapping[str, str],
+) -> str:
+    """Lay the rows out for a reader.
+
+    Args:
+        settings: What was compared.
+        score: The score to reach.
+        rows: What `aegpo.comparison.summarize` returned.
+        failures: What went wrong, by the name of the run.
+
+    Returns:
+        A heading sentence, the table, how to read it and the failed runs.
+    """
+    columns = [name.format(settings.reference) for name in _COLUMNS]
+    columns[4] = f"evaluations to {score:.4g}"
+    lines = [
+        f"`{settings.metric}` after {settings.budget:,} model evaluations (rollout, probe and "
+        "reference 1, update 3).",
+        "",
+        "| " + " | ".join(columns) + " |",
+        "| --- " + "| ---: " * (len(columns) - 1) + "|",
+    ]
+    for row in rows:
+        final = f"{row['final_median']:.4f} ({min(row['final']):.4f} to {max(row['final']):.4f})"
+        cells = [
+            row["method"],
+            str(len(row["seeds"])),
+            final,
+            _interval(row["difference"], "{:+.4f}"),
+            _evaluations(row["evaluations_to_target_median"], settings.budget),
+            f"{row['reached']} of {len(row['seeds'])}",
+            _interval(row["ratio"], "{:.3f}"),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    origin = (
+        f"the median final score of {settings.reference}"
+        if settings.target is None
+        else "the score asked for"
+    )
+    lines += [
+        "",
+        f"Scores and evaluations are medians over seeds (lowest to highest seed in parentheses). "
+        f"{score:.4g} is {origin}. Ratio: evaluations to reach it over those of "
+        f"{settings.reference}; brackets hold 95 % bootstrap intervals over seeds"
+        + (", " + _pairing(rows) if len(rows) > 1 else "")
+        + f". A run that does not reach it in {settings.budget:,} counts as infinite for a method "
+        f"and as the whole budget for {settings.reference}, so a ratio is an upper bound.",
+    ]
+    if failures:
+        lines += ["", "Runs that failed and are left out:", ""]
+        lines += [f"- {name}: {problem}" for name, problem in failures.items()]
+    return "\n".join(lines) + "\n"
+
+
+def draw_curves(settings: Comparison, methods: Mapping[str, Runs], score: float) -> Figure:
+    """Draw score against evaluations: median over seeds, a band, and the score to reach.
+
+    Args:
+        settings: What was compared.
+        methods: Finished runs of each method.
+        score: The score to reach.
+
+    Returns:
+        The figure.
+    """
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    grid = np.linspace(0, settings.budget, 201)
+    for name, runs in methods.items():
+        median, low, high = band(runs, grid, settings.band == "quartiles")
+        (line,) = axes.plot(grid, median, label=f"{name} ({len(runs)})")
+        axes.fill_between(grid, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+    axes.axhline(score, color="gray", linestyle=":", linewidth=1)
+    axes.set_xlabel("model evaluations")
+    shaded = "all seeds" if settings.band == "range" else "middle half of the seeds"
+    axes.set_ylabel(settings.metric)
+    axes.set_title(f"median over seeds, shaded: {shaded}", fontsize="medium")
+    axes.legend(loc="best", fontsize="small")
+    return figure
+
+
+def _pairing(rows: list[dict[str, Any]]) -> str:
+    unpaired = [row["method"] for row in rows if row["ratio"] and not row["ratio"].paired]
+    return f"seeds not paired for {', '.join(unpaired)}" if unpaired else "paired by seed"
+
+
+def _evaluations(value: float, budget: float) -> str:
+    return f"{value:,.0f}" if math.isfinite(value) else f"> {budget:,}"
+
+
+def _interval(estimate: Estimate | None, form: str) -> str:
+    if estimate is None:
+        return "–"
+    value, low, high = (
+        "undefined" if math.isnan(x) else form.format(x) if math.isfinite(x) else "not reached"
+        for x in (estimate.value, estimate.low, estimate.high)
+    )
+    return f"{value} [{low}, {high}]"
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can say: infinity, a score not reached, and NaN become null."""
+    if isinstance(value, Estimate):
+        return _plain(vars(value))
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {
+        "method": row["method"],
+        "seeds": len(row["seeds"]),
+        "final_median": row["final_median"],
+        "final_min": min(row["final"]),
+        "final_max": max(row["final"]),
+        "evaluations_to_target_median": row["evaluations_to_target_median"],
+        "reached": row["reached"],
+    }
+    for name in ("ratio", "difference"):
+        estimate = row[name]
+        for part in ("value", "low", "high"):
+            flat[f"{name}_{part}"] = "" if estimate is None else getattr(estimate, part)
+    return flat
+
+
+def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)

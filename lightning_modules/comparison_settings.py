@@ -1,0 +1,154 @@
+"""What ``aegpo compare`` reads: methods, seeds, budget, and where the files lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from jsonargparse.typing import register_type
+
+from lightning_modules.cli_errors import UserError
+from lightning_modules.compared_run import ComparedRun, run_config
+
+
+class Overlays(list[Any]):
+    """Overlays of a method: config files, or overrides written out as nested keys.
+
+    A type of its own, because the parser would import the classes that overrides in a plain list
+    name, and fill in their defaults.
+    """
+
+    def check(self, method: str) -> None:
+        """Raise unless every entry is a file or a mapping.
+
+        Args:
+            method: Name of the method, for the message.
+
+        Raises:
+            UserError: If an entry is something else.
+        """
+        for entry in self:
+            if not isinstance(entry, str | dict):
+                raise UserError(
+                    f"method {method!r} lists {entry!r}; an entry is a config file or nested keys"
+                )
+
+
+register_type(Overlays, deserializer=Overlays)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared. Paths of configs are relative to the comparison's own file.
+
+    Args:
+        methods: For each method the overlays on `base` in their order: config files, or overrides
+            written out as nested keys.
+        base: Config file that all methods share, or several that merge.
+        budget: Model evaluations of every run, as `cost/evaluations` counts them.
+        metric: Logged score that is compared, higher is better.
+        reference: Method that the others are set against; its final score is the target.
+        seeds: Seeds; every method is run with each.
+        target: Score whose price is compared, instead of the reference's final one.
+        evaluate_every: `evaluations: n` or `epochs: n` between two held-out evaluations.
+        jobs: Runs side by side; with more than one each gets a single thread.
+        out: Folder of the runs and of the table, relative to the current folder.
+        band: What the figure shades around the median: all seeds, or their middle half.
+    """
+
+    methods: dict[str, Overlays]
+    base: str | list[str]
+    budget: int
+    metric: str
+    reference: str
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
+    target: float | None = None
+    evaluate_every: dict[str, int] = field(default_factory=lambda: {"epochs": 1})
+    jobs: int = 1
+    out: str = "runs/compare"
+    band: Literal["range", "quartiles"] = "range"
+
+    def validate(self) -> None:
+        """Check what can be checked before anything starts.
+
+        Raises:
+            UserError: If a setting cannot be.
+        """
+        if self.reference not in self.methods:
+            raise UserError(
+                f"reference={self.reference!r} is none of the methods {', '.join(self.methods)}"
+            )
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise UserError(f"seeds={self.seeds} must be one or more different numbers")
+        if self.budget < 1 or self.jobs < 1:
+            raise UserError(f"budget={self.budget} and jobs={self.jobs} must be at least 1")
+        every = self.evaluate_every
+        if (
+            len(every) != 1
+            or not set(every) <= {"evaluations", "epochs"}
+            or min(every.values()) < 1
+        ):
+            raise UserError(
+                f"evaluate_every={every} must be `evaluations: n` or `epochs: n` with n above 0"
+            )
+        for name in self.methods:
+            if (
+                not name
+                or name.startswith(".")
+                or "/" in name
+                or name in ("superseded", "overlays")
+            ):
+                raise UserError(f"the method's name {name!r} cannot be a folder; choose another")
+
+    def arguments(self, folder: Path) -> dict[str, list[str]]:
+        """Write overrides into files and return the `--config` arguments of each method.
+
+        Args:
+            folder: Folder that relative paths start from.
+
+        Returns:
+            Arguments of `fit` by method.
+
+        Raises:
+            UserError: If a config file does not exist.
+        """
+        bases = [self.base] if isinstance(self.base, str) else self.base
+        arguments = {}
+        for name, overlays in self.methods.items():
+            Overlays(overlays).check(name)
+            files = [folder / base for base in bases]
+            for number, overlay in enumerate(overlays):
+                if isinstance(overlay, str):
+                    files.append(folder / overlay)
+                    continue
+                written = Path(self.out) / "overlays" / f"{name}-{number}.yaml"
+                written.parent.mkdir(parents=True, exist_ok=True)
+                written.write_text(yaml.safe_dump(overlay, sort_keys=False))
+                files.append(written)
+            for file in files:
+                if not file.is_file():
+                    raise UserError(f"method {name!r} names {file}, which does not exist")
+            arguments[name] = [word for file in files for word in ("--config", str(file))]
+        return arguments
+
+    def runs(self, configs: dict[str, dict[str, Any]]) -> list[ComparedRun]:
+        """All runs, a seed of every method before the next seed.
+
+        Args:
+            configs: Resolved config of each method.
+
+        Returns:
+            Methods × seeds.
+        """
+        return [
+            ComparedRun(
+                name,
+                seed,
+                Path(self.out) / name / f"seed_{seed}",
+                run_config(configs[name], seed, self.budget, self.evaluate_every),
+            )
+            for seed in self.seeds
+            for name in self.methods
+        ]

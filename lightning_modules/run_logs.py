@@ -1,0 +1,49 @@
+"""Reads back what Lightning's own loggers wrote: TensorBoard event files or `metrics.csv`."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def read_scalars(folder: Path, tags: Sequence[str]) -> dict[str, dict[int, float]]:
+    """Read some tags of one run.
+
+    A run that was interrupted and resumed has several event files, in which iterations between the
+    checkpoint and the interruption occur twice; the later file counts.
+
+    Args:
+        folder: The run's log folder.
+        tags: Names as `docs/logging.md` lists them.
+
+    Returns:
+        For each tag its value by iteration; empty for a tag that was never logged.
+    """
+    values: dict[str, dict[int, float]] = {tag: {} for tag in tags}
+    table = folder / "metrics.csv"
+    if table.is_file():
+        _read_csv(table, values)
+    for events in sorted(folder.glob("events.out.tfevents.*")):
+        _read_events(events, values)
+    return values
+
+
+def _read_csv(table: Path, values: dict[str, dict[int, float]]) -> None:
+    with table.open(newline="") as file:
+        for row in csv.DictReader(file):
+            for tag, by_iteration in values.items():
+                if row.get(tag) and row.get("step"):
+                    by_iteration[int(float(row["step"]))] = float(row[tag])
+
+
+def _read_events(events: Path, values: dict[str, dict[int, float]]) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    kept = {"scalars": 0, "images": 1, "histograms": 1, "tensors": 1}  # 0 keeps all
+    accumulator = EventAccumulator(str(events), size_guidance=kept)
+    accumulator.Reload()
+    logged = set(accumulator.Tags()["scalars"])
+    for tag, by_iteration in values.items():
+        for event in accumulator.Scalars(tag) if tag in logged else []:
+            by_iteration[int(event.step)] = float(event.value)
