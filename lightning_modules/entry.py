@@ -22,6 +22,7 @@ COMMANDS = {
     "test": "score it on the test prompts",
     "predict": "draw images for prompts",
     "doctor": "check this machine; with --config also the first update of that config",
+    "signals": "measure what attention entropy predicts for a policy and a reward",
 }
 """The subcommands and what ``--help`` says of each; ``AEGPOCLI.subcommands`` has the same names."""
 
