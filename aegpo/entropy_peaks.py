@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -32,7 +33,8 @@ class EntropyPeaks(StepSelector):
             and falls back to the first `top_k` steps. Only with mode "top_k".
         scope: "prompt" gives each prompt its own steps, "batch" all prompts the peaks of the
             mean curve.
-        branching: Children of every tree node at each of the steps; 1 grows chains.
+        branching: Children of every tree node at each of the steps; 1 grows chains. A group too
+            small for a split at each of them splits at the highest peaks.
 
     Raises:
         ValueError: If `top_k` is below 1, `threshold` is outside [0, 1) or is combined with local
@@ -93,18 +95,23 @@ class EntropyPeaks(StepSelector):
         curve = entropy.curve.detach().cpu()[:, :-1]
         if self.scope == "batch":
             curve = curve.mean(dim=0, keepdim=True).expand_as(curve)
-        stochastic[:, :-1] = (
-            self._highest(curve) if self.threshold is None else self._above(curve, self.threshold)
-        )
-        return self._schedule(stochastic)
+        order = self._order(curve)
+        if self.threshold is None:
+            stochastic[:, :-1].scatter_(1, order[:, : self.top_k], True)
+        else:
+            stochastic[:, :-1] = self._above(curve, self.threshold)
+        rank = torch.arange(0, -order.shape[1], -1).expand_as(order)
+        priority = torch.full(stochastic.shape, -num_steps)
+        priority[:, :-1].scatter_(1, order, rank)
+        return replace(self._schedule(stochastic), priority=priority)
 
     def validate(self, num_steps: int) -> None:
         """Check that `top_k` steps can explore; see `StepSelector.validate`."""
         super().validate(num_steps)
         require_steps("top_k", self.top_k, num_steps)
 
-    def _highest(self, curve: Tensor) -> Tensor:
-        """True at the `top_k` steps of highest rank in each row, (B, T-1)."""
+    def _order(self, curve: Tensor) -> Tensor:
+        """The steps of each row from the highest rank to the lowest, (B, T-1)."""
         order = curve.argsort(dim=1, descending=True, stable=True)
         if self.mode == "local_maxima":
             edge = torch.full_like(curve[:, :1], -math.inf)
@@ -113,7 +120,7 @@ class EntropyPeaks(StepSelector):
             peak = (curve > padded[:, :-2]) & (curve >= padded[:, 2:])
             peaks_first = peak.gather(1, order).int().argsort(dim=1, descending=True, stable=True)
             order = order.gather(1, peaks_first)
-        return torch.zeros_like(curve, dtype=torch.bool).scatter(1, order[:, : self.top_k], True)
+        return order
 
     def _above(self, curve: Tensor, threshold: float) -> Tensor:
         """True where the row's min-max scaled curve exceeds the threshold, (B, T-1)."""

@@ -16,14 +16,19 @@ from torch import Tensor
 from aegpo.entropy.reading import EntropyReading
 from aegpo.entropy_peaks import EntropyPeaks
 from aegpo.noise import KeyedNoise
+from aegpo.noise_entropy import NoiseEntropy
 from aegpo.schedule import ExplorationSchedule, StepSelector, require_positive, require_steps
+from aegpo.splits import FixedSplits
 
 __all__ = [
     "AllSteps",
     "EntropyPeaks",
     "ExplorationSchedule",
+    "FixedSplits",
     "FixedSteps",
+    "NoiseEntropy",
     "RandomSteps",
+    "RandomWindow",
     "SlidingWindow",
     "StepSelector",
 ]
@@ -123,6 +128,52 @@ class RandomSteps(StepSelector):
         """Check that `num` steps can explore; see `StepSelector.validate`."""
         super().validate(num_steps)
         require_steps("num", self.num, num_steps)
+
+
+class RandomWindow(StepSelector):
+    """Explores in a window that begins at a random step, anew for each prompt and iteration.
+
+    Flow-GRPO-Fast, and the random arm of MixGRPO (arXiv 2507.21802). The draw depends only on the
+    run's seed, the iteration and the prompt.
+
+    Args:
+        width: Consecutive steps that explore.
+        end: The window lies in steps 0 to `end` - 1; None for all steps that can explore.
+        eta: Noise level of the steps, in the units of the SDE in use; above 0.
+        branching: Children of every tree node at each of the steps; 1 grows chains.
+
+    Raises:
+        ValueError: If `width` is below 1 or does not fit before `end`.
+    """
+
+    def __init__(
+        self, width: int = 2, end: int | None = None, eta: float = 0.7, branching: int = 1
+    ) -> None:
+        super().__init__(eta, branching)
+        require_positive("width", width)
+        if end is not None and end < width:
+            raise ValueError(f"a window of width={width} does not fit before end={end}; raise end")
+        self.width = width
+        self.end = end
+
+    def __call__(
+        self, entropy: EntropyReading | None, noise: KeyedNoise, index: Tensor, num_steps: int
+    ) -> ExplorationSchedule:
+        """Mark the window drawn for each prompt; see `StepSelector.__call__`."""
+        self.validate(num_steps)
+        end = num_steps - 1 if self.end is None else self.end
+        stochastic = torch.zeros(len(index), num_steps, dtype=torch.bool)
+        for row, prompt in enumerate(index.tolist()):
+            start = int(noise.permutation("window", (prompt,), end - self.width + 1)[0])
+            stochastic[row, start : start + self.width] = True
+        return self._schedule(stochastic)
+
+    def validate(self, num_steps: int) -> None:
+        """Check that the window fits; see `StepSelector.validate`."""
+        super().validate(num_steps)
+        require_steps("width", self.width, num_steps)
+        if self.end is not None:
+            require_steps("end", self.end, num_steps)
 
 
 class SlidingWindow(StepSelector):

@@ -26,6 +26,7 @@ class Replay:
         tree: The rollout.
         schedule: Its exploration schedule, B rows.
         advantages: Advantage of each transition, shape (E,).
+        kept: True where a transition is trained on, bool, shape (E,); None for all of them.
     """
 
     policy: Policy
@@ -34,6 +35,7 @@ class Replay:
     tree: RolloutTree
     schedule: ExplorationSchedule
     advantages: Tensor
+    kept: Tensor | None = None
     old_mean: Tensor = field(init=False)
     mean_std: Tensor = field(init=False)
 
@@ -129,10 +131,13 @@ class Replay:
             noise: Keyed noise of the iteration.
 
         Returns:
-            `num_updates` tensors of transition numbers, together a permutation of 0..E-1.
+            `num_updates` tensors of transition numbers, together a permutation of 0..E-1, less
+            those that are pruned.
         """
         prompt = self.tree.transitions.prompt
-        update = torch.empty_like(prompt)
+        if self.kept is not None:
+            prompt = prompt.where(self.kept, -1)
+        update = torch.full_like(prompt, -1)
         for row, key in enumerate(index.tolist()):
             own = (prompt == row).nonzero().flatten()
             order = noise.permutation("updates", (key,), len(own)).to(own.device)

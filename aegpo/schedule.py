@@ -25,6 +25,8 @@ class ExplorationSchedule:
         eta: Noise level of each step, in the units of the SDE in use; 0 is a deterministic (ODE)
             step. fp32, shape (B, T).
         branching: Children of every tree node at each step; 1 is no split. int64, shape (B, T).
+        priority: Which steps keep their split where a group is too small for all of them, the
+            highest first, shape (B, T); None for the earliest first.
 
     Raises:
         ValueError: If shapes or types disagree, a level is negative or not finite, the last step
@@ -33,12 +35,18 @@ class ExplorationSchedule:
 
     eta: Tensor
     branching: Tensor
+    priority: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.eta.ndim != 2 or self.eta.shape != self.branching.shape or self.eta.shape[1] < 1:
             raise ValueError(
                 "eta and branching must both have shape (prompts, steps) with at least one step, "
                 f"but got {tuple(self.eta.shape)} and {tuple(self.branching.shape)}"
+            )
+        if self.priority is not None and self.priority.shape != self.eta.shape:
+            raise ValueError(
+                f"priority must have the shape of eta, {tuple(self.eta.shape)}, "
+                f"but got {tuple(self.priority.shape)}"
             )
         if self.eta.dtype != torch.float32 or self.branching.dtype != torch.int64:
             raise ValueError(
@@ -112,7 +120,44 @@ class ExplorationSchedule:
             A schedule of n rows.
         """
         rows = rows.to(self.eta.device)
-        return ExplorationSchedule(self.eta[rows], self.branching[rows])
+        priority = None if self.priority is None else self.priority[rows]
+        return ExplorationSchedule(self.eta[rows], self.branching[rows], priority)
+
+    def fit(self, group_sizes: Tensor) -> ExplorationSchedule:
+        """The schedule with no more splits than the groups have room for.
+
+        In order of priority a split is kept if the leaves per root still divide the group: with
+        binary splits 16 images keep 4 of them, 8 keep 3, and 12 keep 2 on each of 3 roots. The
+        other steps draw noise as before, without splitting. Chains come back as they are.
+
+        Args:
+            group_sizes: Images per prompt, int64, shape (B,).
+
+        Returns:
+            A schedule of the same B rows, for which `rollout` accepts these sizes.
+
+        Raises:
+            ValueError: If there is not one size per prompt.
+        """
+        if group_sizes.shape != (self.num_prompts,):
+            raise ValueError(
+                f"group_sizes has shape {tuple(group_sizes.shape)}, but the schedule has "
+                f"{self.num_prompts} prompts"
+            )
+        if bool((self.branching == 1).all()):
+            return self
+        earliest = -torch.arange(self.num_steps).expand(self.branching.shape)
+        priority = earliest if self.priority is None else self.priority
+        order = priority.argsort(dim=1, descending=True, stable=True)
+        branching = torch.ones_like(self.branching)
+        for row, size in enumerate(group_sizes.tolist()):
+            leaves = 1
+            for step in order[row].tolist():
+                children = int(self.branching[row, step])
+                if size % (leaves * children) == 0:
+                    branching[row, step] = children
+                    leaves *= children
+        return ExplorationSchedule(self.eta, branching, self.priority)
 
 
 class StepSelector(abc.ABC):

@@ -144,16 +144,17 @@ class RolloutTree:
                 f"backup needs one value per image, shape ({len(self)},), "
                 f"but was given shape {tuple(values.shape)}"
             )
-        device = self.parent.device
-        present = ~values.isnan().to(device)
-        value = values.to(device, torch.float64)[present]
-        edge = self.leaf_edge[present]
-        total = torch.zeros(len(self.parent), dtype=torch.float64, device=device)
+        # On the CPU: a few thousand numbers in float64, which some accelerators lack.
+        present = ~values.isnan().cpu()
+        value, parent = values.cpu().double()[present], self.parent.cpu()
+        edge = self.leaf_edge.cpu()[present]
+        total = torch.zeros(len(parent), dtype=torch.float64)
         leaves = torch.zeros_like(total)
         while bool((edge >= 0).any()):  # all leaves climb together, one edge a turn
             on_tree = edge >= 0
             edge, value = edge[on_tree], value[on_tree]
             total.index_add_(0, edge, value)
             leaves.index_add_(0, edge, torch.ones_like(value))
-            edge = self.parent[edge]
-        return (total / leaves).to(values.dtype)  # 0 / 0 is the NaN that is promised
+            edge = parent[edge]
+        fused = total / leaves  # 0 / 0 is the NaN that is promised
+        return fused.to(values.dtype).to(self.parent.device)

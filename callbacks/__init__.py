@@ -2,6 +2,7 @@
 
 from callbacks.budget_stop import BudgetStop
 from callbacks.canary import Canary
+from callbacks.controlled_entropy import ControlledEntropy
 from callbacks.cost_logger import CostLogger
 from callbacks.curve_logger import CurveLogger
 from callbacks.decision_log import DecisionLog
@@ -9,6 +10,7 @@ from callbacks.entropy_probe import EntropyProbe
 from callbacks.evaluate_by_cost import EvaluateByCost
 from callbacks.progress import RolloutProgressBar
 from callbacks.prompt_reweighter import PromptReweighter
+from callbacks.reward_spread import RewardSpread
 from callbacks.rollout_checkpoint import RolloutCheckpoint
 from callbacks.sample_logger import SampleLogger
 from callbacks.score_table import ScoreTable
@@ -16,12 +18,14 @@ from callbacks.score_table import ScoreTable
 __all__ = [
     "BudgetStop",
     "Canary",
+    "ControlledEntropy",
     "CostLogger",
     "CurveLogger",
     "DecisionLog",
     "EntropyProbe",
     "EvaluateByCost",
     "PromptReweighter",
+    "RewardSpread",
     "RolloutCheckpoint",
     "RolloutProgressBar",
     "SampleLogger",

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 
 class RolloutCheckpoint(ModelCheckpoint):
-    """Writes `last.ckpt` every few epochs, and the best by a monitored score if asked.
+    """Writes `last.ckpt` every few epochs and at the end, and the best by a score if asked.
 
     Lightning counts optimizer steps, of which one iteration has several, so checkpoints go by
     epochs here. A checkpoint that cannot be written costs a warning, not the run, and the previous
@@ -39,6 +39,23 @@ class RolloutCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=True,
             enable_version_counter=False,
         )
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the best, if this is it, and always the last.
+
+        Lightning's own hook writes `last.ckpt` in the same epochs as the best only, and without a
+        monitored score not before the end of training.
+        """
+        due = (trainer.current_epoch + 1) % (self.every_n_epochs or 1) == 0
+        if due and not self._should_skip_saving_checkpoint(trainer):
+            candidates = self._monitor_candidates(trainer)
+            self._save_topk_checkpoint(trainer, candidates)
+            self._save_last_checkpoint(trainer, candidates)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the last, unless the last epoch just did."""
+        if not self._should_skip_saving_checkpoint(trainer):
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
         try:

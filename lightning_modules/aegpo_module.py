@@ -19,6 +19,7 @@ from aegpo.losses import EqualWeight, LossTerms, TransitionWeight, policy_loss
 from aegpo.noise import KeyedNoise
 from aegpo.policies.base import Conditioning, Policy
 from aegpo.prompts import PromptBatch
+from aegpo.pruning import Pruning
 from aegpo.replay import Replay
 from aegpo.rewards.base import Reward
 from aegpo.rewards.guarded import guarded_scores
@@ -26,6 +27,7 @@ from aegpo.rollout import LevelObserver, rollout
 from aegpo.sde import SDE
 from aegpo.sharding import shard
 from aegpo.tree import RolloutTree
+from aegpo.tree_advantages import Credit, LeafCredit
 from lightning_modules.metrics import Iteration, UpdateMeter, reward_metrics
 from lightning_modules.phases import timed
 from lightning_modules.policy_module import PolicyModule
@@ -48,6 +50,9 @@ class AEGPOModule(PolicyModule):
         optimizer: Optimizer of the trainable parameters.
         lr_scheduler: Learning-rate schedule, advanced once per iteration; None keeps the rate.
         advantage: How rewards become advantages; None for the group-relative one.
+        credit: How a tree hands the images' advantages down to its transitions; None for the mean
+            of the images below.
+        pruning: Which transitions are left out of the update; None for none.
         transition_weight: Weight of a transition in the loss by its step; None for equal weights.
         evaluation_rewards: Rewards that are only measured on the held-out prompts, beside
             `reward`.
@@ -77,6 +82,8 @@ class AEGPOModule(PolicyModule):
         optimizer: OptimizerCallable,
         lr_scheduler: LRSchedulerCallable | None = None,
         advantage: GroupRelative | None = None,
+        credit: Credit | None = None,
+        pruning: Pruning | None = None,
         transition_weight: TransitionWeight | None = None,
         evaluation_rewards: list[Reward] | None = None,
         num_steps: int = 10,
@@ -104,11 +111,14 @@ class AEGPOModule(PolicyModule):
                 f"above 0 and model.kl_coeff={kl_coeff} at least 0"
             )
         step_selector.validate(num_steps)
+        if pruning is not None:
+            pruning.validate(num_steps)
         self.automatic_optimization = False
         self.reward, self.sde = reward, sde
         self.step_selector, self.allocator = step_selector, allocator
         self.optimizer_factory, self.lr_scheduler_factory = optimizer, lr_scheduler
-        self.advantage = advantage or GroupRelative()
+        self.advantage, self.credit = advantage or GroupRelative(), credit or LeafCredit()
+        self.pruning = pruning
         self.transition_weight = transition_weight or EqualWeight()
         self.clip_range, self.kl_coeff = clip_range, kl_coeff
         self.inner_epochs, self.updates_per_epoch = inner_epochs, updates_per_epoch
@@ -138,6 +148,7 @@ class AEGPOModule(PolicyModule):
         noise = self.noise.at(self.iteration)
         schedule = self.step_selector(self.entropy, noise, batch.index, self.num_steps)
         sizes = self.allocator(self.entropy, len(batch))
+        schedule = schedule.fit(sizes)
         mine = shard(sizes, *world())
         whole, batch = batch, batch.select(mine)
         schedule, sizes = schedule.select(mine), sizes[mine]
@@ -146,7 +157,10 @@ class AEGPOModule(PolicyModule):
         tree = self.explore(cond, schedule, sizes, noise, batch)
         rewards = self.score(tree, batch)
         advantages = self.assign_credit(tree, rewards, whole, mine)
-        replay = Replay(self.policy, self.sde, cond, tree, schedule, advantages)
+        kept = None
+        if self.pruning is not None:
+            kept = self.pruning(tree, schedule, advantages, noise, batch.index)
+        replay = Replay(self.policy, self.sde, cond, tree, schedule, advantages, kept)
         self.update(replay, batch.index, noise)
         self.last = Iteration(batch, schedule, sizes, tree, rewards)
         self.iteration += 1
@@ -224,7 +238,8 @@ class AEGPOModule(PolicyModule):
         }
         self.log_dict(metrics, rank_zero_only=True)
         leaves = scored.values[own].masked_fill(rewards.isnan(), float("nan"))
-        return tree.backup(leaves).nan_to_num(0.0)  # a failed reward counts for no branch
+        edges = self.credit(tree, rewards, leaves, self.advantage)
+        return edges.nan_to_num(0.0)  # a failed reward counts for no branch
 
     @timed("update")
     def update(self, replay: Replay, index: Tensor, noise: KeyedNoise) -> None:
@@ -299,8 +314,8 @@ class AEGPOModule(PolicyModule):
         Returns:
             Largest |log ratio|: 0 up to rounding if rollout and update score alike.
         """
-        schedule = self.step_selector(None, self.noise, batch.index, self.num_steps)
         sizes = self.allocator(None, len(batch))
+        schedule = self.step_selector(None, self.noise, batch.index, self.num_steps).fit(sizes)
         cond = self.encode(batch)
         tree = self.explore(cond, schedule, sizes, self.noise, batch)
         rewards = self.score(tree, batch)

@@ -17,6 +17,7 @@ import torch
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import aegpo
@@ -62,7 +63,7 @@ class AEGPOArgumentParser(LightningArgumentParser):
 
 
 class AEGPOCLI(LightningCLI):
-    """``fit``, ``validate``, ``test``, ``predict`` and ``doctor`` from one set of YAML files.
+    """Lightning's four commands, ``doctor`` and ``signals`` from one set of YAML files.
 
     Args:
         args: Arguments to parse instead of those of the process.
@@ -87,7 +88,8 @@ class AEGPOCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Name every subcommand with those arguments of its method that are not options."""
-        return {**LightningCLI.subcommands(), "doctor": {"model", "datamodule"}}
+        ours = {"model", "datamodule"}
+        return {**LightningCLI.subcommands(), "doctor": ours, "signals": ours}
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, then refuse the unknown keys that jsonargparse lets through.
@@ -137,7 +139,7 @@ class AEGPOCLI(LightningCLI):
             raise UserError(explain_exception(error)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> AEGPOTrainer:
-        """Build the trainer; ``doctor`` gets one that writes nothing and stops after one batch.
+        """Build the trainer; our own commands get one that writes nothing and stops after a batch.
 
         Args:
             **kwargs: Trainer arguments that win over the config's.
@@ -145,7 +147,7 @@ class AEGPOCLI(LightningCLI):
         Returns:
             The trainer.
         """
-        if self.subcommand == "doctor":
+        if self.subcommand in ("doctor", "signals"):
             self.save_config_callback = None
             kwargs |= {
                 "logger": False,
@@ -164,6 +166,10 @@ class AEGPOCLI(LightningCLI):
                 "num_sanity_val_steps": 0,
                 "fast_dev_run": False,
             }
+        if self.subcommand == "signals":  # whoever wrote checkpoints knows which is the last
+            configured = self._get(self.config_init, "trainer.callbacks") or []
+            kept = [callback for callback in configured if isinstance(callback, Checkpoint)]
+            kwargs |= {"callbacks": kept, "enable_checkpointing": bool(kept)}
         trainer = super().instantiate_trainer(**kwargs)
         assert isinstance(trainer, AEGPOTrainer)
         return trainer

@@ -25,6 +25,7 @@ COMMANDS = {
     "doctor": "check this machine; with --config also the first update of that config",
     "compare": "methods x seeds at equal compute, from one file: table and curves",
     "replay": "what another allocator or step selector would have decided in a logged run",
+    "signals": "measure what attention entropy predicts for a policy and a reward",
 }
 """The subcommands and what ``--help`` says of each."""
 

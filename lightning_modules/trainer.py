@@ -5,6 +5,7 @@ from __future__ import annotations
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from lightning_modules.preflight import run_preflight
+from lightning_modules.signals_run import run_signals
 
 
 class AEGPOTrainer(Trainer):
@@ -34,3 +35,48 @@ class AEGPOTrainer(Trainer):
             Whether nothing failed.
         """
         return run_preflight(self, model, datamodule, ckpt_path, weights_only)
+
+    def signals(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: str | None = None,
+        weights_only: bool | None = None,
+        ckpt_before: str | None = None,
+        prompts: int = 24,
+        images: int = 8,
+        trajectories: int = 8,
+        rows: int | None = 64,
+        top_k: int | None = None,
+        out: str = "runs/signals",
+    ) -> None:
+        """Measure what attention entropy predicts, before a training run is spent on it.
+
+        Args:
+            model: The configured module.
+            datamodule: The configured data.
+            ckpt_path: Checkpoint of the policy to look at; the base without it.
+            weights_only: Whether to load that checkpoint without unpickling objects.
+            ckpt_before: Earlier checkpoint of the same run, from which reward gained is counted;
+                the base without it.
+            prompts: Training prompts to draw, evenly from the categories.
+            images: Images in a group.
+            trajectories: Trajectories per prompt for entropy, an even number.
+            rows: Query rows sampled per head, or null for all of them (exact).
+            top_k: Steps that every reading chooses; the selector's own number by default, else 4.
+            out: Folder for the tables as Markdown, CSV and JSON.
+        """
+        run_signals(
+            self,
+            model,
+            datamodule,
+            ckpt_path,
+            weights_only,
+            ckpt_before,
+            prompts=prompts,
+            images=images,
+            trajectories=trajectories,
+            rows=rows,
+            top_k=top_k,
+            out=out,
+        )

@@ -1,0 +1,253 @@
+"""Writes the tables of `aegpo signals` as Markdown, CSV and JSON."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from aegpo.rank_correlation import chance_level
+from aegpo.signal_tables import PromptRow, StepTable, delta_by_prompt, prompt_table, step_table
+from aegpo.signals import Signals, group_spread
+
+STEP_COLUMNS = ("tokens", "layer", "rho", "own rho", "steps", "share", "own share")
+"""Columns of the first table before those of the steps."""
+
+PROMPT_COLUMNS = {
+    "tokens": "tokens",
+    "layer": "layer",
+    "mean": "mean",
+    "retest_one": "retest 1",
+    "retest_half": "retest half",
+    "retest_half_within": "within",
+    "spread": "spread",
+    "spread_within": "within",
+    "gained": "gained",
+    "gained_within": "within",
+    "foretold": "foretold",
+    "foretold_within": "within",
+}
+"""Columns of the second table by field of `PromptRow`."""
+
+NOT_TRAINED = (
+    "Without a checkpoint the policy is the reference: ΔEntropy is 0 for every prompt and nothing "
+    "was gained, so there is no second table. Give --ckpt_path to see it."
+)
+
+
+@dataclass(frozen=True)
+class Report:
+    """The two tables with what they were measured on.
+
+    Attributes:
+        signals: The measurements.
+        steps: The first table.
+        prompts: The second one; None for a policy that was not trained.
+        settings: What was asked for, written down with the tables.
+    """
+
+    signals: Signals
+    steps: StepTable
+    prompts: list[PromptRow] | None
+    settings: Mapping[str, Any]
+
+    @property
+    def step_notes(self) -> list[str]:
+        """What a reader of the first table has to know."""
+        table, oracle = self.steps, _steps(self.steps.oracle_steps)
+        level = chance_level(len(table.spread))
+        notes = [
+            f"Best steps by the reward itself: {oracle}, {table.oracle_share:.0%} of the summed "
+            f"reward variance; as many at random {table.random_share:.0%}.",
+            f"Over {len(table.spread)} steps unrelated curves pass |rho| = {level:.2f} once in "
+            "twenty times, and the best of many rows more often.",
+        ]
+        return notes + [f"Skipped {name}: {why}." for name, why in self.signals.skipped.items()]
+
+    @property
+    def prompt_notes(self) -> list[str]:
+        """What a reader of the second table has to know."""
+        if self.prompts is None:
+            return [NOT_TRAINED]
+        half = next(iter(self.signals.curves.values())).shape[1] // 2
+        count = len(self.signals.prompts)
+        return [
+            f"Retest: one trajectory against another, and averages of {half} against {half}. "
+            f"Over {count} prompts chance passes |rho| = {chance_level(count):.2f} once in twenty."
+        ]
+
+    @property
+    def cost(self) -> str:
+        """Model evaluations, in words."""
+        spent = {name: number for name, number in self.signals.evaluations.items() if number}
+        parts = ", ".join(f"{number:,} {name}" for name, number in spent.items())
+        return f"{sum(spent.values()):,} model evaluations ({parts})"
+
+    def step_rows(self) -> list[list[str]]:
+        """The first table's cells: `STEP_COLUMNS`, then one column per step."""
+        rows = []
+        for row in self.steps.rows:
+            cells = [row.tokens, row.layer, _signed(row.correlation), _signed(row.own_correlation)]
+            cells += [_steps(row.steps), f"{row.share:.0%}", f"{row.own_share:.0%}"]
+            rows.append(cells + [f"{value:.3f}" for value in row.entropy])
+        return rows
+
+    def prompt_fields(self) -> list[str]:
+        """Fields of the second table that are known for some row."""
+        rows = self.prompts or []
+        return [
+            name
+            for name in PROMPT_COLUMNS
+            if any(isinstance(v := getattr(row, name), str) or not math.isnan(v) for row in rows)
+        ]
+
+    def prompt_rows(self) -> list[list[str]]:
+        """The second table's cells, one for each of `prompt_fields`."""
+        names = self.prompt_fields()
+        return [[_cell(name, getattr(row, name)) for name in names] for row in self.prompts or []]
+
+
+def make_report(signals: Signals, top_k: int, settings: Mapping[str, Any]) -> Report:
+    """Make both tables.
+
+    Args:
+        signals: The measurements.
+        top_k: Steps that every reading chooses.
+        settings: What was asked for.
+
+    Returns:
+        The report.
+    """
+    return Report(signals, step_table(signals, top_k), prompt_table(signals), dict(settings))
+
+
+def write_report(report: Report, folder: Path) -> list[Path]:
+    """Write ``signals.md``, ``steps.csv``, ``prompts.csv`` (if there is one) and ``signals.json``.
+
+    Args:
+        report: The tables.
+        folder: Created if absent; earlier files of these names are replaced.
+
+    Returns:
+        The files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    num_steps = len(report.steps.spread)
+    header = [*STEP_COLUMNS, *map(str, range(num_steps + 1))]
+    oracle = ["reward spread", "", "", "", _steps(report.steps.oracle_steps)]
+    oracle += [f"{report.steps.oracle_share:.0%}", ""]
+    oracle += [*(f"{value:.3f}" for value in report.steps.spread), "–"]
+    lines = ["# What entropy predicts", "", *_settings_lines(report), "", "## By step", ""]
+    lines += _markdown(header, [oracle, *report.step_rows()])
+    lines += ["", *report.step_notes, "", "## By prompt", ""]
+    if report.prompts is not None:
+        columns = [PROMPT_COLUMNS[name] for name in report.prompt_fields()]
+        lines += [*_markdown(columns, report.prompt_rows()), ""]
+    lines += report.prompt_notes
+    written = [folder / "signals.md", folder / "steps.csv", folder / "signals.json"]
+    written[0].write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    entropy = [f"entropy_{step}" for step in range(num_steps + 1)]
+    columns = ["tokens", "layer", "correlation", "own_correlation", "steps", "share", "own_share"]
+    cells = [
+        [*(asdict(row)[name] for name in columns if name != "steps"), *row.entropy]
+        for row in report.steps.rows
+    ]
+    for line, row in zip(cells, report.steps.rows, strict=True):
+        line.insert(columns.index("steps"), " ".join(map(str, row.steps)))
+    blank = ["reward_spread", "", "", "", " ".join(map(str, report.steps.oracle_steps))]
+    blank += [report.steps.oracle_share, "", *report.steps.spread, ""]
+    _write_csv(written[1], [*columns, *entropy], [blank, *cells])
+
+    prompts_file = folder / "prompts.csv"
+    prompts_file.unlink(missing_ok=True)
+    if report.prompts is not None:
+        names = [field.name for field in fields(PromptRow)]
+        table = [[getattr(row, name) for name in names] for row in report.prompts]
+        _write_csv(prompts_file, names, table)
+        written.insert(2, prompts_file)
+    text = json.dumps(_finite(_everything(report)), ensure_ascii=False, indent=1)
+    written[-1].write_text(text + "\n", encoding="utf-8")
+    return written
+
+
+def _everything(report: Report) -> dict[str, Any]:
+    """Both tables and the measurements behind them, as plain values."""
+    signals = report.signals
+    prompts: dict[str, Any] = {
+        "prompt": signals.prompts.prompts,
+        "index": signals.prompts.index.tolist(),
+        "category": [record.get("category", "all") for record in signals.prompts.metadata],
+        "step_spread": signals.step_spread.tolist(),
+        "reward_mean": signals.groups.double().nanmean(dim=1).tolist(),
+        "reward_spread": group_spread(signals.groups).tolist(),
+    }
+    if signals.before_groups is not None:
+        prompts["reward_spread_before"] = group_spread(signals.before_groups).tolist()
+    if signals.gains is not None:
+        prompts["reward_gained"] = signals.gains.double().nanmean(dim=1).tolist()
+    if signals.reference_curves is not None:
+        prompts["delta"] = _named(delta_by_prompt(signals.curves, signals.reference_curves))
+        if signals.before_curves is not None:
+            before = delta_by_prompt(signals.before_curves, signals.reference_curves)
+            prompts["delta_before"] = _named(before)
+    return {
+        "settings": dict(report.settings),
+        "evaluations": signals.evaluations,
+        "skipped": signals.skipped,
+        "steps": asdict(report.steps),
+        "prompts": None if report.prompts is None else [asdict(row) for row in report.prompts],
+        "by_prompt": prompts,
+    }
+
+
+def _named(values: Mapping[tuple[str, str], list[float]]) -> list[dict[str, Any]]:
+    return [{"tokens": key[0], "layer": key[1], "values": row} for key, row in values.items()]
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: null in its place."""
+    if isinstance(value, dict):
+        return {name: _finite(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    if isinstance(value, float):
+        return round(value, 6) if math.isfinite(value) else None
+    return value
+
+
+def _write_csv(file: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(header)
+        for row in rows:
+            cells = ["" if cell is None else cell for cell in _finite(list(row))]
+            writer.writerow(cells)
+
+
+def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    lines = [header, ["---", "---", *["---:"] * (len(header) - 2)], *rows]
+    return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+def _settings_lines(report: Report) -> list[str]:
+    settings = ", ".join(f"{name} {value}" for name, value in report.settings.items())
+    return [f"{settings}.", f"{report.cost[0].upper()}{report.cost[1:]}."]
+
+
+def _steps(steps: Sequence[int]) -> str:
+    return " ".join(map(str, steps))
+
+
+def _signed(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:+.2f}"
+
+
+def _cell(name: str, value: str | float) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{value:.4f}" if name == "mean" else _signed(value)

@@ -1,0 +1,315 @@
+"""Measures what attention entropy is supposed to predict, on any policy and reward.
+
+Two quantities have to go together for AEGPO's loops to mean anything: Entropy(t) with the spread
+that a step's noise gives to the reward, and ΔEntropy with what there is to learn on a prompt. This
+file measures both sides; `aegpo.signal_tables` compares them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from aegpo.compute import PURPOSES
+from aegpo.entropy.recorder import EntropyRecorder
+from aegpo.entropy.tokens import TokenSet, check_token_set
+from aegpo.noise import KeyedNoise
+from aegpo.policies.base import Policy
+from aegpo.prompts import PromptBatch
+from aegpo.rewards.base import Reward
+from aegpo.rewards.guarded import guarded_scores
+from aegpo.rollout import rollout
+from aegpo.schedule import ExplorationSchedule, StepSelector
+from aegpo.sde import ODE, SDE
+
+ALL_LAYERS = "all"
+"""Name of the layer group that averages every recorded layer, as `Recording.curve` does."""
+
+Curves = dict[tuple[str, str], Tensor]
+"""(token set, layer) → Entropy(t) of every trajectory, shape (B, trajectories, T)."""
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What was measured; B prompts, G images, M trajectories, T steps.
+
+    Attributes:
+        prompts: The prompts.
+        step_spread: Reward's standard deviation inside each group when only that step draws noise,
+            shape (B, T - 1); NaN where fewer than two images were scored.
+        curves: Entropy under the policy.
+        reference_curves: Under the reference; None for a policy that was not trained.
+        before_curves: Under the earlier checkpoint; None without one.
+        groups: Rewards of groups drawn as training draws them, shape (B, G).
+        before_groups: The same before training: the earlier checkpoint's or the reference's.
+        gains: Reward of the policy less that of before, image by image from the same starting
+            noise, shape (B, G); None for a policy that was not trained.
+        skipped: Token sets that this model does not have, and why.
+        evaluations: Model evaluations spent, by purpose.
+    """
+
+    prompts: PromptBatch
+    step_spread: Tensor
+    curves: Curves
+    reference_curves: Curves | None
+    before_curves: Curves | None
+    groups: Tensor
+    before_groups: Tensor | None
+    gains: Tensor | None
+    skipped: dict[str, str]
+    evaluations: dict[str, int]
+
+
+def choose_prompts(categories: Sequence[str], count: int, noise: KeyedNoise) -> list[int]:
+    """Draw different rows, as many of each category as there are.
+
+    Args:
+        categories: Category of every row.
+        count: Rows wanted; all of them if there are fewer.
+        noise: Where the draw comes from.
+
+    Returns:
+        At most `count` row numbers, in rising order.
+    """
+    members: dict[str, list[int]] = {}
+    for row in noise.permutation("signals", [0], len(categories)).tolist():
+        members.setdefault(categories[row], []).append(row)
+    turns = max((len(rows) for rows in members.values()), default=0)
+    order = [
+        members[name][turn]
+        for turn in range(turns)
+        for name in sorted(members)
+        if turn < len(members[name])
+    ]
+    return sorted(order[:count])
+
+
+def group_spread(rewards: Tensor) -> Tensor:
+    """Standard deviation inside each group, with n - 1, over the scores that are there.
+
+    Args:
+        rewards: Shape (B, G); NaN marks a missing score.
+
+    Returns:
+        Shape (B,); NaN with fewer than two scores.
+    """
+    present = rewards.isfinite()
+    count = present.sum(dim=1)
+    values = torch.where(present, rewards, 0.0).double()
+    mean = values.sum(dim=1) / count
+    squares = torch.where(present, (values - mean[:, None]).square(), 0.0).sum(dim=1)
+    # 0 / 0 where one score is left, and a negative number of degrees where none is.
+    return (squares / (count - 1)).sqrt().masked_fill(count < 2, float("nan"))
+
+
+class SignalProbe:
+    """Draws the trajectories and images that the tables are made of.
+
+    All noise is fixed by prompt, so the policy, the reference and an earlier checkpoint are
+    compared on the same starting noise. A step explores with the selector's own `eta`.
+
+    Args:
+        policy: The policy, with the weights that are to be looked at.
+        sde: How stochastic steps are taken.
+        reward: What is maximized.
+        step_selector: Which steps a training rollout explores; asked without a reading.
+        batch: The B prompts, three or more.
+        noise: Keyed noise of the run.
+        num_steps: Denoising steps T.
+        images: Images in a group, G.
+        trajectories: Deterministic trajectories per prompt, M; an even number, for two halves.
+        rows: Query rows sampled per head, None for all.
+        shared_start: Whether the images of a training rollout start from the same noise.
+        say: Told what is measured next.
+
+    Raises:
+        ValueError: If there is too little of something to correlate.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        sde: SDE,
+        reward: Reward,
+        step_selector: StepSelector,
+        batch: PromptBatch,
+        noise: KeyedNoise,
+        num_steps: int,
+        images: int = 8,
+        trajectories: int = 8,
+        rows: int | None = 64,
+        shared_start: bool = False,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        if len(batch) < 3 or images < 2 or trajectories < 2 or trajectories % 2:
+            raise ValueError(
+                f"{len(batch)} prompts, images={images} and trajectories={trajectories}: use at "
+                "least 3 prompts, 2 images and an even number of trajectories"
+            )
+        if num_steps < 3:
+            raise ValueError(f"num_steps={num_steps} offers fewer than two steps to compare")
+        self.policy, self.sde, self.reward = policy, sde, reward
+        self.step_selector, self.batch = step_selector, batch
+        self.noise, self.num_steps = noise.fixed(), num_steps
+        self.images, self.trajectories, self.rows = images, trajectories, rows
+        self.shared_start, self.say = shared_start, say
+        self.cond = policy.encode(batch.prompts)
+
+    def measure(self, trained: bool, before: Mapping[str, Tensor] | None = None) -> Signals:
+        """Measure everything; the policy is left as it was found.
+
+        Args:
+            trained: Whether the policy differs from the reference. If not, ΔEntropy and gains are
+                zero by definition and are not measured.
+            before: Trainable tensors of an earlier checkpoint; None takes the reference for it.
+
+        Returns:
+            The measurements.
+        """
+        counts = dict(self.policy.evaluations.counts)
+        skipped = self.absent_token_sets()
+        spread = self.step_spread()
+        curves = self.curves("the policy", "probe", skipped)
+        groups = self.groups("the policy")
+        reference_curves = before_curves = before_groups = gains = None
+        if trained:
+            with self.policy.reference():
+                reference_curves = self.curves("the reference", "reference", skipped)
+            after = self.final_rewards("the policy")
+            own = {name: value.clone() for name, value in self._state().items()}
+            try:
+                if before is not None:
+                    self.policy.load_trainable_state_dict(before)
+                    before_curves = self.curves("the earlier checkpoint", "probe", skipped)
+                with self.policy.reference() if before is None else nullcontext():
+                    name = "the reference" if before is None else "the earlier checkpoint"
+                    before_groups = self.groups(name)
+                    gains = after - self.final_rewards(name)
+            finally:
+                self.policy.load_trainable_state_dict(own)
+        spent = {name: self.policy.evaluations.counts[name] - counts[name] for name in PURPOSES}
+        return Signals(
+            prompts=self.batch,
+            step_spread=spread,
+            curves=curves,
+            reference_curves=reference_curves,
+            before_curves=before_curves,
+            groups=groups,
+            before_groups=before_groups,
+            gains=gains,
+            skipped=skipped,
+            evaluations=spent,
+        )
+
+    def absent_token_sets(self) -> dict[str, str]:
+        """Token sets that these prompts do not have on this model, each with the reason."""
+        absent = {}
+        for tokens in get_args(TokenSet):
+            try:
+                check_token_set(tokens, self.policy.token_layout(self.cond))
+            except ValueError as error:
+                absent[tokens] = str(error)
+        return absent
+
+    def step_spread(self) -> Tensor:
+        """Reward spread inside a group when only one step draws noise, shape (B, T - 1).
+
+        The images of a group share their starting noise, so the step is the only difference
+        between them. The last step never explores.
+        """
+        columns = []
+        for step in range(self.num_steps - 1):
+            self.say(f"reward spread of step {step}")
+            stochastic = torch.zeros(len(self.batch), self.num_steps, dtype=torch.bool)
+            stochastic[:, step] = True
+            schedule = ExplorationSchedule.from_mask(stochastic, self.step_selector.eta)
+            rewards = self._rewards(self.sde, schedule, shared_start=True, purpose="rollout")
+            columns.append(group_spread(rewards))
+        return torch.stack(columns, dim=1)
+
+    def groups(self, whose: str) -> Tensor:
+        """Rewards of groups as training draws them before any reading, shape (B, G)."""
+        self.say(f"groups of {whose}")
+        index = self.batch.index
+        schedule = self.step_selector(None, self.noise, index, self.num_steps)
+        return self._rewards(self.sde, schedule, self.shared_start, purpose="rollout")
+
+    def final_rewards(self, whose: str) -> Tensor:
+        """Rewards of deterministic images from G starting noises, shape (B, G)."""
+        self.say(f"deterministic images of {whose}")
+        schedule = ExplorationSchedule.deterministic(len(self.batch), self.num_steps)
+        return self._rewards(ODE(), schedule, shared_start=False, purpose="validation")
+
+    def curves(self, whose: str, purpose: str, skipped: Mapping[str, str]) -> Curves:
+        """Record every token set once, giving all layers.
+
+        Each trajectory is a row of its own, so that trajectories can be compared with each other.
+
+        Args:
+            whose: Name of what predicts at present.
+            purpose: What the evaluations are charged to.
+            skipped: Token sets to leave out.
+
+        Returns:
+            Entropy of each (token set, layer), "all" layers first.
+        """
+        num_prompts, repeats = len(self.batch), self.trajectories
+        row = torch.arange(num_prompts).repeat_interleave(repeats)
+        cond = self.cond.select(row.to(self.cond.embeds.device))
+        number = torch.arange(repeats).repeat(num_prompts)
+        index = self.batch.index.cpu()[row] * repeats + number
+        ones = torch.ones_like(row)
+        schedule = ExplorationSchedule.deterministic(len(row), self.num_steps)
+        curves: Curves = {}
+        for tokens in get_args(TokenSet):
+            if tokens in skipped:
+                continue
+            self.say(f"entropy of {whose}, {tokens}")
+            recorder = EntropyRecorder(tokens=tokens, rows=self.rows)
+            charge = self.policy.evaluations.charge(purpose)
+            with charge, recorder.record(self.policy) as recording:
+                rollout(
+                    self.policy,
+                    ODE(),
+                    cond,
+                    schedule,
+                    ones,
+                    self.noise,
+                    index,
+                    decode=False,
+                    observer=recording,
+                )
+            entropy = recording.per_prompt_layer().double()  # (B M, L, T)
+            entropy = entropy.unflatten(0, (num_prompts, repeats))
+            curves[tokens, ALL_LAYERS] = entropy.mean(dim=2)
+            for layer, name in enumerate(recording.layer_names):
+                curves[tokens, name] = entropy[:, :, layer]
+        return curves
+
+    def _rewards(
+        self, sde: SDE, schedule: ExplorationSchedule, shared_start: bool, purpose: str
+    ) -> Tensor:
+        """Draw a group for every prompt and score it, (B, G) on the CPU."""
+        num_prompts = len(self.batch)
+        with self.policy.evaluations.charge(purpose):
+            tree = rollout(
+                self.policy,
+                sde,
+                self.cond,
+                schedule,
+                torch.full((num_prompts,), self.images),
+                self.noise,
+                self.batch.index,
+                shared_start=shared_start,
+            )
+        images = self.batch.repeat(tree.prompt)
+        scores = guarded_scores(self.reward, tree.images, images.prompts, images.metadata)
+        return scores.cpu().view(num_prompts, self.images)
+
+    def _state(self) -> dict[str, Tensor]:
+        return self.policy.trainable_state_dict()

@@ -1,0 +1,51 @@
+"""ControlledEntropy: puts a control in the place of the true entropy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+
+from aegpo.entropy.controls import EntropyControl
+from aegpo.prompts import PromptBatch
+
+
+class ControlledEntropy(L.Callback):
+    """Replaces what the probe published, for both loops and the prompt sampler.
+
+    It stands after the callback that publishes `pl_module.entropy`, and costs nothing; the probe
+    runs as it would, so that evaluations are equal.
+
+    Args:
+        control: What takes the reading's place.
+    """
+
+    def __init__(self, control: EntropyControl) -> None:
+        self.control = control
+
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        """Check that a reading is published before this callback's turn.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+            stage: What is about to run.
+
+        Raises:
+            ValueError: If no `EntropyProbe` stands before it.
+        """
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        before = [type(callback).__name__ for callback in callbacks[: callbacks.index(self)]]
+        if "EntropyProbe" not in before:
+            raise ValueError(
+                "ControlledEntropy replaces the reading of callbacks.EntropyProbe, but before it "
+                f"in the trainer's callbacks there are only {before}; list it after the probe"
+            )
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: Any, batch: PromptBatch, batch_idx: int
+    ) -> None:
+        """Replace the reading of this batch."""
+        if pl_module.entropy is not None:
+            noise = pl_module.noise.at(pl_module.iteration)
+            pl_module.entropy = self.control(pl_module.entropy, noise, batch.index.cpu())

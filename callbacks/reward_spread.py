@@ -1,0 +1,74 @@
+"""RewardSpread: the reward's spread at a prompt's last visit, in the place of ΔEntropy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from aegpo.distributed import all_gather_rows
+from aegpo.entropy.reading import EntropyReading
+from aegpo.prompts import PromptBatch
+
+
+class RewardSpread(L.Callback):
+    """Publishes how much the rewards of a prompt's images differed when it was last drawn.
+
+    The standard deviation of the group's rewards takes the place of ΔEntropy, for the allocator
+    and the prompt sampler; the curve stays that of the probe, or 0 without one. It costs nothing,
+    so it is what ΔEntropy has to beat. Prompts that were never drawn count as the mean of those
+    that were; before the first of them there is no ΔEntropy.
+    """
+
+    def __init__(self) -> None:
+        self.last: dict[int, float] = {}
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: Any, batch: PromptBatch, batch_idx: int
+    ) -> None:
+        """Publish the spreads of this batch, as far as they are known."""
+        reading: EntropyReading | None = pl_module.entropy
+        if self.last:
+            mean = sum(self.last.values()) / len(self.last)
+            delta = torch.tensor([self.last.get(row, mean) for row in batch.index.tolist()])
+            curve = torch.zeros(len(batch), pl_module.num_steps)
+            pl_module.entropy = EntropyReading(curve if reading is None else reading.curve, delta)
+        elif reading is not None:
+            pl_module.entropy = EntropyReading(reading.curve)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: PromptBatch, batch_idx: int
+    ) -> None:
+        """Remember the spreads of this iteration, of all ranks."""
+        last = pl_module.last
+        if last is None:
+            return
+        groups = [last.rewards[last.tree.prompt == row] for row in range(len(last.batch))]
+        spreads = torch.stack([spread(group) for group in groups])
+        rows = torch.stack([last.batch.index.to(spreads.device).double(), spreads], dim=1)
+        gathered, _ = all_gather_rows(rows)
+        for index, value in gathered.tolist():
+            self.last[int(index)] = value
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the spreads."""
+        return {"last": dict(self.last)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        self.last = dict(state_dict["last"])
+
+
+def spread(rewards: Tensor) -> Tensor:
+    """Standard deviation of the rewards that are not missing, 0 for fewer than two.
+
+    Args:
+        rewards: Rewards of one group, NaN where missing, shape (n,).
+
+    Returns:
+        The unbiased standard deviation, a scalar.
+    """
+    finite = rewards[rewards.isfinite()].double()
+    return finite.std() if len(finite) > 1 else finite.new_zeros(())

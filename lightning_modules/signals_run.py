@@ -1,0 +1,205 @@
+"""What `aegpo signals` does: draws prompts, measures them inside the trainer, prints and writes."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from torch.utils.data import DataLoader
+
+from aegpo.prompts import PromptBatch
+from aegpo.signal_report import (
+    PROMPT_COLUMNS,
+    STEP_COLUMNS,
+    Report,
+    make_report,
+    write_report,
+)
+from aegpo.signals import SignalProbe, choose_prompts
+
+NEEDED = ("policy_factory", "sde", "reward", "step_selector", "noise", "num_steps")
+PRINTED_ROWS = 12
+"""Rows of each table that go to the terminal; the files have all of them."""
+PRINTED_WIDTH = 118
+"""Names of layers are there to be copied: a narrow terminal wraps lines instead of names."""
+
+
+def run_signals(
+    trainer: Trainer,
+    model: LightningModule,
+    datamodule: LightningDataModule | None,
+    ckpt_path: str | None,
+    weights_only: bool | None,
+    ckpt_before: str | None,
+    prompts: int,
+    images: int,
+    trajectories: int,
+    rows: int | None,
+    top_k: int | None,
+    out: str,
+) -> Report:
+    """Measure, print and write the two tables.
+
+    The measurement stands in for ``predict_step`` on a single batch, so that it sees the device,
+    the precision and the checkpoint as every other command does.
+
+    Args:
+        trainer: A trainer of one process.
+        model: An `AEGPOModule`, or another module with a policy, an SDE, a reward and a selector.
+        datamodule: The data; its training prompts are used.
+        ckpt_path: Checkpoint of the policy; None for the base.
+        weights_only: Passed to the loading of that checkpoint.
+        ckpt_before: Earlier checkpoint of the same run.
+        prompts: Prompts to draw, evenly from the categories.
+        images: Images in a group.
+        trajectories: Trajectories per prompt.
+        rows: Query rows sampled per head, None for all.
+        top_k: Steps that every reading chooses; None for the selector's number, or 4.
+        out: Folder of the tables.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ValueError: If the module has no such parts, there are no prompts, or `ckpt_before` stands
+            alone.
+    """
+    module: Any = model
+    missing = [name for name in NEEDED if not hasattr(model, name)]
+    if missing or datamodule is None:
+        raise ValueError(
+            f"aegpo signals needs a module with policy, sde, reward and step_selector, and data; "
+            f"{type(model).__name__} lacks {', '.join(missing) or 'only the data'}"
+        )
+    if ckpt_before is not None and ckpt_path is None:
+        raise ValueError("--ckpt_before is the earlier of two checkpoints; give --ckpt_path too")
+    earlier = None if ckpt_before is None else _trainable_state(ckpt_before)
+    if top_k is None:
+        top_k = getattr(module.step_selector, "top_k", min(4, module.num_steps - 1))
+    batch = _draw_prompts(datamodule, prompts, module)
+    started = time.perf_counter()
+    console = Console(width=max(Console().width, PRINTED_WIDTH))
+    reports: list[Report] = []
+
+    def measure(batch: PromptBatch, batch_idx: int) -> torch.Tensor:
+        if ckpt_path is not None and trainer.ckpt_path is None:
+            raise ValueError(f"--ckpt_path {ckpt_path}: no checkpoint was found; give its file")
+        with console.status("measuring") as status:
+            probe = SignalProbe(
+                module.policy,
+                module.sde,
+                module.reward,
+                module.step_selector,
+                batch,
+                module.noise,
+                module.num_steps,
+                images=images,
+                trajectories=trajectories,
+                rows=rows,
+                shared_start=module.shared_start,
+                say=status.update,
+            )
+            signals = probe.measure(ckpt_path is not None, earlier)
+        settings = {
+            "reward": module.reward.name,
+            "prompts": len(batch),
+            "images": images,
+            "trajectories": trajectories,
+            "steps": module.num_steps,
+            "top-K": top_k,
+            "checkpoint": ckpt_path or "none (the base)",
+        }
+        if ckpt_before is not None:
+            settings["before"] = ckpt_before
+        reports.append(make_report(signals, top_k, settings))
+        return torch.empty(0)
+
+    original = model.predict_step
+    model.predict_step = measure  # type: ignore[method-assign, assignment]
+    try:
+        trainer.predict(
+            model,
+            dataloaders=DataLoader([batch], batch_size=None),  # type: ignore[arg-type]
+            ckpt_path=ckpt_path,
+            weights_only=weights_only,
+            return_predictions=False,
+        )
+    finally:
+        model.predict_step = original  # type: ignore[method-assign]
+    report = reports[0]
+    files = write_report(report, Path(out))
+    print_report(report, console)
+    console.print(f"{report.cost} in {time.perf_counter() - started:.0f} seconds")
+    console.print("written: " + ", ".join(map(str, files)))
+    return report
+
+
+def print_report(report: Report, console: Console) -> None:
+    """Print the top of both tables.
+
+    Args:
+        report: The tables.
+        console: Where to.
+    """
+    steps = report.steps
+    title = "reward spread inside a group when only one step is stochastic"
+    spread = Table(title=title, box=SIMPLE_HEAD)
+    for column in ("step", *map(str, range(len(steps.spread)))):
+        spread.add_column(column, justify="right")
+    spread.add_row("spread", *(f"{value:.3f}" for value in steps.spread))
+    spread.add_row("variance", *(f"{value:.0%}" for value in steps.variance_share))
+    console.print(spread)
+    rows = [row[: len(STEP_COLUMNS)] for row in report.step_rows()]
+    _print_table(console, "Entropy(t) beside it", list(STEP_COLUMNS), rows, report.step_notes)
+    columns = [PROMPT_COLUMNS[name] for name in report.prompt_fields()]
+    title = "ΔEntropy beside what there is to learn"
+    _print_table(console, title, columns, report.prompt_rows(), report.prompt_notes)
+
+
+def _print_table(
+    console: Console, title: str, columns: list[str], rows: list[list[str]], notes: list[str]
+) -> None:
+    if rows:
+        table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for number, column in enumerate(columns):
+            name = number < 2
+            table.add_column(column, justify="left" if name else "right", no_wrap=name)
+        # The mean over all layers is what is recorded by default: it is shown wherever it ranks.
+        shown = [row for place, row in enumerate(rows) if place < PRINTED_ROWS or row[1] == "all"]
+        for row in shown:
+            table.add_row(*row)
+        console.print(table)
+        if len(shown) < len(rows):
+            console.print(f"{len(rows) - len(shown)} more rows in the files")
+    for note in notes:
+        console.print(note)
+
+
+def _draw_prompts(datamodule: LightningDataModule, count: int, module: Any) -> PromptBatch:
+    datamodule.prepare_data()
+    datamodule.setup("fit")
+    dataset: Any = datamodule.train_dataloader().dataset
+    items = [dataset[row] for row in range(len(dataset))]
+    categories = [str(item["metadata"].get("category", "all")) for item in items]
+    return PromptBatch.collate(
+        [items[row] for row in choose_prompts(categories, count, module.noise)]
+    )
+
+
+def _trainable_state(path: str) -> dict[str, torch.Tensor]:
+    """Read the policy's tensors of a checkpoint that `PolicyModule` wrote."""
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    state = {
+        name.removeprefix("policy."): value
+        for name, value in saved.get("state_dict", {}).items()
+        if name.startswith("policy.")
+    }
+    if not state:
+        raise ValueError(f"{path} holds no weights of a policy; give a checkpoint of `aegpo fit`")
+    return state

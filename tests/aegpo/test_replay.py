@@ -1,0 +1,118 @@
+"""Replay: the deal of transitions to updates, the ratio's terms, and the old means anew."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from toy_policy import ToyPolicy
+
+from aegpo.noise import KeyedNoise
+from aegpo.replay import Replay
+from aegpo.rollout import rollout
+from aegpo.schedule import ExplorationSchedule
+from aegpo.sde import FlowSDE
+
+INDEX = torch.tensor([40, 7, 23, 5])
+SIZES = torch.tensor([2, 5, 3, 4])
+STEPS = torch.tensor(
+    [[1, 0, 1, 0, 0], [1, 1, 1, 0, 0], [0, 0, 1, 1, 0], [1, 0, 0, 0, 0]], dtype=torch.bool
+)
+
+
+def replay(prompts: list[int], policy: ToyPolicy | None = None) -> Replay:
+    """The rollout of some of the four prompts, as a rank that holds only these would have it."""
+    rows = torch.tensor(prompts)
+    policy = policy or ToyPolicy()
+    schedule = ExplorationSchedule.from_mask(STEPS, 0.7).select(rows)
+    cond = policy.encode([0.1 * (1 + prompt) for prompt in prompts])
+    tree = rollout(policy, FlowSDE(), cond, schedule, SIZES[rows], KeyedNoise(3), INDEX[rows])
+    return Replay(policy, FlowSDE(), cond, tree, schedule, torch.ones(len(tree.transitions)))
+
+
+def deal(held: Replay, index: Tensor, num_updates: int, noise: KeyedNoise) -> dict[int, list[int]]:
+    """Update of each transition of each prompt, in the order of the prompt's transitions."""
+    update = torch.full((len(held.tree.transitions),), -1)
+    for number, rows in enumerate(held.split(index, num_updates, noise)):
+        assert bool((update[rows] == -1).all())
+        update[rows] = number
+    assert bool((update >= 0).all())
+    prompt = held.tree.transitions.prompt
+    return {key: update[prompt == row].tolist() for row, key in enumerate(index.tolist())}
+
+
+@pytest.mark.parametrize("num_updates", [1, 2, 3])
+def test_the_deal_is_a_permutation_that_gives_every_update_of_every_prompt(
+    num_updates: int,
+) -> None:
+    held = replay([0, 1, 2, 3])
+    dealt = deal(held, INDEX, num_updates, KeyedNoise(3))
+    edges = dict(zip(INDEX.tolist(), (SIZES * STEPS.sum(1)).tolist(), strict=True))
+    assert {key: len(updates) for key, updates in dealt.items()} == edges
+    for updates in dealt.values():
+        counts = torch.bincount(torch.tensor(updates), minlength=num_updates)
+        assert int(counts.max() - counts.min()) <= 1
+
+
+def test_the_deal_does_not_depend_on_which_rank_holds_a_prompt() -> None:
+    noise = KeyedNoise(3, iteration=2)
+    whole = deal(replay([0, 1, 2, 3]), INDEX, 3, noise)
+    shares = [deal(replay(own), INDEX[own], 3, noise) for own in ([3, 1], [2, 0])]
+    assert shares[0] | shares[1] == whole
+
+
+def test_the_deal_is_another_one_in_every_iteration() -> None:
+    held = replay([0, 1, 2, 3])
+    first, second = (deal(held, INDEX, 2, KeyedNoise(3, iteration)) for iteration in (0, 1))
+    assert first != second
+    assert first == deal(held, INDEX, 2, KeyedNoise(3, 0))
+
+
+def test_terms_of_an_unchanged_policy_are_zero_for_any_rows() -> None:
+    held = replay([0, 1, 2, 3])
+    for rows in torch.randperm(len(held.tree.transitions)).split(4):
+        step, terms = held.terms(rows)
+        assert float(terms.log_ratio.detach().abs().max()) < 1e-7
+        assert float(terms.drift.detach().abs().max()) < 1e-12
+        torch.testing.assert_close(step.mean, held.tree.transitions.mean[rows])
+
+
+def test_terms_of_a_changed_policy_follow_their_definitions() -> None:
+    policy = ToyPolicy()
+    held = replay([0, 1, 2, 3], policy)
+    policy.speed.data += 0.05
+    rows = torch.arange(len(held.tree.transitions))
+    transitions = held.tree.transitions
+    step, terms = held.terms(rows)
+    mean, old = step.mean.detach().double(), transitions.mean.double()
+    std = terms.std.double()[:, None, None, None]
+    new = torch.distributions.Normal(mean, std).log_prob(transitions.next_latents.double())
+    before = torch.distributions.Normal(old, std).log_prob(transitions.next_latents.double())
+    ratio = (new - before).flatten(1).mean(1)
+    assert float(ratio.abs().min()) > 1e-6
+    torch.testing.assert_close(terms.log_ratio.detach().double(), ratio, rtol=1e-3, atol=1e-7)
+    torch.testing.assert_close(
+        terms.drift.detach().double(),
+        ((mean - old) ** 2 / (2 * std**2)).flatten(1).mean(1),
+        rtol=1e-3,
+        atol=1e-9,
+    )
+    torch.testing.assert_close(terms.dt, torch.full((len(rows),), 0.2))  # five equal steps
+    torch.testing.assert_close(terms.mean_std, terms.std.mean())
+    # A part of the transitions is weighed against the same mean as all of them.
+    assert torch.equal(held.terms(rows[:2])[1].mean_std, terms.mean_std)
+
+
+def test_rescoring_makes_the_present_policy_the_old_one_and_says_by_how_much() -> None:
+    policy = ToyPolicy()
+    held = replay([0, 1, 2, 3], policy)
+    rows = torch.arange(len(held.tree.transitions))
+    assert float(held.rescore(list(rows.split(5)))) < 1e-6
+    policy.speed.data += 0.05
+    log_prob = held.step(rows).log_prob(held.tree.transitions.next_latents).detach()
+    expected = (log_prob - held.tree.transitions.log_prob).abs().max()
+    before = held.tree.transitions.mean.clone()
+    assert float(held.rescore(list(rows.split(5)))) == pytest.approx(float(expected), rel=1e-4)
+    _, terms = held.terms(rows)
+    assert float(terms.log_ratio.detach().abs().max()) == 0.0
+    assert torch.equal(held.tree.transitions.mean, before)  # what was rolled out stays

@@ -1,0 +1,55 @@
+"""The arithmetic that is printed at the start, and the costs of an iteration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny_training import Redness, entropy_callbacks, tiny_data, tiny_module, tiny_trainer
+
+from aegpo.allocation import MedianSplitAllocator
+from callbacks import CostLogger, cost_logger
+
+
+def test_the_arithmetic_of_a_batch_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    printed: list[str] = []
+    monkeypatch.setattr(cost_logger, "rank_zero_info", printed.append)
+    parameters = [torch.zeros(1000), torch.zeros(2, 3)]
+    module = SimpleNamespace(
+        allocator=MedianSplitAllocator(8, 16),
+        inner_epochs=2,
+        updates_per_epoch=3,
+        num_steps=10,
+        micro_batch_size=64,
+        policy=SimpleNamespace(trainable_parameters=lambda: parameters),
+    )
+    data = SimpleNamespace(batch_size=6, batches_per_epoch=20, val_images=512)
+    trainer = SimpleNamespace(datamodule=data, max_epochs=5, world_size=2)
+    CostLogger().on_fit_start(trainer, module)
+    assert printed == [
+        "one iteration: 6 prompts, 72 images (12 per prompt) of 10 steps, 6 optimizer steps in "
+        "micro-batches of 64 transitions, on 2 process(es)\n"
+        "one epoch: 20 iterations, then a checkpoint and an evaluation of 512 images; 5 epochs "
+        "make 100 iterations and 7200 images\n"
+        "trainable parameters: 1,006"
+    ]
+
+
+def test_costs_and_seconds_of_a_run(tmp_path: Path, tiny_sd3_folder: Path) -> None:
+    module = tiny_module(tiny_sd3_folder, reward=Redness())
+    trainer = tiny_trainer(tmp_path, entropy_callbacks(), max_epochs=1)
+    trainer.fit(module, tiny_data(tmp_path))
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    # Two iterations of 4 prompts and 12 images, 5 steps; 2 steps explore and are trained on.
+    assert logged["cost/rollout"] == 2 * 12 * 5
+    assert logged["cost/probe"] == logged["cost/reference"] == 2 * 4 * 5
+    assert logged["cost/update"] == 3 * 2 * 12 * 2
+    assert logged["cost/evaluations"] == 120 + 40 + 40 + 144
+    assert logged["cost/other"] == 0
+    assert module.policy.evaluations.counts["validation"] == 6 * 5  # one image each, no exploring
+    for phase in ("probe", "encode", "rollout", "reward", "advantage", "update"):
+        assert 0 < logged[f"seconds/{phase}"] < 60
+    assert 0.01 < logged["memory/peak_gib"] < 100
+    assert module.timer.seconds == {}  # each iteration starts from zero

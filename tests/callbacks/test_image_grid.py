@@ -1,0 +1,44 @@
+"""Where an image lands in the grid, pixel by pixel."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from callbacks.image_grid import image_grid
+
+COLORS = torch.eye(3)[:, :, None, None]  # red, green, blue
+
+
+def test_images_stand_in_rows_with_room_for_their_captions() -> None:
+    grid = image_grid(COLORS.expand(3, 3, 2, 2), ["", "", ""], columns=2, side=8)
+    assert grid.size == (2 * (8 + 4), 2 * (8 + 40))
+    pixels = np.asarray(grid)
+    assert (pixels[:8, :8] == (255, 0, 0)).all()
+    assert (pixels[:8, 12:20] == (0, 255, 0)).all()
+    assert (pixels[48:56, :8] == (0, 0, 255)).all()
+    assert (pixels[48:, 12:] == 255).all()  # the fourth place is empty
+    assert (pixels[:8, 8:12] == 255).all()
+
+
+def test_captions_stand_below_their_image() -> None:
+    images = COLORS[:1].expand(2, 3, 2, 2)
+    pixels = np.asarray(image_grid(images, ["a red circle", ""], columns=2, side=32))
+    assert (pixels[32:, :36] < 128).any()
+    assert (pixels[32:, 36:] == 255).all()
+    assert (pixels[:32, :32] == (255, 0, 0)).all()
+
+
+def test_pixels_are_enlarged_without_smoothing_and_keep_their_shape() -> None:
+    image = torch.zeros(1, 3, 2, 4)
+    image[..., 1::2] = 2.0  # beyond 1 is white
+    pixels = np.asarray(image_grid(image, [""], side=8))[:4, :8]
+    assert pixels.shape == (4, 8, 3)
+    assert set(np.unique(pixels)) == {0, 255}
+    assert (pixels[:, 2:4] == 255).all() and (pixels[:, :2] == 0).all()
+
+
+def test_every_image_needs_its_caption() -> None:
+    with pytest.raises(ValueError):
+        image_grid(torch.zeros(2, 3, 2, 2), ["one"])

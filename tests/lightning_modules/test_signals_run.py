@@ -1,0 +1,71 @@
+"""`aegpo signals` on the tiny pipeline, with and without checkpoints."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_training import tiny_data, tiny_module, tiny_trainer
+
+from lightning_modules.signals_run import run_signals
+
+SMALL = {"prompts": 4, "images": 2, "trajectories": 2, "rows": None, "top_k": None}
+
+
+def measured(tmp_path: Path, folder: Path, name: str, **checkpoints: str | None) -> dict:
+    """Run the command; the JSON file that it wrote."""
+    paths = {"ckpt_path": None, "weights_only": None, "ckpt_before": None} | checkpoints
+    out = tmp_path / name
+    module, data = tiny_module(folder, num_steps=4, seed=0), tiny_data(tmp_path)
+    run_signals(tiny_trainer(tmp_path, []), module, data, **paths, **SMALL, out=str(out))
+    return json.loads((out / "signals.json").read_text())
+
+
+def test_the_base_then_one_checkpoint_then_two(
+    tiny_sd3_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = measured(tmp_path, tiny_sd3_folder, "base")
+    printed = capsys.readouterr().out
+    assert base["prompts"] is None and "Give --ckpt_path to see it" in printed
+    assert base["by_prompt"]["category"] == ["warm", "warm", "cold", "cold"]
+    assert base["settings"]["top-K"] == 2  # EntropyPeaks' own
+    assert all(len(row["steps"]) == 2 for row in base["steps"]["rows"])
+    assert f"{sum(base['evaluations'].values()):,} model evaluations" in printed
+
+    trainer = tiny_trainer(tmp_path, [], max_epochs=1, limit_val_batches=0)
+    module = tiny_module(tiny_sd3_folder, num_steps=4, seed=0, lr=0.03)
+    trainer.fit(module, datamodule=tiny_data(tmp_path))
+    checkpoint = str(tmp_path / "last.ckpt")
+    trainer.save_checkpoint(checkpoint)
+
+    one = measured(tmp_path, tiny_sd3_folder, "one", ckpt_path=checkpoint)
+    assert any(one["by_prompt"]["reward_gained"])
+    assert all(min(entry["values"]) > 0 for entry in one["by_prompt"]["delta"])
+    # What this command spends is counted from 0, not from where the checkpoint's training ended.
+    assert one["evaluations"]["probe"] == base["evaluations"]["probe"] == 5 * 4 * 2 * 4
+    assert one["evaluations"]["update"] == 0
+
+    two = measured(tmp_path, tiny_sd3_folder, "two", ckpt_path=checkpoint, ckpt_before=checkpoint)
+    assert two["by_prompt"]["reward_gained"] == [0.0] * 4
+    assert (
+        two["by_prompt"]["delta_before"] == two["by_prompt"]["delta"] == one["by_prompt"]["delta"]
+    )
+    page = (tmp_path / "two/signals.md").read_text()
+    assert "| reward spread |" in page and "| foretold |" in page
+
+
+def test_wrong_requests_are_refused_in_words(tiny_sd3_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="give --ckpt_path too"):
+        measured(tmp_path, tiny_sd3_folder, "out", ckpt_before="a.ckpt")
+    empty = tmp_path / "empty.ckpt"
+    torch.save({"state_dict": {}}, empty)
+    with pytest.raises(ValueError, match=r"empty\.ckpt holds no weights of a policy"):
+        measured(tmp_path, tiny_sd3_folder, "out", ckpt_path="b.ckpt", ckpt_before=str(empty))
+    module = tiny_module(tiny_sd3_folder)
+    del module.sde
+    nothing = {"ckpt_path": None, "weights_only": None, "ckpt_before": None}
+    with pytest.raises(ValueError, match="AEGPOModule lacks sde"):
+        run_signals(tiny_trainer(tmp_path, []), module, None, **nothing, **SMALL, out="out")
+    assert not (tmp_path / "out").exists()
