@@ -107,6 +107,7 @@ def compare_steps(decisions: Sequence[Decision], selector: StepSelector) -> Step
     for decision in decisions:
         noise = KeyedNoise(decision.seed, decision.iteration)
         schedule = selector(decision.entropy, noise, decision.index, decision.num_steps)
+        schedule = schedule.fit(decision.group_sizes)  # as the run does: no more splits than images
         same.append(decision.same_schedule(schedule))
         replayed.append(schedule.stochastic)
     before, after = torch.cat([decision.stochastic for decision in decisions]), torch.cat(replayed)

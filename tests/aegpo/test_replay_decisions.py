@@ -21,14 +21,15 @@ def decide(allocator, selector, iteration, num_steps=6, prompts=4, entropy=True)
     if entropy:
         curve = torch.rand(prompts, num_steps, generator=generator) / 3
         reading = EntropyReading(curve, torch.rand(prompts, generator=generator) * 1e-5)
-    schedule = selector(reading, KeyedNoise(3, iteration), index, num_steps)
+    sizes = allocator(reading, prompts)
+    schedule = selector(reading, KeyedNoise(3, iteration), index, num_steps).fit(sizes)
     return Decision(
         iteration=iteration,
         seed=3,
         index=index,
         num_steps=num_steps,
         entropy=reading,
-        group_sizes=allocator(reading, prompts),
+        group_sizes=sizes,
         stochastic=schedule.stochastic,
         branching=schedule.branching,
         probabilities=torch.rand(prompts, generator=generator, dtype=torch.float64),
@@ -64,7 +65,11 @@ def test_a_line_cut_short_is_left_out_and_another_mistake_is_told(tmp_path):
         read_decisions(log)
 
 
-@pytest.mark.parametrize("selector", [EntropyPeaks(top_k=2), RandomSteps(num=2), AllSteps()])
+@pytest.mark.parametrize(
+    "selector",
+    [EntropyPeaks(top_k=2), EntropyPeaks(top_k=3, branching=2), RandomSteps(num=2), AllSteps()],
+    ids=["peaks", "tree", "random", "all"],
+)
 def test_the_original_objects_decide_the_same_again(selector):
     allocator = MedianSplitAllocator(2, 4)
     logged = [decide(allocator, selector, iteration) for iteration in range(8)]
