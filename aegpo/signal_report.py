@@ -136,43 +136,45 @@ def write_report(report: Report, folder: Path) -> list[Path]:
         The files.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    num_steps = len(report.steps.spread)
-    header = [*STEP_COLUMNS, *map(str, range(num_steps + 1))]
-    oracle = ["reward spread", "", "", "", _steps(report.steps.oracle_steps)]
-    oracle += [f"{report.steps.oracle_share:.0%}", ""]
-    oracle += [*(f"{value:.3f}" for value in report.steps.spread), "–"]
-    lines = ["# What entropy predicts", "", *_settings_lines(report), "", "## By step", ""]
-    lines += _markdown(header, [oracle, *report.step_rows()])
+    page, everything = folder / "signals.md", folder / "signals.json"
+    steps, prompts = folder / "steps.csv", folder / "prompts.csv"
+    page.write_text("\n".join(_page(report)) + "\n", encoding="utf-8")
+    _write_csv(steps, *_step_csv(report.steps))
+    prompts.unlink(missing_ok=True)
+    if report.prompts is not None:
+        names = [field.name for field in fields(PromptRow)]
+        _write_csv(prompts, names, [[getattr(row, n) for n in names] for row in report.prompts])
+    text = json.dumps(_finite(_everything(report)), ensure_ascii=False, indent=1)
+    everything.write_text(text + "\n", encoding="utf-8")
+    return [page, steps, *([prompts] if report.prompts is not None else []), everything]
+
+
+def _page(report: Report) -> list[str]:
+    """Both tables and their notes, as lines of Markdown."""
+    steps = report.steps
+    settings = ", ".join(f"{name} {value}" for name, value in report.settings.items())
+    lines = ["# What entropy predicts", "", f"{settings}.", f"{report.cost}.", "", "## By step", ""]
+    spread = ["reward spread", "", "", "", _steps(steps.oracle_steps), f"{steps.oracle_share:.0%}"]
+    spread += ["", *(f"{value:.3f}" for value in steps.spread), "–"]
+    header = [*STEP_COLUMNS, *map(str, range(len(steps.spread) + 1))]
+    lines += _markdown(header, [spread, *report.step_rows()])
     lines += ["", *report.step_notes, "", "## By prompt", ""]
     if report.prompts is not None:
         columns = [PROMPT_COLUMNS[name] for name in report.prompt_fields()]
         lines += [*_markdown(columns, report.prompt_rows()), ""]
-    lines += report.prompt_notes
-    written = [folder / "signals.md", folder / "steps.csv", folder / "signals.json"]
-    written[0].write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return lines + report.prompt_notes
 
-    entropy = [f"entropy_{step}" for step in range(num_steps + 1)]
-    columns = ["tokens", "layer", "correlation", "own_correlation", "steps", "share", "own_share"]
-    cells = [
-        [*(asdict(row)[name] for name in columns if name != "steps"), *row.entropy]
-        for row in report.steps.rows
-    ]
-    for line, row in zip(cells, report.steps.rows, strict=True):
-        line.insert(columns.index("steps"), " ".join(map(str, row.steps)))
-    blank = ["reward_spread", "", "", "", " ".join(map(str, report.steps.oracle_steps))]
-    blank += [report.steps.oracle_share, "", *report.steps.spread, ""]
-    _write_csv(written[1], [*columns, *entropy], [blank, *cells])
 
-    prompts_file = folder / "prompts.csv"
-    prompts_file.unlink(missing_ok=True)
-    if report.prompts is not None:
-        names = [field.name for field in fields(PromptRow)]
-        table = [[getattr(row, name) for name in names] for row in report.prompts]
-        _write_csv(prompts_file, names, table)
-        written.insert(2, prompts_file)
-    text = json.dumps(_finite(_everything(report)), ensure_ascii=False, indent=1)
-    written[-1].write_text(text + "\n", encoding="utf-8")
-    return written
+def _step_csv(table: StepTable) -> tuple[list[str], list[list[Any]]]:
+    """Header and rows of ``steps.csv``; the reward's spread comes first."""
+    names = ["tokens", "layer", "correlation", "own_correlation", "steps", "share", "own_share"]
+    header = [*names, *(f"entropy_{step}" for step in range(len(table.spread) + 1))]
+    first = ["reward_spread", "", "", "", _steps(table.oracle_steps), table.oracle_share, ""]
+    rows: list[list[Any]] = [[*first, *table.spread, ""]]
+    for row in table.rows:
+        chosen = [row.tokens, row.layer, row.correlation, row.own_correlation, _steps(row.steps)]
+        rows.append([*chosen, row.share, row.own_share, *row.entropy])
+    return header, rows
 
 
 def _everything(report: Report) -> dict[str, Any]:
@@ -232,11 +234,6 @@ def _write_csv(file: Path, header: Sequence[str], rows: Iterable[Sequence[Any]])
 def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     lines = [header, ["---", "---", *["---:"] * (len(header) - 2)], *rows]
     return ["| " + " | ".join(line) + " |" for line in lines]
-
-
-def _settings_lines(report: Report) -> list[str]:
-    settings = ", ".join(f"{name} {value}" for name, value in report.settings.items())
-    return [f"{settings}.", f"{report.cost[0].upper()}{report.cost[1:]}."]
 
 
 def _steps(steps: Sequence[int]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -175,22 +176,23 @@ def prompt_table(signals: Signals) -> list[PromptRow] | None:
     spread = group_spread(signals.groups)
     gains = None if signals.gains is None else signals.gains.double().nanmean(dim=1)
 
-    def both(name: str, x: Tensor, y: Tensor | None) -> dict[str, float]:
+    def both(name: str, x: Tensor, y: Tensor | None) -> dict[str, Any]:
         if y is None:
             return {}
         return {name: spearman(x, y), f"{name}_within": spearman_within(x, y, categories)}
 
     rows = []
-    for key, curves in signals.curves.items():
-        reference = signals.reference_curves[key]
+    for (tokens, layer), curves in signals.curves.items():
+        reference = signals.reference_curves[tokens, layer]
         delta = delta_entropy(curves.mean(1), reference.mean(1)).double()
         first, second = _halves(curves, reference)
         foretold = {}
         if signals.before_curves is not None:
-            earlier = delta_entropy(signals.before_curves[key].mean(1), reference.mean(1))
+            earlier = delta_entropy(signals.before_curves[tokens, layer].mean(1), reference.mean(1))
             foretold = both("foretold", earlier.double(), gains)
         row = PromptRow(
-            *key,
+            tokens,
+            layer,
             mean=float(delta.mean()),
             retest_one=_retest_one(curves, reference),
             **both("retest_half", first, second),
@@ -200,17 +202,15 @@ def prompt_table(signals: Signals) -> list[PromptRow] | None:
         )
         rows.append(row)
     rows.sort(key=lambda row: _rank(row.retest_half_within), reverse=True)
+    first, second = (group_spread(half) for half in signals.groups.chunk(2, dim=1))
+    before = spread if signals.before_groups is None else group_spread(signals.before_groups)
     yardsticks = [
         PromptRow(
             "reward spread",
             "",
             mean=float(spread.nanmean()),
-            **both("retest_half", *(group_spread(half) for half in signals.groups.chunk(2, 1))),
-            **(
-                both("gained", group_spread(signals.before_groups), gains)
-                if signals.before_groups is not None
-                else {}
-            ),
+            **both("retest_half", first, second),
+            **both("gained", before, gains),
         )
     ]
     if signals.gains is not None and gains is not None:

@@ -7,7 +7,7 @@ file measures both sides; `aegpo.signal_tables` compares them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import get_args
@@ -63,30 +63,6 @@ class Signals:
     gains: Tensor | None
     skipped: dict[str, str]
     evaluations: dict[str, int]
-
-
-def choose_prompts(categories: Sequence[str], count: int, noise: KeyedNoise) -> list[int]:
-    """Draw different rows, as many of each category as there are.
-
-    Args:
-        categories: Category of every row.
-        count: Rows wanted; all of them if there are fewer.
-        noise: Where the draw comes from.
-
-    Returns:
-        At most `count` row numbers, in rising order.
-    """
-    members: dict[str, list[int]] = {}
-    for row in noise.permutation("signals", [0], len(categories)).tolist():
-        members.setdefault(categories[row], []).append(row)
-    turns = max((len(rows) for rows in members.values()), default=0)
-    order = [
-        members[name][turn]
-        for turn in range(turns)
-        for name in sorted(members)
-        if turn < len(members[name])
-    ]
-    return sorted(order[:count])
 
 
 def group_spread(rewards: Tensor) -> Tensor:
@@ -181,7 +157,8 @@ class SignalProbe:
             with self.policy.reference():
                 reference_curves = self.curves("the reference", "reference", skipped)
             after = self.final_rewards("the policy")
-            own = {name: value.clone() for name, value in self._state().items()}
+            state = self.policy.trainable_state_dict()
+            own = {name: value.clone() for name, value in state.items()}
             try:
                 if before is not None:
                     self.policy.load_trainable_state_dict(before)
@@ -194,16 +171,16 @@ class SignalProbe:
                 self.policy.load_trainable_state_dict(own)
         spent = {name: self.policy.evaluations.counts[name] - counts[name] for name in PURPOSES}
         return Signals(
-            prompts=self.batch,
-            step_spread=spread,
-            curves=curves,
-            reference_curves=reference_curves,
-            before_curves=before_curves,
-            groups=groups,
-            before_groups=before_groups,
-            gains=gains,
-            skipped=skipped,
-            evaluations=spent,
+            self.batch,
+            spread,
+            curves,
+            reference_curves,
+            before_curves,
+            groups,
+            before_groups,
+            gains,
+            skipped,
+            spent,
         )
 
     def absent_token_sets(self) -> dict[str, str]:
@@ -285,7 +262,7 @@ class SignalProbe:
                     observer=recording,
                 )
             entropy = recording.per_prompt_layer().double()  # (B M, L, T)
-            entropy = entropy.unflatten(0, (num_prompts, repeats))
+            entropy = entropy.view(num_prompts, repeats, -1, self.num_steps)
             curves[tokens, ALL_LAYERS] = entropy.mean(dim=2)
             for layer, name in enumerate(recording.layer_names):
                 curves[tokens, name] = entropy[:, :, layer]
@@ -310,6 +287,3 @@ class SignalProbe:
         images = self.batch.repeat(tree.prompt)
         scores = guarded_scores(self.reward, tree.images, images.prompts, images.metadata)
         return scores.cpu().view(num_prompts, self.images)
-
-    def _state(self) -> dict[str, Tensor]:
-        return self.policy.trainable_state_dict()

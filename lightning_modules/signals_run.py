@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader
 
+from aegpo.noise import KeyedNoise
 from aegpo.prompts import PromptBatch
 from aegpo.signal_report import (
     PROMPT_COLUMNS,
@@ -21,7 +23,7 @@ from aegpo.signal_report import (
     make_report,
     write_report,
 )
-from aegpo.signals import SignalProbe, choose_prompts
+from aegpo.signals import SignalProbe
 
 NEEDED = ("policy_factory", "sde", "reward", "step_selector", "noise", "num_steps")
 PRINTED_ROWS = 12
@@ -179,6 +181,30 @@ def _print_table(
             console.print(f"{len(rows) - len(shown)} more rows in the files")
     for note in notes:
         console.print(note)
+
+
+def choose_prompts(categories: Sequence[str], count: int, noise: KeyedNoise) -> list[int]:
+    """Draw different rows, as many of each category as there are.
+
+    Args:
+        categories: Category of every row.
+        count: Rows wanted; all of them if there are fewer.
+        noise: Where the draw comes from.
+
+    Returns:
+        At most `count` row numbers, in rising order.
+    """
+    members: dict[str, list[int]] = {}
+    for row in noise.permutation("signals", [0], len(categories)).tolist():
+        members.setdefault(categories[row], []).append(row)
+    turns = max((len(rows) for rows in members.values()), default=0)
+    order = [
+        members[name][turn]
+        for turn in range(turns)
+        for name in sorted(members)
+        if turn < len(members[name])
+    ]
+    return sorted(order[:count])
 
 
 def _draw_prompts(datamodule: LightningDataModule, count: int, module: Any) -> PromptBatch:

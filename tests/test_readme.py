@@ -44,6 +44,8 @@ def test_readme_command_runs(command, folder, monkeypatch):
     miniature = [] if "--print_config" in arguments else MINIATURE
     if subcommand == "doctor":
         miniature = []
+    if subcommand == "signals":
+        miniature = ["--prompts", "3", "--images", "2", "--trajectories", "2", "--rows", "8"]
     monkeypatch.setattr("sys.argv", ["aegpo", subcommand, *arguments, *miniature])
     with pytest.raises(SystemExit) as stopped:
         main()

@@ -16,7 +16,7 @@ from aegpo.prompts import PromptBatch
 from aegpo.rollout import rollout
 from aegpo.sde import ODE, FlowSDE
 from aegpo.signal_tables import prompt_table, step_table
-from aegpo.signals import ALL_LAYERS, SignalProbe, choose_prompts
+from aegpo.signals import ALL_LAYERS, SignalProbe
 
 T, G, M = 4, 3, 2
 BATCH = PromptBatch(PROMPTS[:3], torch.tensor([5, 7, 9]), [{}, {}, {}])
@@ -139,15 +139,6 @@ def test_the_policy_is_left_as_it_was_also_after_a_failure(policy: StableDiffusi
         broken.measure(trained=True, before=zeros)
     for name, value in policy.trainable_state_dict().items():
         assert torch.equal(value, own[name])
-
-
-def test_prompts_are_drawn_evenly_and_repeatably() -> None:
-    categories = ["a"] * 50 + ["b"] * 4 + ["c"]
-    rows = choose_prompts(categories, 11, KeyedNoise(0))
-    assert rows == sorted(set(rows)) == choose_prompts(categories, 11, KeyedNoise(0))
-    assert [sum(categories[row] == name for row in rows) for name in "abc"] == [6, 4, 1]
-    assert choose_prompts(categories, 11, KeyedNoise(1)) != rows
-    assert choose_prompts(categories, 100, KeyedNoise(0)) == list(range(55))
 
 
 def test_too_little_to_correlate_is_refused(policy: StableDiffusion3) -> None:

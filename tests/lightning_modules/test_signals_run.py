@@ -9,7 +9,8 @@ import pytest
 import torch
 from tiny_training import tiny_data, tiny_module, tiny_trainer
 
-from lightning_modules.signals_run import run_signals
+from aegpo.noise import KeyedNoise
+from lightning_modules.signals_run import choose_prompts, run_signals
 
 SMALL = {"prompts": 4, "images": 2, "trajectories": 2, "rows": None, "top_k": None}
 
@@ -53,7 +54,8 @@ def test_the_base_then_one_checkpoint_then_two(
         two["by_prompt"]["delta_before"] == two["by_prompt"]["delta"] == one["by_prompt"]["delta"]
     )
     page = (tmp_path / "two/signals.md").read_text()
-    assert "| reward spread |" in page and "| foretold |" in page
+    assert "| reward spread |" in page
+    assert "| gained |" not in page  # nothing was gained: no ranks, no column
 
 
 def test_wrong_requests_are_refused_in_words(tiny_sd3_folder: Path, tmp_path: Path) -> None:
@@ -69,3 +71,12 @@ def test_wrong_requests_are_refused_in_words(tiny_sd3_folder: Path, tmp_path: Pa
     with pytest.raises(ValueError, match="AEGPOModule lacks sde"):
         run_signals(tiny_trainer(tmp_path, []), module, None, **nothing, **SMALL, out="out")
     assert not (tmp_path / "out").exists()
+
+
+def test_prompts_are_drawn_evenly_and_repeatably() -> None:
+    categories = ["a"] * 50 + ["b"] * 4 + ["c"]
+    rows = choose_prompts(categories, 11, KeyedNoise(0))
+    assert rows == sorted(set(rows)) == choose_prompts(categories, 11, KeyedNoise(0))
+    assert [sum(categories[row] == name for row in rows) for name in "abc"] == [6, 4, 1]
+    assert choose_prompts(categories, 11, KeyedNoise(1)) != rows
+    assert choose_prompts(categories, 100, KeyedNoise(0)) == list(range(55))
