@@ -36,8 +36,8 @@ class CostLogger(L.Callback):
             f"({images / prompts:g} per prompt) of {pl_module.num_steps} steps, {updates} "
             f"optimizer steps in micro-batches of {pl_module.micro_batch_size} transitions, on "
             f"{trainer.world_size} process(es)\n"
-            f"one epoch: {data.batches_per_epoch} iterations, then a checkpoint and an evaluation "
-            f"of {data.val_images} images{whole if epochs > 0 else ''}\n"
+            f"one epoch: {data.batches_per_epoch} iterations; {data.val_images} held-out images "
+            f"every {trainer.check_val_every_n_epoch} epoch(s){whole if epochs > 0 else ''}\n"
             f"trainable parameters: "
             f"{sum(p.numel() for p in pl_module.policy.trainable_parameters()):,}"
         )

@@ -17,6 +17,7 @@ from callbacks.image_grid import image_grid
 class SampleLogger(L.Callback):
     """Shows the same held-out images at every evaluation, with prompt and score.
 
+    Scores stand in the order of the rewards: the one trained on, then `evaluation_rewards`.
     The noise is fixed, so two grids differ by what was learned only. Grids go to TensorBoard
     (`samples/held_out`) and to `samples/` in the log folder as PNG.
 
@@ -47,11 +48,10 @@ class SampleLogger(L.Callback):
         for row, image in enumerate(outputs.images):
             if len(self._images) >= self.num_images:
                 return
-            scores = ", ".join(
-                f"{name} {float(score[row]):.2f}" for name, score in outputs.scores.items()
-            )
+            # Scores first: a long prompt is cut at its end.
+            scores = " / ".join(f"{float(score[row]):.2f}" for score in outputs.scores.values())
             self._images.append(image.cpu())
-            self._captions.append(f"{outputs.batch.prompts[row]} | {scores}")
+            self._captions.append(f"{scores} {outputs.batch.prompts[row]}")
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Write the grid."""

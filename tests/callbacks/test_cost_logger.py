@@ -26,12 +26,14 @@ def test_the_arithmetic_of_a_batch_by_hand(monkeypatch: pytest.MonkeyPatch) -> N
         policy=SimpleNamespace(trainable_parameters=lambda: parameters),
     )
     data = SimpleNamespace(batch_size=6, batches_per_epoch=20, val_images=512)
-    trainer = SimpleNamespace(datamodule=data, max_epochs=5, world_size=2)
+    trainer = SimpleNamespace(
+        datamodule=data, max_epochs=5, world_size=2, check_val_every_n_epoch=2
+    )
     CostLogger().on_fit_start(trainer, module)
     assert printed == [
         "one iteration: 6 prompts, 72 images (12 per prompt) of 10 steps, 6 optimizer steps in "
         "micro-batches of 64 transitions, on 2 process(es)\n"
-        "one epoch: 20 iterations, then a checkpoint and an evaluation of 512 images; 5 epochs "
+        "one epoch: 20 iterations; 512 held-out images every 2 epoch(s); 5 epochs "
         "make 100 iterations and 7200 images\n"
         "trainable parameters: 1,006"
     ]

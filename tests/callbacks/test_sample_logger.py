@@ -52,9 +52,9 @@ def test_the_first_images_are_shown_with_prompt_and_scores(
     evaluate(logger, trainer(tmp_path), 20)
     for images, captions in shown:
         assert captions == [
-            "prompt 0 | judge 0.12, match 0.50",
-            "prompt 1 | judge 1.00, match 0.00",
-            "prompt 2 | judge 0.12, match 0.50",
+            "0.12 / 0.50 prompt 0",
+            "1.00 / 0.00 prompt 1",
+            "0.12 / 0.50 prompt 2",
         ]
         assert images[:, 0, 0, 0].tolist() == [0.0, 0.0, 0.5]
     files = sorted((tmp_path / "samples").iterdir())
