@@ -29,7 +29,7 @@ help:  ## list the targets
 
 setup: $(READY)  ## create .venv and install everything into it (train and test do this themselves)
 
-train: $(READY)  ## score the bundled model, align it (about 5 minutes on 2 cores), score it again
+train: $(READY)  ## score the bundled model, align it (about 6 minutes on 2 cores), score it again
 	@echo "== held-out score of the base model"
 	$(BIN)/aegpo validate --config $(CONFIG) --trainer.logger false $(ARGS)
 	@echo "== training"
