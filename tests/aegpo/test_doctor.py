@@ -62,7 +62,7 @@ def test_a_torchvision_that_does_not_match_is_named() -> None:
     ("change", "status", "words"),
     [
         ({}, "ok", "the CPU with 2 threads"),
-        ({"devices": ["H200"], "bf16": True}, "ok", "1 x CUDA, bf16: H200"),
+        ({"devices": ["A100"], "bf16": True}, "ok", "1 x CUDA, bf16: A100"),
         ({"devices": ["T4", "T4"]}, "warning", "no bf16"),
         ({"mps": True}, "ok", "Apple MPS"),
         ({"torch_cuda": "13.2"}, "warning", "driver"),
