@@ -29,6 +29,9 @@ def all_gather_rows(rows: Tensor) -> tuple[Tensor, slice]:
     size, rank = world()
     if size == 1:
         return rows, slice(0, len(rows))
+    home = rows.device
+    if dist.get_backend() == "nccl":  # it carries nothing that lies on the CPU
+        rows = rows.cuda()
     lengths = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(size)]
     dist.all_gather(lengths, torch.tensor([len(rows)], device=rows.device))
     counts = [int(length) for length in lengths]
@@ -38,7 +41,7 @@ def all_gather_rows(rows: Tensor) -> tuple[Tensor, slice]:
     dist.all_gather(gathered, padded)
     start = sum(counts[:rank])
     parts = [part[:count] for part, count in zip(gathered, counts, strict=True)]
-    return torch.cat(parts), slice(start, start + counts[rank])
+    return torch.cat(parts).to(home), slice(start, start + counts[rank])
 
 
 def all_reduce_sum(value: float, device: torch.device) -> float:

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from aegpo.compute import PURPOSES
 from aegpo.distributed import all_reduce_sum
+from callbacks.budget_stop import total_evaluations
 
 
 class CostLogger(L.Callback):
@@ -51,9 +52,8 @@ class CostLogger(L.Callback):
             purpose: all_reduce_sum(float(counter.counts[purpose]), pl_module.device)
             for purpose in PURPOSES
         }
-        total = all_reduce_sum(float(counter.total), pl_module.device)
         metrics = {f"cost/{purpose}": count for purpose, count in counts.items()}
-        metrics["cost/evaluations"] = total
+        metrics["cost/evaluations"] = total_evaluations(pl_module)
         for phase, seconds in pl_module.timer.reset().items():
             metrics[f"seconds/{phase}"] = seconds
         metrics["memory/peak_gib"] = _peak_gib()

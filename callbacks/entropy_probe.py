@@ -113,10 +113,7 @@ class EntropyProbe(L.Callback):
     @staticmethod
     def _gather(index: Tensor, curves: Tensor) -> list[tuple[int, Tensor]]:
         """Pairs of dataset row and curve from all ranks."""
-        rows = torch.cat([index.double()[:, None], curves.double()], dim=1)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-            rows = all_gather_rows(rows.to(device))[0].cpu()
+        rows, _ = all_gather_rows(torch.cat([index.double()[:, None], curves.double()], dim=1))
         return [(int(row[0]), row[1:].float()) for row in rows]
 
     def _reading(self, batch: PromptBatch) -> EntropyReading | None:

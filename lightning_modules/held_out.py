@@ -67,10 +67,7 @@ class HeldOut:
         """Return `<stage>/<reward>` and `<stage>/<reward>/<category>`: means of finite scores."""
         if not self.rows:
             return {}
-        rows = torch.cat(self.rows)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-            rows = all_gather_rows(rows.to(device))[0].cpu()
+        rows, _ = all_gather_rows(torch.cat(self.rows))
         categories = [self.categories[int(index)] for index in rows[:, 0]]
         metrics: dict[str, float] = {}
         for column, name in enumerate(self.names, start=1):
