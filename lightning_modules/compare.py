@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from aegpo.comparison import Curve
+from aegpo.learning_curves import Curve
 from lightning_modules.cli_errors import UserError
 from lightning_modules.compare_report import write_report
 from lightning_modules.compared_run import ComparedRun, Process, start

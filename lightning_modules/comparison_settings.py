@@ -49,10 +49,10 @@ class Comparison:
         base: Config file that all methods share, or several that merge.
         budget: Model evaluations of every run, as `cost/evaluations` counts them; final scores are
             compared there.
-        budgets: Larger budgets of single methods, by name. The reference's is where the target is
-            read: give a slow reference more, and its price is not cut off.
         metric: Logged score that is compared, higher is better.
         reference: Method that the others are set against; its final score is the target.
+        budgets: Larger budgets of single methods, by name. The reference's is where the target is
+            read: give a slow reference more, and its price is not cut off.
         seeds: Seeds; every method is run with each.
         target: Score whose price is compared, instead of the reference's final one.
         evaluate_every: `evaluations: n` or `epochs: n` between two held-out evaluations.
