@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from aegpo.advantages import GroupRelative
 from aegpo.allocation import Allocator
 from aegpo.distributed import all_gather_rows, all_reduce_gradients, all_reduce_sum, world
-from aegpo.entropy.reading import EntropyReading
+from aegpo.entropy import EntropyReading, EntropyRecorder, Recording
 from aegpo.exploration import ExplorationSchedule, StepSelector
 from aegpo.losses import EqualWeight, LossTerms, TransitionWeight, policy_loss
 from aegpo.noise import KeyedNoise
@@ -23,7 +23,7 @@ from aegpo.pruning import Pruning
 from aegpo.replay import Replay
 from aegpo.rewards.base import Reward
 from aegpo.rewards.guarded import guarded_scores
-from aegpo.rollout import LevelObserver, rollout
+from aegpo.rollout import rollout
 from aegpo.sde import SDE
 from aegpo.sharding import shard
 from aegpo.tree import RolloutTree
@@ -38,7 +38,8 @@ class AEGPOModule(PolicyModule):
 
     Callbacks publish what they measure in `entropy` (an `EntropyReading` of the batch, or None);
     without such a callback the selector and the allocator fall back to fixed rules, and what
-    remains is the uniform baseline.
+    remains is the uniform baseline. An `EntropyRecorder` that a callback puts into `recorder`
+    watches the rollouts, and what it saw of the last one, on this rank, is in `recording`.
 
     Args:
         policy: The pipeline to train. It is built when the run starts, after all other settings
@@ -125,7 +126,8 @@ class AEGPOModule(PolicyModule):
         self.micro_batch_size, self.max_grad_norm = micro_batch_size, max_grad_norm
         self.shared_start, self.max_missing = shared_start, max_missing
         self.entropy: EntropyReading | None = None
-        self.observer: LevelObserver | None = None
+        self.recorder: EntropyRecorder | None = None
+        self.recording: Recording | None = None
         self.last: Iteration | None = None
 
     def setup(self, stage: str) -> None:
@@ -181,7 +183,11 @@ class AEGPOModule(PolicyModule):
         batch: PromptBatch,
     ) -> RolloutTree:
         """Draw the images of every prompt."""
-        with self.policy.evaluations.charge("rollout"):
+        with ExitStack() as stack:
+            stack.enter_context(self.policy.evaluations.charge("rollout"))
+            self.recording = None
+            if self.recorder is not None:
+                self.recording = stack.enter_context(self.recorder.record(self.policy))
             return rollout(
                 self.policy,
                 self.sde,
@@ -191,7 +197,7 @@ class AEGPOModule(PolicyModule):
                 noise,
                 batch.index,
                 shared_start=self.shared_start,
-                observer=self.observer,
+                observer=self.recording,
             )
 
     @timed("reward")

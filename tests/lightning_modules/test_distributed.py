@@ -31,14 +31,14 @@ class Trace(L.Callback):
             self.file.write_text(json.dumps({"rows": self.rows, "norm": norm}))
 
 
-def run(tmp_path, folder, devices, allocator=None):
+def run(tmp_path, folder, devices, allocator=None, **probe):
     file = tmp_path / f"trace{devices}.json"
     trainer = L.Trainer(
         accelerator="cpu",
         devices=devices,
         strategy="ddp_spawn" if devices > 1 else "auto",
         max_epochs=2,
-        callbacks=[*entropy_callbacks(), Trace(file)],
+        callbacks=[*entropy_callbacks(**probe), Trace(file)],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -51,17 +51,25 @@ def run(tmp_path, folder, devices, allocator=None):
 
 
 @pytest.mark.parametrize(
-    "allocator", [None, ProportionalAllocator(images_per_prompt=3)], ids=["median", "ragged"]
+    ("allocator", "probe"),
+    [
+        (None, {}),
+        (ProportionalAllocator(images_per_prompt=3), {}),
+        (None, {"source": "rollouts"}),
+    ],
+    ids=["median", "ragged", "entropy of the rollouts"],
 )
-def test_two_ranks_follow_the_curve_of_one(tmp_path, tiny_sd3_folder, allocator):
-    one = run(tmp_path, tiny_sd3_folder, 1, allocator)
-    two = run(tmp_path, tiny_sd3_folder, 2, allocator)
+def test_two_ranks_follow_the_curve_of_one(tmp_path, tiny_sd3_folder, allocator, probe):
+    one = run(tmp_path, tiny_sd3_folder, 1, allocator, **probe)
+    two = run(tmp_path, tiny_sd3_folder, 2, allocator, **probe)
     assert len(one["rows"]) == len(two["rows"]) == 4
     for alone, shared in zip(one["rows"], two["rows"], strict=True):
         assert alone["prompts"] == shared["prompts"]
         assert alone["cost/evaluations"] == shared["cost/evaluations"]
         assert alone["rollout/images"] == shared["rollout/images"]
         for name in ("reward/mean", "reward/std", "update/gradient_norm", "sampler/seen_share"):
-            assert alone[name] == pytest.approx(shared[name], rel=1e-3, abs=1e-6), name
+            assert (name in alone) == (name in shared), name
+            expected = pytest.approx(shared.get(name, 0.0), rel=1e-3, abs=1e-6)
+            assert alone.get(name, 0.0) == expected, name
     assert one["norm"] == pytest.approx(two["norm"], rel=1e-4)
     assert one["rows"][-1]["val/redness"] == pytest.approx(two["rows"][-1]["val/redness"], abs=1e-5)
