@@ -34,13 +34,7 @@ class ControlledEntropy(L.Callback):
         Raises:
             ValueError: If no `EntropyProbe` stands before it.
         """
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        before = [type(callback).__name__ for callback in callbacks[: callbacks.index(self)]]
-        if "EntropyProbe" not in before:
-            raise ValueError(
-                "ControlledEntropy replaces the reading of callbacks.EntropyProbe, but before it "
-                f"in the trainer's callbacks there are only {before}; list it after the probe"
-            )
+        require_probe_before(trainer, self)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: Any, batch: PromptBatch, batch_idx: int
@@ -49,3 +43,22 @@ class ControlledEntropy(L.Callback):
         if pl_module.entropy is not None:
             noise = pl_module.noise.at(pl_module.iteration)
             pl_module.entropy = self.control(pl_module.entropy, noise, batch.index.cpu())
+
+
+def require_probe_before(trainer: L.Trainer, callback: L.Callback) -> None:
+    """Check that a callback that changes the reading comes after the one that publishes it.
+
+    Args:
+        trainer: The trainer, whose callbacks take turns in their order.
+        callback: The callback that needs a reading.
+
+    Raises:
+        ValueError: If no `EntropyProbe` stands before it.
+    """
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    before = [type(other).__name__ for other in callbacks[: callbacks.index(callback)]]
+    if "EntropyProbe" not in before:
+        raise ValueError(
+            f"{type(callback).__name__} replaces the reading of callbacks.EntropyProbe, but before "
+            f"it in the trainer's callbacks there are only {before}; list it after the probe"
+        )
