@@ -42,7 +42,22 @@ class ControlledEntropy(L.Callback):
         """Replace the reading of this batch."""
         if pl_module.entropy is not None:
             noise = pl_module.noise.at(pl_module.iteration)
-            pl_module.entropy = self.control(pl_module.entropy, noise, batch.index.cpu())
+            pl_module.entropy = self.control(pl_module.entropy, noise, batch)
+
+    @property
+    def state_key(self) -> str:
+        """Name of the state in a checkpoint, so that two controls can stand side by side."""
+        return self._generate_state_key(
+            control=type(self.control).__name__, signals=self.control.signals
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the control remembers."""
+        return self.control.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        self.control.load_state_dict(state_dict)
 
 
 def require_probe_before(trainer: L.Trainer, callback: L.Callback) -> None:

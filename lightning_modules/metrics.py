@@ -48,7 +48,7 @@ def reward_metrics(
         Tag and value, as docs/logging.md lists them.
     """
     finite = rewards[rewards.isfinite()]
-    categories = [str(metadata.get("category", "all")) for metadata in batch.metadata]
+    categories = batch.categories
     by_category = {}
     for category in sorted(set(categories)) if len(set(categories)) > 1 else []:
         member = torch.tensor([own == category for own in categories], device=groups.device)

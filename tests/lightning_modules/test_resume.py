@@ -7,7 +7,8 @@ import pytest
 import torch
 from tiny_training import entropy_callbacks, tiny_data, tiny_module, tiny_trainer
 
-from callbacks import RolloutCheckpoint
+from aegpo.entropy.category_controls import WithinCategory
+from callbacks import ControlledEntropy, RolloutCheckpoint, RunningEntropy
 
 
 class Trace(L.Callback):
@@ -41,10 +42,16 @@ def run(tmp_path, folder, name, max_epochs, ckpt_path=None, callbacks=None):
     return trace.rows, module
 
 
+def remembering():
+    """Everything between the reading and the loops that has a state of its own."""
+    probe, *others = entropy_callbacks()
+    return [probe, RunningEntropy(0.5), ControlledEntropy(WithinCategory(0.5)), *others]
+
+
 @pytest.mark.parametrize(
     "callbacks",
-    [entropy_callbacks, lambda: entropy_callbacks(source="rollouts")],
-    ids=["trajectory", "rollouts"],
+    [entropy_callbacks, lambda: entropy_callbacks(source="rollouts"), remembering],
+    ids=["trajectory", "rollouts", "running and within category"],
 )
 def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, tiny_sd3_folder, callbacks):
     whole, module = run(tmp_path, tiny_sd3_folder, "whole", 4, callbacks=callbacks)
