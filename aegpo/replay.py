@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from aegpo.distributed import all_gather_rows
 from aegpo.exploration import ExplorationSchedule
 from aegpo.losses import TransitionTerms, gaussian_log_ratio
 from aegpo.noise import KeyedNoise
@@ -37,12 +38,17 @@ class Replay:
     advantages: Tensor
     kept: Tensor | None = None
     old_mean: Tensor = field(init=False)
+    sensitivity: Tensor = field(init=False)
     mean_std: Tensor = field(init=False)
+    mean_std_per_sensitivity: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         """Take the behavior policy's means from the rollout."""
         self.old_mean = self.tree.transitions.mean
-        self.mean_std = self._std().mean()
+        std, self.sensitivity = self._scales()
+        # Over all ranks: a weight may not depend on which prompts lie beside its own.
+        self.mean_std = all_gather_rows(std)[0].mean()
+        self.mean_std_per_sensitivity = all_gather_rows(std / self.sensitivity)[0].mean()
 
     def _times(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         step = self.tree.transitions.step[rows]
@@ -50,11 +56,16 @@ class Replay:
         eta = self.schedule.eta.to(step.device)[prompt, step]
         return self.tree.sigmas[step], self.tree.sigmas[step + 1], eta
 
-    def _std(self) -> Tensor:
-        """Return each transition's deviation, shape (E,); no prediction is needed for it."""
+    def _scales(self) -> tuple[Tensor, Tensor]:
+        """Return each transition's deviation and |d mean / d prediction|, both of shape (E,).
+
+        No prediction is needed for either: the mean is affine in it, so at latents of 0 and a
+        prediction of 1 the mean is the derivative itself.
+        """
         rows = torch.arange(len(self.tree.transitions), device=self.tree.transitions.step.device)
         zeros = torch.zeros_like(self.tree.transitions.latents[:, :1, :1, :1])
-        return self.sde.step(zeros, zeros, *self._times(rows)).std.flatten()
+        step = self.sde.step(zeros + 1, zeros, *self._times(rows))
+        return step.std.flatten(), step.mean.flatten().abs()
 
     def step(self, rows: Tensor) -> GaussianStep:
         """Predict the distribution of the next latents of some transitions.
@@ -93,6 +104,8 @@ class Replay:
             std=std,
             dt=sigma - sigma_next,
             mean_std=self.mean_std,
+            sensitivity=self.sensitivity[rows],
+            mean_std_per_sensitivity=self.mean_std_per_sensitivity,
         )
 
     @torch.no_grad()
