@@ -22,10 +22,10 @@ from aegpo.noise import KeyedNoise
 from aegpo.policies.base import Policy
 from aegpo.prompts import PromptBatch
 from aegpo.rewards.base import Reward
-from aegpo.rewards.guarded import guarded_scores
 from aegpo.rollout import rollout
 from aegpo.schedule import ExplorationSchedule, StepSelector
 from aegpo.sde import ODE, SDE
+from aegpo.step_trials import group_rewards, group_spread, single_step_rewards
 
 ALL_LAYERS = "all"
 """Name of the layer group that averages every recorded layer, as `Recording.curve` does."""
@@ -63,24 +63,6 @@ class Signals:
     gains: Tensor | None
     skipped: dict[str, str]
     evaluations: dict[str, int]
-
-
-def group_spread(rewards: Tensor) -> Tensor:
-    """Standard deviation inside each group, with n - 1, over the scores that are there.
-
-    Args:
-        rewards: Shape (B, G); NaN marks a missing score.
-
-    Returns:
-        Shape (B,); NaN with fewer than two scores.
-    """
-    present = rewards.isfinite()
-    count = present.sum(dim=1)
-    values = torch.where(present, rewards, 0.0).double()
-    mean = values.sum(dim=1) / count
-    squares = torch.where(present, (values - mean[:, None]).square(), 0.0).sum(dim=1)
-    # 0 / 0 where one score is left, and a negative number of degrees where none is.
-    return (squares / (count - 1)).sqrt().masked_fill(count < 2, float("nan"))
 
 
 class SignalProbe:
@@ -202,10 +184,18 @@ class SignalProbe:
         columns = []
         for step in range(self.num_steps - 1):
             self.say(f"reward spread of step {step}")
-            stochastic = torch.zeros(len(self.batch), self.num_steps, dtype=torch.bool)
-            stochastic[:, step] = True
-            schedule = ExplorationSchedule.from_mask(stochastic, self.step_selector.eta)
-            rewards = self._rewards(self.sde, schedule, shared_start=True, purpose="rollout")
+            rewards = single_step_rewards(
+                self.policy,
+                self.sde,
+                self.reward,
+                self.batch,
+                self.noise,
+                step=step,
+                num_steps=self.num_steps,
+                images=self.images,
+                eta=self.step_selector.eta,
+                purpose="rollout",
+            )
             columns.append(group_spread(rewards))
         return torch.stack(columns, dim=1)
 
@@ -272,18 +262,14 @@ class SignalProbe:
         self, sde: SDE, schedule: ExplorationSchedule, shared_start: bool, purpose: str
     ) -> Tensor:
         """Draw a group for every prompt and score it, (B, G) on the CPU."""
-        num_prompts = len(self.batch)
-        with self.policy.evaluations.charge(purpose):
-            tree = rollout(
-                self.policy,
-                sde,
-                self.cond,
-                schedule,
-                torch.full((num_prompts,), self.images),
-                self.noise,
-                self.batch.index,
-                shared_start=shared_start,
-            )
-        images = self.batch.repeat(tree.prompt)
-        scores = guarded_scores(self.reward, tree.images, images.prompts, images.metadata)
-        return scores.cpu().view(num_prompts, self.images)
+        return group_rewards(
+            self.policy,
+            sde,
+            self.reward,
+            self.batch,
+            self.noise,
+            schedule,
+            images=self.images,
+            shared_start=shared_start,
+            purpose=purpose,
+        )

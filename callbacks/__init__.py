@@ -14,6 +14,7 @@ from callbacks.reward_spread import RewardSpread
 from callbacks.rollout_checkpoint import RolloutCheckpoint
 from callbacks.sample_logger import SampleLogger
 from callbacks.score_table import ScoreTable
+from callbacks.step_spread import TreeSpread, TrialSpread
 
 __all__ = [
     "BudgetStop",
@@ -30,4 +31,6 @@ __all__ = [
     "RolloutProgressBar",
     "SampleLogger",
     "ScoreTable",
+    "TreeSpread",
+    "TrialSpread",
 ]
