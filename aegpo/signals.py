@@ -83,6 +83,8 @@ class SignalProbe:
         trajectories: Deterministic trajectories per prompt, M; an even number, for two halves.
         rows: Query rows sampled per head, None for all.
         shared_start: Whether the images of a training rollout start from the same noise.
+        split_scale: How the noise of siblings in a training rollout is correlated; None for not
+            at all.
         say: Told what is measured next.
 
     Raises:
@@ -102,6 +104,7 @@ class SignalProbe:
         trajectories: int = 8,
         rows: int | None = 64,
         shared_start: bool = False,
+        split_scale: float | None = None,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         if len(batch) < 3 or images < 2 or trajectories < 2 or trajectories % 2:
@@ -115,7 +118,7 @@ class SignalProbe:
         self.step_selector, self.batch = step_selector, batch
         self.noise, self.num_steps = noise.fixed(), num_steps
         self.images, self.trajectories, self.rows = images, trajectories, rows
-        self.shared_start, self.say = shared_start, say
+        self.shared_start, self.split_scale, self.say = shared_start, split_scale, say
         self.cond = policy.encode(batch.prompts)
 
     def measure(self, trained: bool, before: Mapping[str, Tensor] | None = None) -> Signals:
@@ -204,13 +207,34 @@ class SignalProbe:
         self.say(f"groups of {whose}")
         index = self.batch.index
         schedule = self.step_selector(None, self.noise, index, self.num_steps)
-        return self._rewards(self.sde, schedule, self.shared_start, purpose="rollout")
+        return group_rewards(
+            self.policy,
+            self.sde,
+            self.reward,
+            self.batch,
+            self.noise,
+            schedule,
+            images=self.images,
+            shared_start=self.shared_start,
+            split_scale=self.split_scale,
+            purpose="rollout",
+        )
 
     def final_rewards(self, whose: str) -> Tensor:
         """Rewards of deterministic images from G starting noises, shape (B, G)."""
         self.say(f"deterministic images of {whose}")
         schedule = ExplorationSchedule.deterministic(len(self.batch), self.num_steps)
-        return self._rewards(ODE(), schedule, shared_start=False, purpose="validation")
+        return group_rewards(
+            self.policy,
+            ODE(),
+            self.reward,
+            self.batch,
+            self.noise,
+            schedule,
+            images=self.images,
+            shared_start=False,
+            purpose="validation",
+        )
 
     def curves(self, whose: str, purpose: str, skipped: Mapping[str, str]) -> Curves:
         """Record every token set once, giving all layers.
@@ -257,19 +281,3 @@ class SignalProbe:
             for layer, name in enumerate(recording.layer_names):
                 curves[tokens, name] = entropy[:, :, layer]
         return curves
-
-    def _rewards(
-        self, sde: SDE, schedule: ExplorationSchedule, shared_start: bool, purpose: str
-    ) -> Tensor:
-        """Draw a group for every prompt and score it, (B, G) on the CPU."""
-        return group_rewards(
-            self.policy,
-            sde,
-            self.reward,
-            self.batch,
-            self.noise,
-            schedule,
-            images=self.images,
-            shared_start=shared_start,
-            purpose=purpose,
-        )

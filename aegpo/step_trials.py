@@ -25,6 +25,7 @@ def group_rewards(
     *,
     images: int,
     shared_start: bool,
+    split_scale: float | None = None,
     purpose: str,
 ) -> Tensor:
     """Draw an equal group for every prompt and score it.
@@ -38,6 +39,7 @@ def group_rewards(
         schedule: Which steps draw noise, B rows.
         images: Images in a group, G.
         shared_start: Whether a group starts from the same noise.
+        split_scale: How the noise of siblings is correlated; None for not at all.
         purpose: What the evaluations are charged to.
 
     Returns:
@@ -53,6 +55,7 @@ def group_rewards(
             noise,
             batch.index,
             shared_start=shared_start,
+            split_scale=split_scale,
         )
     drawn = batch.repeat(tree.prompt)
     scores = guarded_scores(reward, tree.images, drawn.prompts, drawn.metadata)
