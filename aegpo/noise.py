@@ -51,6 +51,7 @@ class KeyedNoise:
             raise ValueError(f"iteration must be 0 or more, but is {iteration}")
         self.seed = int(seed)
         self.iteration = int(iteration)
+        self._prefix = ""
 
     def __repr__(self) -> str:
         return f"KeyedNoise(seed={self.seed}, iteration={self.iteration})"
@@ -64,7 +65,9 @@ class KeyedNoise:
         Returns:
             A new object; this one stays as it is.
         """
-        return KeyedNoise(self.seed, iteration)
+        other = KeyedNoise(self.seed, iteration)
+        other._prefix = self._prefix
+        return other
 
     def fixed(self) -> KeyedNoise:
         """Noise that is the same at every iteration, for probes and evaluation.
@@ -72,9 +75,22 @@ class KeyedNoise:
         Returns:
             A new object with the iteration replaced by -1, which no training iteration has.
         """
-        fixed = KeyedNoise(self.seed)
+        fixed = self.at(0)
         fixed.iteration = _FIXED
         return fixed
+
+    def apart(self, name: str) -> KeyedNoise:
+        """Noise that shares no draw with this one, for a second rollout in the same iteration.
+
+        Args:
+            name: What it is for, e.g. ``"trials"``; another name is another noise.
+
+        Returns:
+            A new object of the same seed and iteration.
+        """
+        apart = KeyedNoise(self.seed)
+        apart.iteration, apart._prefix = self.iteration, f"{self._prefix}{name}/"
+        return apart
 
     def normal(self, purpose: str, keys: Tensor, shape: Sequence[int]) -> Tensor:
         """Standard normal noise, one independent row per key.
@@ -137,7 +153,7 @@ class KeyedNoise:
     def _generator(self, purpose: str, key: list[int]) -> np.random.Generator:
         # Lengths go into the hash, so that no two names can read as the same bytes. torch's own
         # CPU generator is not used: it keeps 32 bits of a seed, too few for millions of draws.
-        text = purpose.encode()
+        text = (self._prefix + purpose).encode()
         name = struct.pack(
             f"<{len(key) + 4}q", self.seed, self.iteration, len(text), len(key), *key
         )

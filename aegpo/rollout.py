@@ -6,6 +6,7 @@ the policy; a node that parts into several children is evaluated once.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -55,6 +56,7 @@ def rollout(
     index: Tensor,
     *,
     shared_start: bool = False,
+    split_scale: float | None = None,
     decode: bool = True,
     observer: LevelObserver | None = None,
 ) -> RolloutTree:
@@ -78,6 +80,9 @@ def rollout(
         shared_start: If true, all images of a prompt start from the same noise and are one node
             until the prompt's first stochastic step, where it parts into all roots at once (times
             that step's branching). Without a stochastic step the group's images are all equal.
+        split_scale: BranchGRPO's s: where a node parts into several children they share a part of
+            their noise, so that any two are correlated by 1 / (1 + s²) and each is still standard
+            normal; above 0. None draws them independently.
         decode: If false, latents stay undecoded and `RolloutTree.images` is None.
         observer: Told about each level before the policy runs on it.
 
@@ -85,8 +90,9 @@ def rollout(
         The tree, on the device of the conditioning; images in the order of the prompts.
 
     Raises:
-        ValueError: If the arguments do not fit together, the SDE does not accept a noise level, or
-            a group size is not a multiple of its prompt's leaves per root.
+        ValueError: If the arguments do not fit together, the SDE does not accept a noise level, a
+            group size is not a multiple of its prompt's leaves per root, or `split_scale` is not
+            above 0.
     """
     device = cond.embeds.device
     num_steps = schedule.num_steps
@@ -96,6 +102,7 @@ def rollout(
     stochastic = eta > 0
     roots = _count_roots(cond, schedule, group_sizes.cpu().long(), index)
     sde.check_eta(eta)
+    check_split_scale(split_scale)
     sigmas = policy.sigmas(num_steps)
     if sigmas.shape != (num_steps + 1,):
         raise ValueError(f"policy.sigmas({num_steps}) has shape {tuple(sigmas.shape)}")
@@ -139,8 +146,15 @@ def rollout(
             source, target = parent[drawn].to(device), drawn.to(device)
             transition = gaussian.select(source)
             keys = torch.stack([index[prompt], number, torch.full_like(number, step)], dim=1)
-            draw = noise.normal("step", keys[drawn], policy.latent_shape).to(device)
-            latents[target] = transition.sample(draw)
+            draw = noise.normal("step", keys[drawn], policy.latent_shape)
+            if split_scale is not None:
+                own = torch.stack(
+                    [index[nodes.prompt], nodes.number, torch.full_like(nodes.number, step)], dim=1
+                )
+                parting = (width > 1)[prompt[drawn]]
+                siblings = parent[drawn][parting]
+                draw[parting] = _sibling_noise(noise, own, siblings, draw[parting], split_scale)
+            latents[target] = transition.sample(draw.to(device))
             levels.append(
                 Transitions(
                     latents=nodes.latents[source],
@@ -204,6 +218,38 @@ def _count_roots(
             "branching factors whose product divides the group size"
         )
     return group_sizes // leaves_per_root
+
+
+def check_split_scale(split_scale: float | None) -> None:
+    """Raise unless it can be the `split_scale` of a rollout."""
+    if split_scale is not None and not (math.isfinite(split_scale) and split_scale > 0):
+        raise ValueError(
+            f"split_scale={split_scale} must be a finite number above 0 (BranchGRPO's is 4), or "
+            "null for siblings that draw independent noise"
+        )
+
+
+def _sibling_noise(
+    noise: KeyedNoise, keys: Tensor, parent: Tensor, draw: Tensor, split_scale: float
+) -> Tensor:
+    """Correlates the noise of siblings: (xi_0 + s eta_b) / sqrt(1 + s²), BranchGRPO's split noise.
+
+    The public code of BranchGRPO (arXiv 2509.06040) has s eta_b alone, which is too wide by s and
+    no longer what the log-prob is taken of; this is the paper's formula.
+
+    Args:
+        noise: The noise of this iteration.
+        keys: (n, 3) index, number and step of the nodes of the level.
+        parent: (m,) the node that each child comes from; siblings are neighbors.
+        draw: (m, ...) each child's own noise eta_b.
+        split_scale: s.
+
+    Returns:
+        (m, ...) xi_b, in the order of the children.
+    """
+    parents, child = parent.unique_consecutive(return_inverse=True)
+    shared = noise.normal("split", keys[parents], draw.shape[1:])
+    return (shared[child] + split_scale * draw) / math.sqrt(1 + split_scale**2)
 
 
 def _part(widths: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,8 @@ from typing import Any
 
 from aegpo.rank_correlation import chance_level
 from aegpo.signal_tables import PromptRow, StepTable, delta_by_prompt, prompt_table, step_table
-from aegpo.signals import Signals, group_spread
+from aegpo.signals import Signals
+from aegpo.step_trials import group_spread
 
 STEP_COLUMNS = ("tokens", "layer", "rho", "own rho", "steps", "share", "own share")
 """Columns of the first table before those of the steps."""

@@ -13,7 +13,8 @@ from aegpo.entropy.reading import EntropyReading, delta_entropy
 from aegpo.exploration import EntropyPeaks
 from aegpo.noise import KeyedNoise
 from aegpo.rank_correlation import spearman, spearman_within
-from aegpo.signals import Curves, Signals, group_spread
+from aegpo.signals import Curves, Signals
+from aegpo.step_trials import group_spread
 
 
 @dataclass(frozen=True)

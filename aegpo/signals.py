@@ -22,10 +22,10 @@ from aegpo.noise import KeyedNoise
 from aegpo.policies.base import Policy
 from aegpo.prompts import PromptBatch
 from aegpo.rewards.base import Reward
-from aegpo.rewards.guarded import guarded_scores
 from aegpo.rollout import rollout
 from aegpo.schedule import ExplorationSchedule, StepSelector
 from aegpo.sde import ODE, SDE
+from aegpo.step_trials import group_rewards, group_spread, single_step_rewards
 
 ALL_LAYERS = "all"
 """Name of the layer group that averages every recorded layer, as `Recording.curve` does."""
@@ -65,24 +65,6 @@ class Signals:
     evaluations: dict[str, int]
 
 
-def group_spread(rewards: Tensor) -> Tensor:
-    """Standard deviation inside each group, with n - 1, over the scores that are there.
-
-    Args:
-        rewards: Shape (B, G); NaN marks a missing score.
-
-    Returns:
-        Shape (B,); NaN with fewer than two scores.
-    """
-    present = rewards.isfinite()
-    count = present.sum(dim=1)
-    values = torch.where(present, rewards, 0.0).double()
-    mean = values.sum(dim=1) / count
-    squares = torch.where(present, (values - mean[:, None]).square(), 0.0).sum(dim=1)
-    # 0 / 0 where one score is left, and a negative number of degrees where none is.
-    return (squares / (count - 1)).sqrt().masked_fill(count < 2, float("nan"))
-
-
 class SignalProbe:
     """Draws the trajectories and images that the tables are made of.
 
@@ -101,6 +83,8 @@ class SignalProbe:
         trajectories: Deterministic trajectories per prompt, M; an even number, for two halves.
         rows: Query rows sampled per head, None for all.
         shared_start: Whether the images of a training rollout start from the same noise.
+        split_scale: How the noise of siblings in a training rollout is correlated; None for not
+            at all.
         say: Told what is measured next.
 
     Raises:
@@ -120,6 +104,7 @@ class SignalProbe:
         trajectories: int = 8,
         rows: int | None = 64,
         shared_start: bool = False,
+        split_scale: float | None = None,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         if len(batch) < 3 or images < 2 or trajectories < 2 or trajectories % 2:
@@ -133,7 +118,7 @@ class SignalProbe:
         self.step_selector, self.batch = step_selector, batch
         self.noise, self.num_steps = noise.fixed(), num_steps
         self.images, self.trajectories, self.rows = images, trajectories, rows
-        self.shared_start, self.say = shared_start, say
+        self.shared_start, self.split_scale, self.say = shared_start, split_scale, say
         self.cond = policy.encode(batch.prompts)
 
     def measure(self, trained: bool, before: Mapping[str, Tensor] | None = None) -> Signals:
@@ -202,10 +187,18 @@ class SignalProbe:
         columns = []
         for step in range(self.num_steps - 1):
             self.say(f"reward spread of step {step}")
-            stochastic = torch.zeros(len(self.batch), self.num_steps, dtype=torch.bool)
-            stochastic[:, step] = True
-            schedule = ExplorationSchedule.from_mask(stochastic, self.step_selector.eta)
-            rewards = self._rewards(self.sde, schedule, shared_start=True, purpose="rollout")
+            rewards = single_step_rewards(
+                self.policy,
+                self.sde,
+                self.reward,
+                self.batch,
+                self.noise,
+                step=step,
+                num_steps=self.num_steps,
+                images=self.images,
+                eta=self.step_selector.eta,
+                purpose="rollout",
+            )
             columns.append(group_spread(rewards))
         return torch.stack(columns, dim=1)
 
@@ -214,13 +207,34 @@ class SignalProbe:
         self.say(f"groups of {whose}")
         index = self.batch.index
         schedule = self.step_selector(None, self.noise, index, self.num_steps)
-        return self._rewards(self.sde, schedule, self.shared_start, purpose="rollout")
+        return group_rewards(
+            self.policy,
+            self.sde,
+            self.reward,
+            self.batch,
+            self.noise,
+            schedule,
+            images=self.images,
+            shared_start=self.shared_start,
+            split_scale=self.split_scale,
+            purpose="rollout",
+        )
 
     def final_rewards(self, whose: str) -> Tensor:
         """Rewards of deterministic images from G starting noises, shape (B, G)."""
         self.say(f"deterministic images of {whose}")
         schedule = ExplorationSchedule.deterministic(len(self.batch), self.num_steps)
-        return self._rewards(ODE(), schedule, shared_start=False, purpose="validation")
+        return group_rewards(
+            self.policy,
+            ODE(),
+            self.reward,
+            self.batch,
+            self.noise,
+            schedule,
+            images=self.images,
+            shared_start=False,
+            purpose="validation",
+        )
 
     def curves(self, whose: str, purpose: str, skipped: Mapping[str, str]) -> Curves:
         """Record every token set once, giving all layers.
@@ -267,23 +281,3 @@ class SignalProbe:
             for layer, name in enumerate(recording.layer_names):
                 curves[tokens, name] = entropy[:, :, layer]
         return curves
-
-    def _rewards(
-        self, sde: SDE, schedule: ExplorationSchedule, shared_start: bool, purpose: str
-    ) -> Tensor:
-        """Draw a group for every prompt and score it, (B, G) on the CPU."""
-        num_prompts = len(self.batch)
-        with self.policy.evaluations.charge(purpose):
-            tree = rollout(
-                self.policy,
-                sde,
-                self.cond,
-                schedule,
-                torch.full((num_prompts,), self.images),
-                self.noise,
-                self.batch.index,
-                shared_start=shared_start,
-            )
-        images = self.batch.repeat(tree.prompt)
-        scores = guarded_scores(self.reward, tree.images, images.prompts, images.metadata)
-        return scores.cpu().view(num_prompts, self.images)

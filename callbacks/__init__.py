@@ -15,6 +15,7 @@ from callbacks.rollout_checkpoint import RolloutCheckpoint
 from callbacks.running_entropy import RunningEntropy
 from callbacks.sample_logger import SampleLogger
 from callbacks.score_table import ScoreTable
+from callbacks.step_spread import TreeSpread, TrialSpread
 
 __all__ = [
     "BudgetStop",
@@ -32,4 +33,6 @@ __all__ = [
     "RunningEntropy",
     "SampleLogger",
     "ScoreTable",
+    "TreeSpread",
+    "TrialSpread",
 ]

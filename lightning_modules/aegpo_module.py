@@ -23,7 +23,7 @@ from aegpo.pruning import Pruning
 from aegpo.replay import Replay
 from aegpo.rewards.base import Reward
 from aegpo.rewards.guarded import guarded_scores
-from aegpo.rollout import rollout
+from aegpo.rollout import check_split_scale, rollout
 from aegpo.sde import SDE
 from aegpo.sharding import shard
 from aegpo.tree import RolloutTree
@@ -66,6 +66,8 @@ class AEGPOModule(PolicyModule):
         max_grad_norm: Gradients are scaled down to this norm.
         shared_start: Whether all rollouts of a prompt start at the same noise and share their
             deterministic prefix.
+        split_scale: Correlates the noise of siblings by 1 / (1 + split_scale²), as BranchGRPO does
+            with 4; None draws it independently.
         max_missing: Share of failed rewards in an iteration above which the run stops.
         seed: Key of every random draw; None for the run's `seed_everything`.
 
@@ -95,6 +97,7 @@ class AEGPOModule(PolicyModule):
         micro_batch_size: int = 64,
         max_grad_norm: float = 1.0,
         shared_start: bool = False,
+        split_scale: float | None = None,
         max_missing: float = 0.5,
         seed: int | None = None,
     ) -> None:
@@ -111,6 +114,13 @@ class AEGPOModule(PolicyModule):
                 f"model.clip_range={clip_range} and model.max_grad_norm={max_grad_norm} must be "
                 f"above 0 and model.kl_coeff={kl_coeff} at least 0"
             )
+        check_split_scale(split_scale)
+        if split_scale is not None and step_selector.branching == 1 and not shared_start:
+            raise ValueError(
+                f"model.split_scale={split_scale} correlates the noise of siblings, but "
+                f"{type(step_selector).__name__} grows chains without any; give it branching: 2 or "
+                "more, or leave split_scale out"
+            )
         step_selector.validate(num_steps)
         if pruning is not None:
             pruning.validate(num_steps)
@@ -124,7 +134,8 @@ class AEGPOModule(PolicyModule):
         self.clip_range, self.kl_coeff = clip_range, kl_coeff
         self.inner_epochs, self.updates_per_epoch = inner_epochs, updates_per_epoch
         self.micro_batch_size, self.max_grad_norm = micro_batch_size, max_grad_norm
-        self.shared_start, self.max_missing = shared_start, max_missing
+        self.shared_start, self.split_scale = shared_start, split_scale
+        self.max_missing = max_missing
         self.entropy: EntropyReading | None = None
         self.recorder: EntropyRecorder | None = None
         self.recording: Recording | None = None
@@ -197,6 +208,7 @@ class AEGPOModule(PolicyModule):
                 noise,
                 batch.index,
                 shared_start=self.shared_start,
+                split_scale=self.split_scale,
                 observer=self.recording,
             )
 

@@ -105,6 +105,7 @@ def run_signals(
                 trajectories=trajectories,
                 rows=rows,
                 shared_start=module.shared_start,
+                split_scale=module.split_scale,
                 say=status.update,
             )
             signals = probe.measure(ckpt_path is not None, earlier)

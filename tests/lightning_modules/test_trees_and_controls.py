@@ -63,6 +63,30 @@ def test_a_tree_costs_its_nodes_and_its_edges(tmp_path, tiny_sd3_folder):
     assert counts["update"] == 2 * 4 * 10 * 3  # of the four edges at step 3 two are left
 
 
+def test_correlated_siblings_are_drawn_scored_and_trained_on(tmp_path, tiny_sd3_folder):
+    runs = {}
+    for scale in (None, 4.0):
+        module = tiny_module(
+            tiny_sd3_folder,
+            step_selector=FixedSplits([0, 2]),
+            allocator=UniformAllocator(4),
+            credit=DepthCredit(beta=1.0),
+            split_scale=scale,
+        )
+        runs[scale] = fit(tmp_path, module).callback_metrics, module.last.tree
+    metrics, tree = runs[4.0]
+    assert float(metrics["ratio/first_max_dev"]) < 1e-6
+    assert float(metrics["update/gradient_norm"]) > 0
+    assert not torch.allclose(tree.latents, runs[None][1].latents, atol=1e-2)
+
+
+def test_correlated_siblings_without_siblings_are_refused(tiny_sd3_folder):
+    with pytest.raises(ValueError, match="EntropyPeaks grows chains without any"):
+        tiny_module(tiny_sd3_folder, split_scale=4.0)
+    with pytest.raises(ValueError, match="split_scale=0"):
+        tiny_module(tiny_sd3_folder, split_scale=0, step_selector=FixedSplits([0, 2]))
+
+
 def test_a_run_refuses_to_prune_steps_that_do_not_exist(tiny_sd3_folder):
     with pytest.raises(ValueError, match="reach beyond step 3"):
         tiny_module(tiny_sd3_folder, pruning=DepthPruning(start=3, width=2))
