@@ -135,19 +135,19 @@ class SurrogateStats(NamedTuple):
 
 
 class LossTerms(NamedTuple):
-    """The policy loss of n transitions.
+    """The loss of n samples of an update; of the policy gradient these are transitions.
 
     Attributes:
-        loss: Weighted clipped term plus KL penalty, to be summed by the caller, shape (n,).
-        ratio: The ratio that was clipped, detached, shape (n,).
-        clipped: True where the clip holds the gradient back, bool, shape (n,).
+        loss: Everything that is minimized, to be summed by the caller, shape (n,).
+        ratio: The ratio that was clipped, detached, shape (n,); None for losses without one.
+        clipped: True where the clip holds the gradient back, bool, shape (n,); None likewise.
         kl: KL to the reference, unweighted and detached, shape (n,); None without it.
     """
 
     loss: Tensor
-    ratio: Tensor
-    clipped: Tensor
-    kl: Tensor | None
+    ratio: Tensor | None = None
+    clipped: Tensor | None = None
+    kl: Tensor | None = None
 
 
 def gaussian_log_ratio(mean: Tensor, old_mean: Tensor, next_latents: Tensor, std: Tensor) -> Tensor:
