@@ -1,5 +1,6 @@
 """Two processes draw and learn what one does."""
 
+import copy
 import json
 
 import lightning as L
@@ -8,6 +9,8 @@ import torch
 from tiny_training import entropy_callbacks, tiny_data, tiny_module
 
 from aegpo.allocation import ProportionalAllocator
+from aegpo.exploration import NoSteps
+from aegpo.objectives import NFT
 
 
 class Trace(L.Callback):
@@ -31,7 +34,7 @@ class Trace(L.Callback):
             self.file.write_text(json.dumps({"rows": self.rows, "norm": norm}))
 
 
-def run(tmp_path, folder, devices, allocator=None):
+def run(tmp_path, folder, devices, **settings):
     file = tmp_path / f"trace{devices}.json"
     trainer = L.Trainer(
         accelerator="cpu",
@@ -46,16 +49,22 @@ def run(tmp_path, folder, devices, allocator=None):
         num_sanity_val_steps=0,
         default_root_dir=tmp_path,
     )
-    trainer.fit(tiny_module(folder, lr=1e-2, allocator=allocator), tiny_data(tmp_path))
+    trainer.fit(tiny_module(folder, lr=1e-2, **settings), tiny_data(tmp_path))
     return json.loads(file.read_text())
 
 
 @pytest.mark.parametrize(
-    "allocator", [None, ProportionalAllocator(images_per_prompt=3)], ids=["median", "ragged"]
+    "settings",
+    [
+        {},
+        {"allocator": ProportionalAllocator(images_per_prompt=3)},
+        {"step_selector": NoSteps(), "objective": NFT(decay_rate=0.2)},
+    ],
+    ids=["median", "ragged", "nft"],
 )
-def test_two_ranks_follow_the_curve_of_one(tmp_path, tiny_sd3_folder, allocator):
-    one = run(tmp_path, tiny_sd3_folder, 1, allocator)
-    two = run(tmp_path, tiny_sd3_folder, 2, allocator)
+def test_two_ranks_follow_the_curve_of_one(tmp_path, tiny_sd3_folder, settings):
+    one = run(tmp_path, tiny_sd3_folder, 1, **copy.deepcopy(settings))
+    two = run(tmp_path, tiny_sd3_folder, 2, **copy.deepcopy(settings))
     assert len(one["rows"]) == len(two["rows"]) == 4
     for alone, shared in zip(one["rows"], two["rows"], strict=True):
         assert alone["prompts"] == shared["prompts"]
