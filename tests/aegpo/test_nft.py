@@ -246,7 +246,7 @@ def test_theta_old_follows_by_the_schedule() -> None:
         expected.append(old)
         with objective.behavior(policy):
             seen.append(policy.speed.item())
-        assert float(policy.speed) == 1.0 + iteration
+        assert policy.speed.item() == 1.0 + iteration
     assert seen == pytest.approx(expected, rel=1e-6)
     resumed = NFT()
     resumed.load_state_dict(objective.state_dict())
