@@ -115,11 +115,6 @@ class AEGPOModule(PolicyModule):
                 raise ValueError(f"model.{name}={value} must be at least 1")
         if max_grad_norm <= 0:
             raise ValueError(f"model.max_grad_norm={max_grad_norm} must be above 0")
-        if shared_start and not step_selector.explores:
-            raise ValueError(
-                "model.shared_start=true gives a prompt's images one starting noise, and without a "
-                "stochastic step they would all be equal; set it to false"
-            )
         advantage = advantage or GroupRelative()
         gradient = PolicyGradient(
             clip_range, kl_coeff, transition_weight, credit, pruning, advantage
@@ -142,6 +137,11 @@ class AEGPOModule(PolicyModule):
         step_selector.validate(num_steps)
         self.objective = objective or gradient
         self.objective.validate(step_selector, num_steps)
+        if shared_start and not (step_selector.explores and self.objective.draws_noise):
+            raise ValueError(
+                "model.shared_start=true gives a prompt's images one starting noise, and without a "
+                "stochastic step they would all be equal; set it to false"
+            )
         self.automatic_optimization = False
         self.reward, self.sde = reward, sde
         self.step_selector, self.allocator = step_selector, allocator
@@ -209,6 +209,8 @@ class AEGPOModule(PolicyModule):
         batch: PromptBatch,
     ) -> RolloutTree:
         """Draw the images of every prompt."""
+        if not self.objective.draws_noise:
+            schedule = ExplorationSchedule.deterministic(len(batch), self.num_steps)
         with ExitStack() as stack:
             stack.enter_context(self.objective.behavior(self.policy))
             stack.enter_context(self.policy.evaluations.charge("rollout"))

@@ -49,6 +49,9 @@ class Experience:
 class Objective(abc.ABC):
     """What the updates minimize, and which weights draw the rollouts."""
 
+    draws_noise: bool = True
+    """Whether rollouts draw noise at the steps that the selector chose."""
+
     @abc.abstractmethod
     def samples(self, experience: Experience) -> Samples:
         """Make training samples of a rollout.

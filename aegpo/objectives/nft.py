@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -74,8 +74,11 @@ class NFT(Objective):
         beta: β, above 0; the paper takes 1, and 0.1 for OCR and several rewards.
         advantage_clip: Advantage at which an image counts as surely good; r = A / (2 clip) + 1/2.
             The loss is multiplied by it, so that the first gradient is proportional to A.
-        times_per_image: Noise levels of the rollout, drawn without repetition, at which each image
-            is trained on; each costs two evaluations and a backward pass.
+        times_per_image: Noise levels, drawn without repetition, at which each image is trained on;
+            each costs two evaluations and a backward pass.
+        levels: Which noise levels these are: "random" ones of the rollout, as in the paper, or
+            among those of the steps that the step selector chose ("selected"): AEGPO's local loop,
+            as levels to learn at instead of steps to explore at. The rollout is then deterministic.
         kl_coeff: Weight of the mean squared difference to the reference policy's prediction; 0
             skips the reference evaluations.
         decay_rate: Growth of η per iteration.
@@ -91,6 +94,7 @@ class NFT(Objective):
         beta: float = 1.0,
         advantage_clip: float = 5.0,
         times_per_image: int = 4,
+        levels: Literal["random", "selected"] = "random",
         kl_coeff: float = 1e-4,
         decay_rate: float = 1e-3,
         decay_max: float = 0.5,
@@ -106,7 +110,11 @@ class NFT(Objective):
                 f"NFT: kl_coeff={kl_coeff}, decay_rate={decay_rate} and decay_start={decay_start} "
                 f"must be at least 0, and decay_max={decay_max} at least 0 and below 1"
             )
+        if levels not in ("random", "selected"):
+            raise ValueError(f"NFT: levels={levels!r} is unknown; use 'random' or 'selected'")
         self.beta, self.advantage_clip = beta, advantage_clip
+        self.levels = levels
+        self.draws_noise = levels == "random"
         self.times_per_image, self.kl_coeff = times_per_image, kl_coeff
         self.decay_rate, self.decay_max, self.decay_start = decay_rate, decay_max, decay_start
         self.old = BehaviorWeights()
@@ -117,6 +125,16 @@ class NFT(Objective):
             raise ValueError(
                 f"NFT: times_per_image={self.times_per_image} noise levels are drawn among those "
                 f"of model.num_steps={num_steps} denoising steps; lower it or take more steps"
+            )
+        if self.levels == "selected" and not step_selector.explores:
+            raise ValueError(
+                f"NFT: levels='selected' takes the steps that {type(step_selector).__name__} "
+                "chooses, and it chooses none; take another step_selector, or levels='random'"
+            )
+        if self.levels == "selected" and step_selector.branching > 1:
+            raise ValueError(
+                "NFT: levels='selected' draws deterministic chains, which cannot branch; set "
+                "step_selector.branching to 1"
             )
 
     def behavior(self, policy: Policy) -> AbstractContextManager[None]:
@@ -144,7 +162,7 @@ class NFT(Objective):
 
 @dataclass
 class ForwardSamples(Samples):
-    """Every image of a rollout, at some of the rollout's noise levels.
+    """Every image of a rollout, at some of its noise levels.
 
     Args:
         objective: Whose settings hold.
@@ -161,14 +179,19 @@ class ForwardSamples(Samples):
         first = torch.searchsorted(prompt, prompt)  # a prompt's images are neighbors
         number = torch.arange(len(prompt)) - first
         named = torch.stack([self.experience.index.cpu()[prompt], number], dim=1)
-        num_levels = len(tree.sigmas) - 1
-        levels = [
-            noise.permutation("forward level", key, num_levels)[:times] for key in named.tolist()
-        ]
-        level = torch.stack(levels).flatten()
-        self.keys = torch.cat([named.repeat_interleave(times, dim=0), level[:, None]], dim=1)
+        allowed = torch.ones(len(self.experience.index), len(tree.sigmas) - 1, dtype=torch.bool)
+        if self.objective.levels == "selected":
+            allowed = self.experience.schedule.stochastic.cpu()
+        candidates = [row.nonzero().flatten() for row in allowed]
+        levels = []
+        for row, key in zip(prompt.tolist(), named.tolist(), strict=True):
+            order = noise.permutation("forward level", key, len(candidates[row]))
+            levels.append(candidates[row][order[:times]])
+        counts = torch.tensor([len(level) for level in levels])
+        level = torch.cat(levels)
+        self.keys = torch.cat([named.repeat_interleave(counts, dim=0), level[:, None]], dim=1)
         self.sigma = tree.sigmas[level.to(tree.sigmas.device)]
-        self.image = torch.arange(len(tree), device=tree.prompt.device).repeat_interleave(times)
+        self.image = torch.arange(len(tree)).repeat_interleave(counts).to(tree.prompt.device)
 
     @property
     def prompt(self) -> Tensor:

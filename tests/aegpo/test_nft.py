@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from toy_policy import ToyPolicy
 
-from aegpo.exploration import AllSteps
+from aegpo.exploration import AllSteps, FixedSplits, NoSteps
 from aegpo.noise import KeyedNoise
 from aegpo.objectives import NFT, Experience
 from aegpo.objectives.nft import ForwardSamples, nft_loss
 from aegpo.rollout import rollout
-from aegpo.schedule import ExplorationSchedule
+from aegpo.schedule import ExplorationSchedule, StepSelector
 from aegpo.sde import ODE
 
 INDEX = torch.tensor([40, 7, 23])
@@ -121,6 +121,7 @@ def forward_samples(
     prompts: list[int] | None = None,
     iteration: int = 0,
     num_steps: int = 5,
+    chosen: list[list[int]] | None = None,
 ) -> ForwardSamples:
     """As a rank that holds only some of the three prompts would have them."""
     rows = torch.tensor([0, 1, 2] if prompts is None else prompts)
@@ -130,6 +131,13 @@ def forward_samples(
     tree = rollout(policy, ODE(), cond, schedule, SIZES[rows], noise, INDEX[rows])
     groups = ADVANTAGES.split(SIZES.tolist())
     advantages = torch.cat([groups[row] for row in rows.tolist()])
+    if (
+        chosen is not None
+    ):  # what the selector chose; the images are drawn without noise all the same
+        eta = torch.zeros(len(rows), num_steps)
+        for row, steps in enumerate(chosen):
+            eta[row, steps] = 0.7
+        schedule = ExplorationSchedule(eta, torch.ones_like(eta).long())
     policy.seen.clear()
     policy.evaluations.counts = dict.fromkeys(policy.evaluations.counts, 0)
     experience = Experience(
@@ -199,6 +207,36 @@ def test_an_image_is_noised_at_different_levels_with_noise_of_its_own() -> None:
     assert float(noise.mean().abs()) < 0.25 and 0.8 < float(noise.std()) < 1.2
 
 
+def test_levels_may_be_those_of_the_steps_that_the_selector_chose() -> None:
+    objective = NFT(times_per_image=2, levels="selected")
+    chosen = [[0, 1, 3], [2], [1, 2]]
+    samples = forward_samples(objective, ToyPolicy(), chosen=chosen)
+    drawn: dict[int, set[tuple[int, ...]]] = {0: set(), 1: set(), 2: set()}
+    for image, prompt in enumerate(samples.experience.tree.prompt.tolist()):
+        own = samples.image == image
+        levels = samples.keys[own][:, 2].tolist()
+        # None twice, and all of them where fewer were chosen than are to be drawn.
+        assert len(set(levels)) == len(levels) == min(2, len(chosen[prompt]))
+        assert set(levels) <= set(chosen[prompt])
+        assert torch.equal(samples.sigma[own], samples.experience.tree.sigmas[levels])
+        drawn[prompt].add(tuple(levels))
+    assert len(drawn[2]) > 1  # the order, and so the choice, is an image's own
+    assert samples.loss(torch.arange(len(samples.sigma))).loss.shape == samples.sigma.shape
+
+
+@pytest.mark.parametrize(
+    ("selector", "message"),
+    [
+        (NoSteps(), "takes the steps that NoSteps chooses"),
+        (FixedSplits([0, 2]), "set step_selector.branching to 1"),
+    ],
+)
+def test_selected_levels_need_steps_and_chains(selector: StepSelector, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        NFT(levels="selected").validate(selector, 5)
+    NFT(levels="random").validate(selector, 5)
+
+
 def test_draws_depend_neither_on_the_rank_nor_on_the_micro_batch() -> None:
     objective, policy = NFT(times_per_image=3), ToyPolicy()
     whole = forward_samples(objective, policy)
@@ -264,6 +302,7 @@ def test_theta_old_follows_by_the_schedule() -> None:
         ({"decay_rate": -0.1}, "decay_rate=-0.1"),
         ({"decay_max": 1.0}, "decay_max=1.0"),
         ({"decay_start": -1}, "decay_start=-1"),
+        ({"levels": "all"}, "levels='all'"),
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, float], message: str) -> None:

@@ -62,6 +62,28 @@ def test_costs_and_what_is_logged(tmp_path, tiny_sd3_folder, kl_coeff):
     assert all(float(torch.pdist(group).min()) > 0.1 for group in latents)
 
 
+def test_selected_levels_leave_the_rollout_without_noise(tmp_path, tiny_sd3_folder):
+    objective = NFT(**SETTINGS, levels="selected", kl_coeff=0.0)
+    module = tiny_module(
+        tiny_sd3_folder,
+        step_selector=FixedSteps([1, 2]),
+        allocator=UniformAllocator(3),
+        objective=objective,
+    )
+    logged = fit(tmp_path, module, [CostLogger()]).callback_metrics
+    assert len(module.last.tree.transitions) == 0
+    assert module.last.schedule.stochastic[0].nonzero().flatten().tolist() == [1, 2]
+    assert logged["update/transitions"] == 4 * 3 * 2
+    assert float(logged["update/gradient_norm"]) > 0
+    with pytest.raises(ValueError, match="shared_start=true"):
+        tiny_module(
+            tiny_sd3_folder,
+            step_selector=FixedSteps([1, 2]),
+            objective=NFT(levels="selected"),
+            shared_start=True,
+        )
+
+
 def test_the_rollout_is_drawn_by_theta_old(tmp_path, tiny_sd3_folder):
     module = nft_module(tiny_sd3_folder)
     fit(tmp_path, module, max_epochs=2)
