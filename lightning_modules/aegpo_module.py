@@ -17,18 +17,19 @@ from aegpo.entropy import EntropyReading, EntropyRecorder, Recording
 from aegpo.exploration import ExplorationSchedule, StepSelector
 from aegpo.losses import TransitionWeight
 from aegpo.noise import KeyedNoise
-from aegpo.objectives import Experience, Objective, PolicyGradient
+from aegpo.objectives import Experience, Objective
 from aegpo.policies.base import Conditioning, Policy
 from aegpo.prompts import PromptBatch
 from aegpo.pruning import Pruning
 from aegpo.rewards.base import Reward
 from aegpo.rewards.guarded import guarded_scores
-from aegpo.rollout import check_split_scale, rollout
+from aegpo.rollout import rollout
 from aegpo.sde import SDE
 from aegpo.sharding import shard
 from aegpo.tree import RolloutTree
 from aegpo.tree_advantages import Credit
 from lightning_modules.metrics import Iteration, UpdateMeter, reward_metrics
+from lightning_modules.module_settings import check_rollout, check_update, choose_objective
 from lightning_modules.optimizer_step import no_gradient_sync, optimizer_step
 from lightning_modules.phases import timed
 from lightning_modules.policy_module import PolicyModule
@@ -106,47 +107,27 @@ class AEGPOModule(PolicyModule):
         seed: int | None = None,
     ) -> None:
         super().__init__(policy, [reward, *(evaluation_rewards or [])], num_steps, seed)
-        for name, value in {
-            "inner_epochs": inner_epochs,
-            "updates_per_epoch": updates_per_epoch,
-            "micro_batch_size": micro_batch_size,
-        }.items():
-            if value < 1:
-                raise ValueError(f"model.{name}={value} must be at least 1")
-        if max_grad_norm <= 0:
-            raise ValueError(f"model.max_grad_norm={max_grad_norm} must be above 0")
-        advantage = advantage or GroupRelative()
-        gradient = PolicyGradient(
-            clip_range, kl_coeff, transition_weight, credit, pruning, advantage
+        check_update(
+            max_grad_norm,
+            inner_epochs=inner_epochs,
+            updates_per_epoch=updates_per_epoch,
+            micro_batch_size=micro_batch_size,
         )
-        own = {"credit": credit, "pruning": pruning, "transition_weight": transition_weight}
-        own["kl_coeff"] = kl_coeff or None
-        unused = [name for name, value in own.items() if value is not None]
-        if objective is not None and unused:
-            raise ValueError(
-                f"model.{unused[0]} belongs to the policy gradient, in whose place stands "
-                f"model.objective={type(objective).__name__}; set it to null (kl_coeff to 0)"
-            )
-        check_split_scale(split_scale)
-        if split_scale is not None and step_selector.branching == 1 and not shared_start:
-            raise ValueError(
-                f"model.split_scale={split_scale} correlates the noise of siblings, but "
-                f"{type(step_selector).__name__} grows chains without any; give it branching: 2 or "
-                "more, or leave split_scale out"
-            )
-        step_selector.validate(num_steps)
-        self.objective = objective or gradient
-        self.objective.validate(step_selector, num_steps)
-        if shared_start and not (step_selector.explores and self.objective.draws_noise):
-            raise ValueError(
-                "model.shared_start=true gives a prompt's images one starting noise, and without a "
-                "stochastic step they would all be equal; set it to false"
-            )
+        self.advantage, self.clip_range = advantage or GroupRelative(), clip_range
+        self.objective = choose_objective(
+            objective,
+            clip_range=clip_range,
+            kl_coeff=kl_coeff,
+            transition_weight=transition_weight,
+            credit=credit,
+            pruning=pruning,
+            advantage=self.advantage,
+        )
+        check_rollout(step_selector, self.objective, num_steps, shared_start, split_scale)
         self.automatic_optimization = False
         self.reward, self.sde = reward, sde
         self.step_selector, self.allocator = step_selector, allocator
         self.optimizer_factory, self.lr_scheduler_factory = optimizer, lr_scheduler
-        self.advantage, self.clip_range = advantage, clip_range
         self.inner_epochs, self.updates_per_epoch = inner_epochs, updates_per_epoch
         self.micro_batch_size, self.max_grad_norm = micro_batch_size, max_grad_norm
         self.shared_start, self.split_scale = shared_start, split_scale

@@ -1,0 +1,86 @@
+"""Which arguments of `AEGPOModule` contradict each other, found before any model is loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aegpo.objectives import Objective, PolicyGradient
+from aegpo.rollout import check_split_scale
+from aegpo.schedule import StepSelector
+
+
+def choose_objective(objective: Objective | None, **policy_gradient: Any) -> Objective:
+    """Take the given objective, or the policy gradient with the module's own arguments.
+
+    Args:
+        objective: What is minimized instead of the policy gradient; None for it.
+        **policy_gradient: Arguments of `PolicyGradient`.
+
+    Returns:
+        The objective.
+
+    Raises:
+        ValueError: If an argument of the policy gradient is given beside another objective.
+    """
+    gradient = PolicyGradient(**policy_gradient)
+    if objective is None:
+        return gradient
+    for name in ("credit", "pruning", "transition_weight", "kl_coeff"):
+        if policy_gradient[name] not in (None, 0):
+            raise ValueError(
+                f"model.{name} belongs to the policy gradient, in whose place stands "
+                f"model.objective={type(objective).__name__}; set it to null (kl_coeff to 0)"
+            )
+    return objective
+
+
+def check_update(max_grad_norm: float, **counts: int) -> None:
+    """Check the numbers of the update.
+
+    Args:
+        max_grad_norm: Norm that gradients are scaled down to.
+        **counts: Numbers that must be at least 1, by name.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"model.{name}={value} must be at least 1")
+    if max_grad_norm <= 0:
+        raise ValueError(f"model.max_grad_norm={max_grad_norm} must be above 0")
+
+
+def check_rollout(
+    step_selector: StepSelector,
+    objective: Objective,
+    num_steps: int,
+    shared_start: bool,
+    split_scale: float | None,
+) -> None:
+    """Check that the rollout gives the objective something to learn from.
+
+    Args:
+        step_selector: Which steps explore.
+        objective: What learns from it.
+        num_steps: T, the number of denoising steps.
+        shared_start: Whether a prompt's images start at one noise.
+        split_scale: s of correlated split noise, None for independent noise.
+
+    Raises:
+        ValueError: If a setting is out of range or cannot go with another.
+    """
+    check_split_scale(split_scale)
+    if split_scale is not None and step_selector.branching == 1 and not shared_start:
+        raise ValueError(
+            f"model.split_scale={split_scale} correlates the noise of siblings, but "
+            f"{type(step_selector).__name__} grows chains without any; give it branching: 2 or "
+            "more, or leave split_scale out"
+        )
+    step_selector.validate(num_steps)
+    objective.validate(step_selector, num_steps)
+    if shared_start and not (step_selector.explores and objective.draws_noise):
+        raise ValueError(
+            "model.shared_start=true gives a prompt's images one starting noise, and without a "
+            "stochastic step they would all be equal; set it to false"
+        )
