@@ -7,7 +7,10 @@ import pytest
 import torch
 from tiny_training import entropy_callbacks, tiny_data, tiny_module
 
-from aegpo.allocation import ProportionalAllocator
+from aegpo.allocation import MedianSplitAllocator, ProportionalAllocator
+from aegpo.exploration import EntropyPeaks
+from aegpo.tree_advantages import DepthCredit
+from callbacks import CostLogger, RewardSpread, TreeSpread, TrialSpread
 
 
 class Trace(L.Callback):
@@ -18,7 +21,15 @@ class Trace(L.Callback):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        self.rows.append({"prompts": batch.index.tolist(), **logged})
+        explored = pl_module.last.schedule.stochastic[0].nonzero().flatten().tolist()
+        reading = pl_module.entropy
+        published = {}
+        if reading is not None:
+            published["curve"] = reading.curve.tolist()
+            published["delta"] = None if reading.delta is None else reading.delta.tolist()
+        self.rows.append(
+            {"prompts": batch.index.tolist(), "steps": explored, **published, **logged}
+        )
 
     def on_train_end(self, trainer, pl_module):
         parameters = torch.cat(
@@ -31,14 +42,15 @@ class Trace(L.Callback):
             self.file.write_text(json.dumps({"rows": self.rows, "norm": norm}))
 
 
-def run(tmp_path, folder, devices, allocator=None):
+def run(tmp_path, folder, devices, callbacks=None, **settings):
     file = tmp_path / f"trace{devices}.json"
+    callbacks = entropy_callbacks() if callbacks is None else callbacks
     trainer = L.Trainer(
         accelerator="cpu",
         devices=devices,
         strategy="ddp_spawn" if devices > 1 else "auto",
         max_epochs=2,
-        callbacks=[*entropy_callbacks(), Trace(file)],
+        callbacks=[*callbacks, Trace(file)],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -46,22 +58,61 @@ def run(tmp_path, folder, devices, allocator=None):
         num_sanity_val_steps=0,
         default_root_dir=tmp_path,
     )
-    trainer.fit(tiny_module(folder, lr=1e-2, allocator=allocator), tiny_data(tmp_path))
+    trainer.fit(tiny_module(folder, lr=1e-2, **settings), tiny_data(tmp_path))
     return json.loads(file.read_text())
+
+
+def compare(one, two, names=("reward/mean", "reward/std", "update/gradient_norm")):
+    """The same prompts, costs, steps and curves."""
+    assert len(one["rows"]) == len(two["rows"]) == 4
+    for alone, shared in zip(one["rows"], two["rows"], strict=True):
+        for name in ("prompts", "steps", "cost/evaluations", "rollout/images"):
+            assert alone[name] == shared[name], name
+        for name in (*names, "curve", "delta"):
+            expected = alone.get(name)
+            if expected is None:
+                assert shared.get(name) is None
+                continue
+            torch.testing.assert_close(
+                torch.tensor(shared[name]), torch.tensor(expected), rtol=1e-3, atol=1e-6, msg=name
+            )
+    assert one["norm"] == pytest.approx(two["norm"], rel=1e-4)
 
 
 @pytest.mark.parametrize(
     "allocator", [None, ProportionalAllocator(images_per_prompt=3)], ids=["median", "ragged"]
 )
 def test_two_ranks_follow_the_curve_of_one(tmp_path, tiny_sd3_folder, allocator):
-    one = run(tmp_path, tiny_sd3_folder, 1, allocator)
-    two = run(tmp_path, tiny_sd3_folder, 2, allocator)
-    assert len(one["rows"]) == len(two["rows"]) == 4
-    for alone, shared in zip(one["rows"], two["rows"], strict=True):
-        assert alone["prompts"] == shared["prompts"]
-        assert alone["cost/evaluations"] == shared["cost/evaluations"]
-        assert alone["rollout/images"] == shared["rollout/images"]
-        for name in ("reward/mean", "reward/std", "update/gradient_norm", "sampler/seen_share"):
-            assert alone[name] == pytest.approx(shared[name], rel=1e-3, abs=1e-6), name
-    assert one["norm"] == pytest.approx(two["norm"], rel=1e-4)
+    one = run(tmp_path, tiny_sd3_folder, 1, allocator=allocator)
+    two = run(tmp_path, tiny_sd3_folder, 2, allocator=allocator)
+    compare(one, two, ("reward/mean", "reward/std", "update/gradient_norm", "sampler/seen_share"))
     assert one["rows"][-1]["val/redness"] == pytest.approx(two["rows"][-1]["val/redness"], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "settings"),
+    [
+        # Depths are normalized per prompt on trees of 4 and of 8 images, so ranks differ in shape.
+        (
+            lambda: [RewardSpread(), TreeSpread(), CostLogger()],
+            {
+                "credit": DepthCredit(beta=1.0),
+                "step_selector": EntropyPeaks(top_k=2, branching=2),
+                "allocator": MedianSplitAllocator(low=4, high=8),
+                "split_scale": 4.0,
+            },
+        ),
+        # Two ranks measure three prompts, at iterations 0 and 2.
+        (
+            lambda: [RewardSpread(), TrialSpread(2, prompts=3, every_n_iterations=2), CostLogger()],
+            {"step_selector": EntropyPeaks(top_k=2), "allocator": MedianSplitAllocator(2, 4)},
+        ),
+    ],
+    ids=["trees", "chains"],
+)
+def test_credit_and_spreads_do_not_notice_the_ranks(tmp_path, tiny_sd3_folder, make, settings):
+    one = run(tmp_path, tiny_sd3_folder, 1, make(), **settings)
+    two = run(tmp_path, tiny_sd3_folder, 2, make(), **settings)
+    compare(one, two)
+    # What the first visits left behind decides the last iteration.
+    assert len(set(one["rows"][-1]["delta"])) > 1 and one["rows"][-1]["curve"] is not None
