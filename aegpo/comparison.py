@@ -11,107 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[np.float64]
-Runs = Mapping[int, "Curve"]
-"""The runs of one method, by seed."""
-
-
-@dataclass(frozen=True, eq=False)
-class Curve:
-    """Held-out score of one run against what it had spent.
-
-    Args:
-        cost: Model evaluations spent, rising, shape (P,).
-        score: Score measured then, shape (P,).
-
-    Raises:
-        ValueError: If there is no point, the shapes differ, the cost does not rise or a value is
-            not finite.
-    """
-
-    cost: Array
-    score: Array
-
-    def __post_init__(self) -> None:
-        if self.cost.ndim != 1 or self.cost.shape != self.score.shape or not len(self.cost):
-            raise ValueError(
-                "a curve needs one score for each cost and at least one point, but has shapes "
-                f"{self.cost.shape} and {self.score.shape}"
-            )
-        if not (np.isfinite(self.cost).all() and np.isfinite(self.score).all()):
-            raise ValueError("a curve holds a cost or a score that is not finite")
-        if bool((np.diff(self.cost) <= 0).any()):
-            raise ValueError("the costs of a curve must rise from point to point")
-
-    @classmethod
-    def from_logs(cls, score: Mapping[int, float], cost: Mapping[int, float]) -> Curve:
-        """Join what was logged at the same iterations.
-
-        Args:
-            score: Score by iteration.
-            cost: Evaluations spent by iteration; a score is paired with the last one up to its
-                iteration, and with 0 before the first.
-
-        Returns:
-            The curve, one point for each score that had its own cost.
-        """
-        spent = sorted(cost)
-        points: dict[float, float] = {}
-        for iteration in sorted(score):
-            before = np.searchsorted(spent, iteration, side="right")
-            points[cost[spent[before - 1]] if before else 0.0] = score[iteration]
-        return cls(np.array(list(points), float), np.array(list(points.values()), float))
-
-    def at(self, cost: npt.ArrayLike) -> Array:
-        """Interpolate the score linearly between the measurements.
-
-        Args:
-            cost: Where, in evaluations, of any shape.
-
-        Returns:
-            Scores of the same shape; NaN before the first and after the last measurement.
-        """
-        where = np.asarray(cost, dtype=np.float64)
-        return np.asarray(np.interp(where, self.cost, self.score, left=np.nan, right=np.nan))
-
-    def evaluations_to(self, target: float, budget: float) -> float:
-        """Find when the interpolated curve reaches a score for the first time.
-
-        Args:
-            target: The score.
-            budget: Evaluations up to which the curve counts.
-
-        Returns:
-            Evaluations, at most `budget`; infinity if the score is not reached within it.
-        """
-        reached = np.flatnonzero(self.score >= target)
-        if not len(reached):
-            return np.inf
-        point = int(reached[0])
-        if point == 0:
-            cost = float(self.cost[0])
-        else:
-            (x0, x1), (y0, y1) = self.cost[point - 1 : point + 1], self.score[point - 1 : point + 1]
-            cost = float(x0 + (target - y0) / (y1 - y0) * (x1 - x0))
-        return cost if cost <= budget else np.inf
-
-
-def band(runs: Runs, grid: Array, quartiles: bool = False) -> tuple[Array, Array, Array]:
-    """Median curve over seeds and the band around it, on a common grid of costs.
-
-    Args:
-        runs: The runs of one method.
-        grid: Costs in evaluations, shape (G,).
-        quartiles: Whether the band is the middle half of the seeds instead of all of them.
-
-    Returns:
-        Median, lower and upper edge, each of shape (G,); NaN where a seed has no measurement.
-    """
-    scores = np.stack([curve.at(grid) for curve in runs.values()])
-    low, high = (25, 75) if quartiles else (0, 100)
-    return np.median(scores, 0), np.percentile(scores, low, 0), np.percentile(scores, high, 0)
+from aegpo.learning_curves import Curve, Runs
 
 
 @dataclass(frozen=True)
@@ -180,32 +81,42 @@ class Target:
     """The score whose price is compared: a number, or what the reference ends with.
 
     Args:
-        budget: Evaluations of every run.
-        score: The score; None for the reference's median score at the budget, which every
-            bootstrap resample then computes anew, so that intervals cover its uncertainty.
+        budget: Evaluations of every run, where final scores are compared.
+        score: The score; None for the reference's median score at the end of its own budget, which
+            every bootstrap resample then computes anew, so that intervals cover its uncertainty.
+        reference_budget: Evaluations of the reference's runs; None for `budget`.
     """
 
     budget: float
     score: float | None = None
+    reference_budget: float | None = None
+
+    @property
+    def end(self) -> float:
+        """Evaluations of the reference's runs."""
+        return self.budget if self.reference_budget is None else self.reference_budget
 
     def of(self, reference: Runs, seeds: Sequence[int]) -> float:
         """The score to reach, with these of the reference's seeds."""
         if self.score is not None:
             return self.score
-        return float(np.median([reference[seed].at(self.budget) for seed in seeds]))
+        return float(np.median([reference[seed].at(self.end) for seed in seeds]))
 
 
-def evaluations_ratio(runs: Runs, reference: Runs, target: Target) -> Estimate:
+def evaluations_ratio(
+    runs: Runs, reference: Runs, target: Target, budget: float | None = None
+) -> Estimate:
     """Compare what two methods spend until they reach the same score.
 
-    A run that does not reach it within the budget is censored: more than the budget is all that is
+    A run that does not reach it within its budget is censored: more than the budget is all that is
     known. Both kinds of censoring are resolved against the method: its own run counts as infinite,
-    the reference's as exactly the budget, so a ratio is an upper bound.
+    the reference's as exactly its budget, so a ratio is an upper bound.
 
     Args:
         runs: The method's runs.
         reference: The reference's runs.
         target: The score.
+        budget: Evaluations of the method's runs; None for those of all.
 
     Returns:
         Median over seeds of the ratio of evaluations where the seeds are the same, otherwise the
@@ -213,13 +124,14 @@ def evaluations_ratio(runs: Runs, reference: Runs, target: Target) -> Estimate:
         where the reference has it before any training.
     """
     paired = sorted(runs) == sorted(reference)
+    limit = target.budget if budget is None else budget
 
     def statistic(seeds: Sequence[int], reference_seeds: Sequence[int]) -> float:
         score = target.of(reference, reference_seeds)
-        own = np.array([runs[seed].evaluations_to(score, target.budget) for seed in seeds])
+        own = np.array([runs[seed].evaluations_to(score, limit) for seed in seeds])
         other = np.array(
             [
-                min(reference[seed].evaluations_to(score, target.budget), target.budget)
+                min(reference[seed].evaluations_to(score, target.end), target.end)
                 for seed in reference_seeds
             ]
         )
@@ -230,30 +142,33 @@ def evaluations_ratio(runs: Runs, reference: Runs, target: Target) -> Estimate:
     return bootstrap(statistic, list(runs), list(reference))
 
 
-def score_difference(runs: Runs, reference: Runs, budget: float) -> Estimate:
-    """Compare the scores that two methods have at the budget.
+def difference(runs: Runs, reference: Runs, statistic_of: Callable[[Curve], float]) -> Estimate:
+    """Compare a number that every curve has.
 
     Args:
         runs: The method's runs.
         reference: The reference's runs.
-        budget: Evaluations.
+        statistic_of: The number, such as the score at the budget.
 
     Returns:
-        Median over seeds of score minus the reference's with the same seed, otherwise the
-        difference of the medians.
+        Median over seeds of the method's number minus the reference's with the same seed,
+        otherwise the difference of the medians.
     """
     paired = sorted(runs) == sorted(reference)
 
     def statistic(seeds: Sequence[int], reference_seeds: Sequence[int]) -> float:
-        own = np.array([runs[seed].at(budget) for seed in seeds])
-        other = np.array([reference[seed].at(budget) for seed in reference_seeds])
+        own = np.array([statistic_of(runs[seed]) for seed in seeds])
+        other = np.array([statistic_of(reference[seed]) for seed in reference_seeds])
         return float(np.median(own - other) if paired else np.median(own) - np.median(other))
 
     return bootstrap(statistic, list(runs), list(reference))
 
 
 def summarize(
-    methods: Mapping[str, Runs], reference: str, target: Target
+    methods: Mapping[str, Runs],
+    reference: str,
+    target: Target,
+    budgets: Mapping[str, float] | None = None,
 ) -> tuple[float, list[dict[str, Any]]]:
     """Compute the rows of the table, one for each method.
 
@@ -261,30 +176,47 @@ def summarize(
         methods: Runs of each method that has any.
         reference: The method that the others are compared with; one of `methods`.
         target: The score whose price is compared.
+        budgets: Evaluations of single methods' runs where they are more than those of all.
 
     Returns:
-        The score to reach, and for each method its seeds, its final scores, its evaluations to
-        the target (infinity where it is not reached) and, against the reference, the estimates
-        `ratio` and `difference`.
+        The score to reach, and for each method its seeds, its own budget, its scores at the common
+        budget, the median of its mean scores up to it, its evaluations to the target (infinity
+        where it is not reached within its own budget) and, against the reference, the estimates
+        `ratio`, `difference` and `mean_difference`.
     """
     base = methods[reference]
+
+    def final_score(curve: Curve) -> float:
+        return float(curve.at(target.budget))
+
+    def mean_score(curve: Curve) -> float:
+        return curve.mean_to(target.budget)
+
+    own = {name: (budgets or {}).get(name, target.budget) for name in methods}
     score = target.of(base, list(base))
     rows = []
     for name, runs in methods.items():
-        final = np.array([runs[seed].at(target.budget) for seed in sorted(runs)])
-        spent = [runs[seed].evaluations_to(score, target.budget) for seed in sorted(runs)]
+        final = [float(runs[seed].at(target.budget)) for seed in sorted(runs)]
+        spent = [runs[seed].evaluations_to(score, own[name]) for seed in sorted(runs)]
         rows.append(
             {
                 "method": name,
                 "seeds": sorted(runs),
-                "final": [float(value) for value in final],
+                "budget": own[name],
+                "final": final,
                 "final_median": float(np.median(final)),
+                "mean_median": float(
+                    np.median([curve.mean_to(target.budget) for curve in runs.values()])
+                ),
                 "evaluations_to_target": spent,
                 "evaluations_to_target_median": float(np.median(spent)),
                 "reached": int(np.isfinite(spent).sum()),
-                "ratio": None if name == reference else evaluations_ratio(runs, base, target),
-                "difference": (
-                    None if name == reference else score_difference(runs, base, target.budget)
+                "ratio": (
+                    None if name == reference else evaluations_ratio(runs, base, target, own[name])
+                ),
+                "difference": None if name == reference else difference(runs, base, final_score),
+                "mean_difference": (
+                    None if name == reference else difference(runs, base, mean_score)
                 ),
             }
         )

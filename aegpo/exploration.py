@@ -26,6 +26,7 @@ __all__ = [
     "ExplorationSchedule",
     "FixedSplits",
     "FixedSteps",
+    "NoSteps",
     "NoiseEntropy",
     "RandomSteps",
     "RandomWindow",
@@ -53,6 +54,26 @@ class AllSteps(StepSelector):
         stochastic = torch.ones(len(index), num_steps, dtype=torch.bool)
         stochastic[:, -1] = False
         return self._schedule(stochastic)
+
+
+class NoSteps(StepSelector):
+    """Explores nowhere: every step is deterministic, and a prompt's images differ by their start.
+
+    For objectives that learn from images alone, as DiffusionNFT (arXiv 2509.16117); the policy
+    gradient has nothing to learn from it.
+    """
+
+    explores = False
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def __call__(
+        self, entropy: EntropyReading | None, noise: KeyedNoise, index: Tensor, num_steps: int
+    ) -> ExplorationSchedule:
+        """Mark no step; see `StepSelector.__call__`."""
+        self.validate(num_steps)
+        return ExplorationSchedule.deterministic(len(index), num_steps)
 
 
 class FixedSteps(StepSelector):

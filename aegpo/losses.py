@@ -25,6 +25,10 @@ class TransitionTerms:
         std: Standard deviation of the next latents, √dt included, above 0; shape (n,).
         dt: Step size sigma_i - sigma_{i+1}, above 0; shape (n,).
         mean_std: Mean of `std` over all transitions of the iteration, above 0; scalar or (n,).
+        sensitivity: |d mean / d prediction|, by which the step's mean follows the prediction,
+            above 0; shape (n,).
+        mean_std_per_sensitivity: Mean of `std / sensitivity` over all transitions of the iteration,
+            above 0; scalar or (n,).
     """
 
     log_ratio: Tensor
@@ -32,6 +36,8 @@ class TransitionTerms:
     std: Tensor
     dt: Tensor
     mean_std: Tensor
+    sensitivity: Tensor
+    mean_std_per_sensitivity: Tensor
 
 
 class WeightedRatio(NamedTuple):
@@ -80,6 +86,24 @@ class StdWeight(TransitionWeight):
         return WeightedRatio(terms.log_ratio, weight.expand_as(terms.log_ratio))
 
 
+class SensitivityWeight(TransitionWeight):
+    """A transition counts so that its gradient no longer grows with its step.
+
+    The mean of a step is affine in the prediction, so the gradient of the log-prob with respect
+    to the prediction is z · (d mean / d prediction) / std for the noise z that was drawn. From
+    noise to image its scale grows: 26-fold over the first nine of SD3's ten steps under Flow-SDE.
+    The weight is std / |d mean / d prediction|, 1 on average over the iteration's transitions,
+    under which that scale is the same at every step, for any SDE and noise level. How strongly the
+    prediction depends on the network's parameters may still differ by step. The ratio is the
+    plain one, so clip ranges carry over from `EqualWeight`.
+    """
+
+    def __call__(self, terms: TransitionTerms) -> WeightedRatio:
+        """The plain log ratio, weighted by std / sensitivity; see `TransitionWeight.__call__`."""
+        weight = terms.std / terms.sensitivity / terms.mean_std_per_sensitivity
+        return WeightedRatio(terms.log_ratio, weight.detach().expand_as(terms.log_ratio))
+
+
 class RatioNorm(TransitionWeight):
     """Ratio normalization and gradient reweighting of GRPO-Guard (arXiv 2510.22319).
 
@@ -111,19 +135,19 @@ class SurrogateStats(NamedTuple):
 
 
 class LossTerms(NamedTuple):
-    """The policy loss of n transitions.
+    """The loss of n samples of an update; of the policy gradient these are transitions.
 
     Attributes:
-        loss: Weighted clipped term plus KL penalty, to be summed by the caller, shape (n,).
-        ratio: The ratio that was clipped, detached, shape (n,).
-        clipped: True where the clip holds the gradient back, bool, shape (n,).
+        loss: Everything that is minimized, to be summed by the caller, shape (n,).
+        ratio: The ratio that was clipped, detached, shape (n,); None for losses without one.
+        clipped: True where the clip holds the gradient back, bool, shape (n,); None likewise.
         kl: KL to the reference, unweighted and detached, shape (n,); None without it.
     """
 
     loss: Tensor
-    ratio: Tensor
-    clipped: Tensor
-    kl: Tensor | None
+    ratio: Tensor | None = None
+    clipped: Tensor | None = None
+    kl: Tensor | None = None
 
 
 def gaussian_log_ratio(mean: Tensor, old_mean: Tensor, next_latents: Tensor, std: Tensor) -> Tensor:

@@ -41,6 +41,11 @@ class PromptBatch:
         """Number of rows."""
         return len(self.prompts)
 
+    @property
+    def categories(self) -> list[str]:
+        """The metadata field `category` of each row, "all" where there is none."""
+        return [str(metadata.get("category", "all")) for metadata in self.metadata]
+
     def select(self, rows: Tensor | Sequence[int]) -> PromptBatch:
         """Picks rows, in the order given.
 

@@ -7,17 +7,25 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from aegpo.distributed import all_gather_rows
 from aegpo.exploration import ExplorationSchedule
-from aegpo.losses import TransitionTerms, gaussian_log_ratio
-from aegpo.noise import KeyedNoise
+from aegpo.losses import (
+    EqualWeight,
+    LossTerms,
+    TransitionTerms,
+    TransitionWeight,
+    gaussian_log_ratio,
+    policy_loss,
+)
 from aegpo.policies.base import Conditioning, Policy
+from aegpo.samples import Samples
 from aegpo.sde import SDE, GaussianStep
 from aegpo.tree import RolloutTree
 
 
 @dataclass
-class Replay:
-    """What an update needs to know about one rollout.
+class Replay(Samples):
+    """The transitions of one rollout as samples of the policy gradient.
 
     Attributes:
         policy: The policy that is updated.
@@ -27,6 +35,9 @@ class Replay:
         schedule: Its exploration schedule, B rows.
         advantages: Advantage of each transition, shape (E,).
         kept: True where a transition is trained on, bool, shape (E,); None for all of them.
+        clip_range: Half width of the clip on the ratio, in (0, 1).
+        weight: How much a transition counts, by its step.
+        kl_coeff: Weight of the KL to the reference policy; 0 skips the reference evaluations.
     """
 
     policy: Policy
@@ -36,13 +47,21 @@ class Replay:
     schedule: ExplorationSchedule
     advantages: Tensor
     kept: Tensor | None = None
+    clip_range: float = 1e-3
+    weight: TransitionWeight = field(default_factory=EqualWeight)
+    kl_coeff: float = 0.0
     old_mean: Tensor = field(init=False)
+    sensitivity: Tensor = field(init=False)
     mean_std: Tensor = field(init=False)
+    mean_std_per_sensitivity: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         """Take the behavior policy's means from the rollout."""
         self.old_mean = self.tree.transitions.mean
-        self.mean_std = self._std().mean()
+        std, self.sensitivity = self._scales()
+        # Over all ranks: a weight may not depend on which prompts lie beside its own.
+        self.mean_std = all_gather_rows(std)[0].mean()
+        self.mean_std_per_sensitivity = all_gather_rows(std / self.sensitivity)[0].mean()
 
     def _times(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         step = self.tree.transitions.step[rows]
@@ -50,11 +69,16 @@ class Replay:
         eta = self.schedule.eta.to(step.device)[prompt, step]
         return self.tree.sigmas[step], self.tree.sigmas[step + 1], eta
 
-    def _std(self) -> Tensor:
-        """Return each transition's deviation, shape (E,); no prediction is needed for it."""
+    def _scales(self) -> tuple[Tensor, Tensor]:
+        """Return each transition's deviation and |d mean / d prediction|, both of shape (E,).
+
+        No prediction is needed for either: the mean is affine in it, so at latents of 0 and a
+        prediction of 1 the mean is the derivative itself.
+        """
         rows = torch.arange(len(self.tree.transitions), device=self.tree.transitions.step.device)
         zeros = torch.zeros_like(self.tree.transitions.latents[:, :1, :1, :1])
-        return self.sde.step(zeros, zeros, *self._times(rows)).std.flatten()
+        step = self.sde.step(zeros + 1, zeros, *self._times(rows))
+        return step.std.flatten(), step.mean.flatten().abs()
 
     def step(self, rows: Tensor) -> GaussianStep:
         """Predict the distribution of the next latents of some transitions.
@@ -93,53 +117,52 @@ class Replay:
             std=std,
             dt=sigma - sigma_next,
             mean_std=self.mean_std,
+            sensitivity=self.sensitivity[rows],
+            mean_std_per_sensitivity=self.mean_std_per_sensitivity,
+        )
+
+    @property
+    def prompt(self) -> Tensor:
+        """Each transition's prompt, -1 where it is pruned; see `Samples.prompt`."""
+        prompt = self.tree.transitions.prompt
+        return prompt if self.kept is None else prompt.where(self.kept, -1)
+
+    def active(self, rows: Tensor) -> Tensor:
+        """Without a KL a transition without advantage has no gradient; see `Samples.active`."""
+        return rows if self.kl_coeff > 0 else rows[self.advantages[rows] != 0]
+
+    def loss(self, rows: Tensor) -> LossTerms:
+        """The clipped objective and its KL under the present policy; see `Samples.loss`."""
+        with self.policy.evaluations.charge("update"):
+            step, terms = self.terms(rows)
+        kl = None
+        if self.kl_coeff > 0:
+            charge = self.policy.evaluations.charge("reference")
+            with torch.no_grad(), self.policy.reference(), charge:
+                reference = self.step(rows)
+            kl = step.kl(reference)
+        return policy_loss(
+            terms,
+            self.advantages[rows],
+            clip_range=self.clip_range,
+            weight=self.weight,
+            kl=kl,
+            kl_coeff=self.kl_coeff,
         )
 
     @torch.no_grad()
     def rescore(self, micro_batches: list[Tensor]) -> Tensor:
-        """Compute the old means again on the update's own micro-batches.
+        """Compute the old means again; see `Samples.rescore`.
 
-        Below fp32 a kernel's result depends on the shape of the batch, so the means of the
-        rollout's large batches would make the first ratio differ from 1.
-
-        Args:
-            micro_batches: Transition numbers, each of shape (n,) int64.
-
-        Returns:
-            Largest change of a log-prob that it made, a scalar.
+        The means of the rollout's large batches would make the first ratio differ from 1.
         """
         self.old_mean = self.old_mean.clone()
         change = torch.zeros((), device=self.old_mean.device)
         for rows in micro_batches:
-            step = self.step(rows)
+            with self.policy.evaluations.charge("rollout"):
+                step = self.step(rows)
             log_prob = step.log_prob(self.tree.transitions.next_latents[rows])
             deviation = (log_prob - self.tree.transitions.log_prob[rows]).abs().amax()
             change = torch.maximum(change, deviation)
             self.old_mean[rows] = step.mean
         return change
-
-    def split(self, index: Tensor, num_updates: int, noise: KeyedNoise) -> list[Tensor]:
-        """Deal every prompt's transitions to the optimizer steps of one inner epoch.
-
-        Each prompt's transitions are shuffled and dealt in turn, so that every update sees every
-        prompt. The shuffle is keyed by the prompt, so it does not depend on which rank holds
-        which prompts.
-
-        Args:
-            index: Dataset row of each prompt, shape (B,) int64.
-            num_updates: Optimizer steps per inner epoch.
-            noise: Keyed noise of the iteration.
-
-        Returns:
-            `num_updates` tensors of transition numbers, together a permutation of 0..E-1, less
-            those that are pruned.
-        """
-        prompt = self.tree.transitions.prompt
-        if self.kept is not None:
-            prompt = prompt.where(self.kept, -1)
-        update = torch.full_like(prompt, -1)
-        for row, key in enumerate(index.tolist()):
-            own = (prompt == row).nonzero().flatten()
-            order = noise.permutation("updates", (key,), len(own)).to(own.device)
-            update[own[order]] = torch.arange(len(own), device=own.device) % num_updates
-        return [(update == number).nonzero().flatten() for number in range(num_updates)]

@@ -167,9 +167,14 @@ class StepSelector(abc.ABC):
         eta: Noise level of the chosen steps, in the units of the SDE in use; above 0.
         branching: Children of every tree node at the chosen steps; 1 grows chains.
 
+    Attributes:
+        explores: Whether it ever chooses a step.
+
     Raises:
         ValueError: If `eta` is not above 0 or `branching` is below 1.
     """
+
+    explores = True
 
     def __init__(self, eta: float = 0.7, branching: int = 1) -> None:
         if not (math.isfinite(eta) and eta > 0):

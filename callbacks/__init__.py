@@ -12,6 +12,7 @@ from callbacks.progress import RolloutProgressBar
 from callbacks.prompt_reweighter import PromptReweighter
 from callbacks.reward_spread import RewardSpread
 from callbacks.rollout_checkpoint import RolloutCheckpoint
+from callbacks.running_entropy import RunningEntropy
 from callbacks.sample_logger import SampleLogger
 from callbacks.score_table import ScoreTable
 from callbacks.step_spread import TreeSpread, TrialSpread
@@ -29,6 +30,7 @@ __all__ = [
     "RewardSpread",
     "RolloutCheckpoint",
     "RolloutProgressBar",
+    "RunningEntropy",
     "SampleLogger",
     "ScoreTable",
     "TreeSpread",

@@ -34,13 +34,7 @@ class ControlledEntropy(L.Callback):
         Raises:
             ValueError: If no `EntropyProbe` stands before it.
         """
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        before = [type(callback).__name__ for callback in callbacks[: callbacks.index(self)]]
-        if "EntropyProbe" not in before:
-            raise ValueError(
-                "ControlledEntropy replaces the reading of callbacks.EntropyProbe, but before it "
-                f"in the trainer's callbacks there are only {before}; list it after the probe"
-            )
+        require_probe_before(trainer, self)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: Any, batch: PromptBatch, batch_idx: int
@@ -48,4 +42,38 @@ class ControlledEntropy(L.Callback):
         """Replace the reading of this batch."""
         if pl_module.entropy is not None:
             noise = pl_module.noise.at(pl_module.iteration)
-            pl_module.entropy = self.control(pl_module.entropy, noise, batch.index.cpu())
+            pl_module.entropy = self.control(pl_module.entropy, noise, batch)
+
+    @property
+    def state_key(self) -> str:
+        """Name of the state in a checkpoint, so that two controls can stand side by side."""
+        return self._generate_state_key(
+            control=type(self.control).__name__, signals=self.control.signals
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the control remembers."""
+        return self.control.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        self.control.load_state_dict(state_dict)
+
+
+def require_probe_before(trainer: L.Trainer, callback: L.Callback) -> None:
+    """Check that a callback that changes the reading comes after the one that publishes it.
+
+    Args:
+        trainer: The trainer, whose callbacks take turns in their order.
+        callback: The callback that needs a reading.
+
+    Raises:
+        ValueError: If no `EntropyProbe` stands before it.
+    """
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    before = [type(other).__name__ for other in callbacks[: callbacks.index(callback)]]
+    if "EntropyProbe" not in before:
+        raise ValueError(
+            f"{type(callback).__name__} replaces the reading of callbacks.EntropyProbe, but before "
+            f"it in the trainer's callbacks there are only {before}; list it after the probe"
+        )

@@ -1,8 +1,8 @@
-"""EntropyProbe: reads the attention entropy of the next batch and publishes it."""
+"""EntropyProbe: reads the attention entropy of every batch and publishes it."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -11,30 +11,44 @@ from torch import Tensor
 from aegpo.distributed import all_gather_rows, world
 from aegpo.entropy.reading import EntropyReading, delta_entropy
 from aegpo.entropy.recorder import EntropyRecorder
+from aegpo.entropy.recording import Recording
 from aegpo.exploration import ExplorationSchedule
 from aegpo.policies.base import Policy
 from aegpo.prompts import PromptBatch
 from aegpo.rollout import rollout
-from aegpo.sde import ODE
+from aegpo.sde import ODE, SDE
 
 
 class EntropyProbe(L.Callback):
-    """Measures Entropy(t) and ΔEntropy of every batch before its rollout.
+    """Measures Entropy(t) and ΔEntropy of every batch.
 
-    A few deterministic trajectories per prompt are drawn from noise that is fixed for the prompt,
-    once under the policy and, at a prompt's first visit only, once under the reference. The
-    reading goes to `pl_module.entropy`, where the step selector and the allocator find it.
+    The reading goes to `pl_module.entropy`, where the step selector and the allocator find it.
     Without this callback training is the uniform baseline.
+
+    By default a few deterministic trajectories per prompt are drawn before the rollout, from noise
+    that is fixed for the prompt, once under the policy and, at a prompt's first visit only, once
+    under the reference.
+
+    With `source: rollouts` the policy's entropy is that of the images that are drawn anyway, the
+    mean over a prompt's images, at no further evaluation. It is known after the rollout, so what
+    is published is the reading of a prompt's last visit, for the prompt sampler too; a prompt that
+    was never visited gets the running mean. Such a curve depends on the schedule: each stochastic
+    step changes what the steps behind it see. The reference is therefore drawn with the same SDE
+    and the steps that the prompt's first visit explored at; with another schedule at a later visit
+    their difference is part of ΔEntropy. Its noise is fixed for the prompt and never that of a
+    rollout, so the sampling error, which absolute differences add up, is alike at every visit.
 
     Args:
         recorder: How entropy is measured: layers, token set, sampled rows.
         trajectories: Trajectories per prompt that are averaged. ΔEntropy from one of them is
-            mostly noise, from eight it is repeatable; each costs T evaluations.
+            mostly noise, from eight it is repeatable; each costs T evaluations. With
+            `source: rollouts` they are the reference's.
         every_n_iterations: Iterations between two readings. In between the reading of a prompt's
             last visit is published, or the running mean for prompts that were never read.
+        source: "trajectory" or "rollouts": where the policy's entropy is read.
 
     Raises:
-        ValueError: If a count is below one.
+        ValueError: If a count is below one or `source` is unknown.
     """
 
     def __init__(
@@ -42,14 +56,18 @@ class EntropyProbe(L.Callback):
         recorder: EntropyRecorder | None = None,
         trajectories: int = 1,
         every_n_iterations: int = 1,
+        source: Literal["trajectory", "rollouts"] = "trajectory",
     ) -> None:
         if trajectories < 1 or every_n_iterations < 1:
             raise ValueError(
                 f"trajectories={trajectories} and every_n_iterations={every_n_iterations} must "
                 "both be at least 1"
             )
+        if source not in ("trajectory", "rollouts"):
+            raise ValueError(f"source={source!r} is unknown; use 'trajectory' or 'rollouts'")
         self.recorder = recorder or EntropyRecorder()
         self.trajectories, self.every_n_iterations = trajectories, every_n_iterations
+        self.source = source
         self.reference: dict[int, Tensor] = {}
         self.last: dict[int, tuple[Tensor, Tensor]] = {}
         self.first_curve: Tensor | None = None
@@ -61,24 +79,57 @@ class EntropyProbe(L.Callback):
         self, trainer: L.Trainer, pl_module: Any, batch: PromptBatch, batch_idx: int
     ) -> None:
         """Publish the reading of this batch."""
+        due = pl_module.iteration % self.every_n_iterations == 0
         with pl_module.timer.measure("probe"):
-            if pl_module.iteration % self.every_n_iterations == 0:
-                self._measure(trainer, pl_module, batch)
+            if self.source == "rollouts":
+                pl_module.recorder = self.recorder if due else None
+            elif due:
+                size, rank = world()
+                own = batch.select(torch.arange(rank, len(batch), size))
+                schedule = ExplorationSchedule.deterministic(len(own), pl_module.num_steps)
+                # Hooks run outside the precision context that training_step has.
+                with trainer.precision_plugin.forward_context():
+                    recording = self._draw(pl_module, own, ODE(), schedule, "probe")
+                    self._keep(pl_module, batch, own, recording, ODE(), schedule)
             pl_module.entropy = self._reading(batch)
 
-    def _measure(self, trainer: L.Trainer, pl_module: Any, batch: PromptBatch) -> None:
-        policy: Policy = pl_module.policy
-        size, rank = world()
-        own = torch.arange(rank, len(batch), size)
-        # Hooks run outside the precision context that training_step has.
-        with trainer.precision_plugin.forward_context():
-            curves = self._trajectories(pl_module, batch.select(own), "probe")
-            new = torch.tensor([row for row in own if int(batch.index[row]) not in self.reference])
-            with policy.reference():
-                references = self._trajectories(pl_module, batch.select(new), "reference")
-        for index, curve in self._gather(batch.index[new.long()], references):
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: PromptBatch, batch_idx: int
+    ) -> None:
+        """Keep what the rollout of this batch showed, for the prompts' next visit."""
+        if self.source != "rollouts" or pl_module.recording is None:
+            return
+        with pl_module.timer.measure("probe"), trainer.precision_plugin.forward_context():
+            last = pl_module.last
+            # Paths of a tree are distributed as chains are, and chains fit any number of them.
+            chains = ExplorationSchedule(
+                last.schedule.eta, torch.ones_like(last.schedule.branching)
+            )
+            recording = pl_module.recording
+            self._keep(pl_module, batch, last.batch, recording, pl_module.sde, chains)
+
+    def _keep(
+        self,
+        pl_module: Any,
+        batch: PromptBatch,
+        own: PromptBatch,
+        recording: Recording,
+        sde: SDE,
+        schedule: ExplorationSchedule,
+    ) -> None:
+        """Set the curves of this rank's prompts against the reference, and share both."""
+        self.per_layer, self.layer_names = recording.per_layer(), recording.layer_names
+        known = [index in self.reference for index in own.index.tolist()]
+        new = torch.tensor([row for row, seen in enumerate(known) if not seen], dtype=torch.int64)
+        references = torch.empty(0, pl_module.num_steps)
+        if len(new) > 0:
+            with pl_module.policy.reference():
+                references = self._draw(
+                    pl_module, own.select(new), sde, schedule.select(new), "reference"
+                ).curve()
+        for index, curve in self._gather(own.index[new], references):
             self.reference[index] = curve
-        for index, curve in self._gather(batch.index[own], curves):
+        for index, curve in self._gather(own.index, recording.curve()):
             delta = delta_entropy(curve[None], self.reference[index][None])[0]
             self.last[index] = curve, delta
         visited = batch.index.tolist()
@@ -86,34 +137,39 @@ class EntropyProbe(L.Callback):
         self.first_curve = mean if self.first_curve is None else self.first_curve
         self.reference_curve = torch.stack([self.reference[index] for index in visited]).mean(0)
 
-    def _trajectories(self, pl_module: Any, batch: PromptBatch, purpose: str) -> Tensor:
-        """Entropy(t) of each prompt, shape (n, T) on the CPU."""
+    def _draw(
+        self,
+        pl_module: Any,
+        batch: PromptBatch,
+        sde: SDE,
+        schedule: ExplorationSchedule,
+        purpose: str,
+    ) -> Recording:
+        """Record `trajectories` of each prompt, from noise that is fixed for the prompt."""
         policy: Policy = pl_module.policy
-        if len(batch) == 0:
-            return torch.empty(0, pl_module.num_steps)
-        cond = policy.encode(batch.prompts)
-        schedule = ExplorationSchedule.deterministic(len(batch), pl_module.num_steps)
         sizes = torch.full((len(batch),), self.trajectories)
+        noise = pl_module.noise.fixed()
+        cond = policy.encode(batch.prompts)
         with self.recorder.record(policy) as recording, policy.evaluations.charge(purpose):
             rollout(
                 policy,
-                ODE(),
+                sde,
                 cond,
                 schedule,
                 sizes,
-                pl_module.noise.fixed(),
+                noise,
                 batch.index,
                 decode=False,
                 observer=recording,
             )
-        if purpose == "probe":
-            self.per_layer, self.layer_names = recording.per_layer().cpu(), recording.layer_names
-        return recording.curve().cpu()
+        return recording
 
     @staticmethod
     def _gather(index: Tensor, curves: Tensor) -> list[tuple[int, Tensor]]:
         """Pairs of dataset row and curve from all ranks."""
-        rows, _ = all_gather_rows(torch.cat([index.double()[:, None], curves.double()], dim=1))
+        rows, _ = all_gather_rows(
+            torch.cat([index.cpu().double()[:, None], curves.double()], dim=1)
+        )
         return [(int(row[0]), row[1:].float()) for row in rows]
 
     def _reading(self, batch: PromptBatch) -> EntropyReading | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -12,23 +12,24 @@ from torch import Tensor
 
 from aegpo.advantages import GroupRelative
 from aegpo.allocation import Allocator
-from aegpo.distributed import all_gather_rows, all_reduce_gradients, all_reduce_sum, world
-from aegpo.entropy.reading import EntropyReading
+from aegpo.distributed import all_gather_rows, all_reduce_sum, world
+from aegpo.entropy import EntropyReading, EntropyRecorder, Recording
 from aegpo.exploration import ExplorationSchedule, StepSelector
-from aegpo.losses import EqualWeight, LossTerms, TransitionWeight, policy_loss
+from aegpo.losses import TransitionWeight
 from aegpo.noise import KeyedNoise
+from aegpo.objectives import Experience, Objective, PolicyGradient
 from aegpo.policies.base import Conditioning, Policy
 from aegpo.prompts import PromptBatch
 from aegpo.pruning import Pruning
-from aegpo.replay import Replay
 from aegpo.rewards.base import Reward
 from aegpo.rewards.guarded import guarded_scores
-from aegpo.rollout import LevelObserver, check_split_scale, rollout
+from aegpo.rollout import check_split_scale, rollout
 from aegpo.sde import SDE
 from aegpo.sharding import shard
 from aegpo.tree import RolloutTree
-from aegpo.tree_advantages import Credit, LeafCredit
+from aegpo.tree_advantages import Credit
 from lightning_modules.metrics import Iteration, UpdateMeter, reward_metrics
+from lightning_modules.optimizer_step import no_gradient_sync, optimizer_step
 from lightning_modules.phases import timed
 from lightning_modules.policy_module import PolicyModule
 
@@ -38,7 +39,8 @@ class AEGPOModule(PolicyModule):
 
     Callbacks publish what they measure in `entropy` (an `EntropyReading` of the batch, or None);
     without such a callback the selector and the allocator fall back to fixed rules, and what
-    remains is the uniform baseline.
+    remains is the uniform baseline. An `EntropyRecorder` that a callback puts into `recorder`
+    watches the rollouts, and what it saw of the last one, on this rank, is in `recording`.
 
     Args:
         policy: The pipeline to train. It is built when the run starts, after all other settings
@@ -54,14 +56,16 @@ class AEGPOModule(PolicyModule):
             of the images below.
         pruning: Which transitions are left out of the update; None for none.
         transition_weight: Weight of a transition in the loss by its step; None for equal weights.
+        objective: What is minimized instead of the policy gradient, to which `credit`, `pruning`,
+            `transition_weight`, `clip_range` and `kl_coeff` belong; None for it.
         evaluation_rewards: Rewards that are only measured on the held-out prompts, beside
             `reward`.
         num_steps: Denoising steps T of rollouts and evaluation.
         clip_range: Half width of the clip on the ratio of per-dimension mean log-probs.
         kl_coeff: Weight of the KL to the reference policy; 0 skips the reference evaluations.
-        inner_epochs: Passes over one rollout's transitions.
+        inner_epochs: Passes over one rollout's samples, for the policy gradient its transitions.
         updates_per_epoch: Optimizer steps in one such pass.
-        micro_batch_size: Transitions evaluated together in an update.
+        micro_batch_size: Samples evaluated together in an update.
         max_grad_norm: Gradients are scaled down to this norm.
         shared_start: Whether all rollouts of a prompt start at the same noise and share their
             deterministic prefix.
@@ -87,6 +91,7 @@ class AEGPOModule(PolicyModule):
         credit: Credit | None = None,
         pruning: Pruning | None = None,
         transition_weight: TransitionWeight | None = None,
+        objective: Objective | None = None,
         evaluation_rewards: list[Reward] | None = None,
         num_steps: int = 10,
         clip_range: float = 1e-3,
@@ -108,10 +113,19 @@ class AEGPOModule(PolicyModule):
         }.items():
             if value < 1:
                 raise ValueError(f"model.{name}={value} must be at least 1")
-        if clip_range <= 0 or kl_coeff < 0 or max_grad_norm <= 0:
+        if max_grad_norm <= 0:
+            raise ValueError(f"model.max_grad_norm={max_grad_norm} must be above 0")
+        advantage = advantage or GroupRelative()
+        gradient = PolicyGradient(
+            clip_range, kl_coeff, transition_weight, credit, pruning, advantage
+        )
+        own = {"credit": credit, "pruning": pruning, "transition_weight": transition_weight}
+        own["kl_coeff"] = kl_coeff or None
+        unused = [name for name, value in own.items() if value is not None]
+        if objective is not None and unused:
             raise ValueError(
-                f"model.clip_range={clip_range} and model.max_grad_norm={max_grad_norm} must be "
-                f"above 0 and model.kl_coeff={kl_coeff} at least 0"
+                f"model.{unused[0]} belongs to the policy gradient, in whose place stands "
+                f"model.objective={type(objective).__name__}; set it to null (kl_coeff to 0)"
             )
         check_split_scale(split_scale)
         if split_scale is not None and step_selector.branching == 1 and not shared_start:
@@ -121,22 +135,25 @@ class AEGPOModule(PolicyModule):
                 "more, or leave split_scale out"
             )
         step_selector.validate(num_steps)
-        if pruning is not None:
-            pruning.validate(num_steps)
+        self.objective = objective or gradient
+        self.objective.validate(step_selector, num_steps)
+        if shared_start and not (step_selector.explores and self.objective.draws_noise):
+            raise ValueError(
+                "model.shared_start=true gives a prompt's images one starting noise, and without a "
+                "stochastic step they would all be equal; set it to false"
+            )
         self.automatic_optimization = False
         self.reward, self.sde = reward, sde
         self.step_selector, self.allocator = step_selector, allocator
         self.optimizer_factory, self.lr_scheduler_factory = optimizer, lr_scheduler
-        self.advantage, self.credit = advantage or GroupRelative(), credit or LeafCredit()
-        self.pruning = pruning
-        self.transition_weight = transition_weight or EqualWeight()
-        self.clip_range, self.kl_coeff = clip_range, kl_coeff
+        self.advantage, self.clip_range = advantage, clip_range
         self.inner_epochs, self.updates_per_epoch = inner_epochs, updates_per_epoch
         self.micro_batch_size, self.max_grad_norm = micro_batch_size, max_grad_norm
         self.shared_start, self.split_scale = shared_start, split_scale
         self.max_missing = max_missing
         self.entropy: EntropyReading | None = None
-        self.observer: LevelObserver | None = None
+        self.recorder: EntropyRecorder | None = None
+        self.recording: Recording | None = None
         self.last: Iteration | None = None
 
     def setup(self, stage: str) -> None:
@@ -167,12 +184,12 @@ class AEGPOModule(PolicyModule):
         cond = self.encode(batch)
         tree = self.explore(cond, schedule, sizes, noise, batch)
         rewards = self.score(tree, batch)
-        advantages = self.assign_credit(tree, rewards, whole, mine)
-        kept = None
-        if self.pruning is not None:
-            kept = self.pruning(tree, schedule, advantages, noise, batch.index)
-        replay = Replay(self.policy, self.sde, cond, tree, schedule, advantages, kept)
-        self.update(replay, batch.index, noise)
+        advantages = self.compare(tree, rewards, whole, mine)
+        self.update(
+            Experience(
+                self.policy, self.sde, cond, tree, schedule, rewards, advantages, batch.index, noise
+            )
+        )
         self.last = Iteration(batch, schedule, sizes, tree, rewards)
         self.iteration += 1
         self.log_dict(self.log_step(), rank_zero_only=True)
@@ -192,7 +209,14 @@ class AEGPOModule(PolicyModule):
         batch: PromptBatch,
     ) -> RolloutTree:
         """Draw the images of every prompt."""
-        with self.policy.evaluations.charge("rollout"):
+        if not self.objective.draws_noise:
+            schedule = ExplorationSchedule.deterministic(len(batch), self.num_steps)
+        with ExitStack() as stack:
+            stack.enter_context(self.objective.behavior(self.policy))
+            stack.enter_context(self.policy.evaluations.charge("rollout"))
+            self.recording = None
+            if self.recorder is not None:
+                self.recording = stack.enter_context(self.recorder.record(self.policy))
             return rollout(
                 self.policy,
                 self.sde,
@@ -203,7 +227,7 @@ class AEGPOModule(PolicyModule):
                 batch.index,
                 shared_start=self.shared_start,
                 split_scale=self.split_scale,
-                observer=self.observer,
+                observer=self.recording,
             )
 
     @timed("reward")
@@ -233,10 +257,10 @@ class AEGPOModule(PolicyModule):
         return rewards
 
     @timed("advantage")
-    def assign_credit(
+    def compare(
         self, tree: RolloutTree, rewards: Tensor, batch: PromptBatch, mine: Tensor
     ) -> Tensor:
-        """Turn rewards into the advantage of every transition, shape (E,).
+        """Turn rewards into the advantage of every image, NaN where it failed, shape (N,).
 
         Statistics are taken over all ranks; `mine` are this rank's rows of the whole batch.
         """
@@ -249,93 +273,75 @@ class AEGPOModule(PolicyModule):
             f"reward/part/{name}": float(part.nanmean()) for name, part in self.reward.parts.items()
         }
         self.log_dict(metrics, rank_zero_only=True)
-        leaves = scored.values[own].masked_fill(rewards.isnan(), float("nan"))
-        edges = self.credit(tree, rewards, leaves, self.advantage)
-        return edges.nan_to_num(0.0)  # a failed reward counts for no branch
+        return scored.values[own].masked_fill(rewards.isnan(), float("nan"))
 
     @timed("update")
-    def update(self, replay: Replay, index: Tensor, noise: KeyedNoise) -> None:
-        """Inner epochs of clipped policy-gradient steps over the stored transitions."""
-        updates = replay.split(index, self.updates_per_epoch, noise)
+    def update(self, experience: Experience) -> None:
+        """Inner epochs of optimizer steps over the samples that the objective makes of it."""
+        samples = self.objective.samples(experience)
+        updates = samples.split(experience.index, self.updates_per_epoch, experience.noise)
         totals = [max(all_reduce_sum(float(len(rows)), self.device), 1.0) for rows in updates]
-        if self.kl_coeff == 0:  # a transition without advantage has no gradient
-            updates = [rows[replay.advantages[rows] != 0] for rows in updates]
+        updates = [samples.active(rows) for rows in updates]
         batches = [list(rows.split(self.micro_batch_size)) if len(rows) else [] for rows in updates]
         if self._below_fp32():
-            with self.policy.evaluations.charge("rollout"):
-                deviation = replay.rescore([rows for batch in batches for rows in batch])
-            self.log("ratio/rollout_max_dev", deviation, rank_zero_only=True)
-        meter = UpdateMeter()
+            deviation = samples.rescore([rows for batch in batches for rows in batch])
+            if deviation is not None:
+                self.log("ratio/rollout_max_dev", deviation, rank_zero_only=True)
+        meter, parameters = UpdateMeter(), self.policy.trainable_parameters()
         for _ in range(self.inner_epochs):
             for micro_batches, total in zip(batches, totals, strict=True):
-                with self._no_gradient_sync():
+                with no_gradient_sync(self.trainer.strategy):
                     for rows in micro_batches:
-                        loss = self.loss(replay, rows)
+                        loss = samples.loss(rows)
                         self.manual_backward(loss.loss.sum() / total)
                         meter.add(loss)
-                meter.step(self._optimizer_step())
+                meter.step(optimizer_step(self.optimizers(), parameters, self.max_grad_norm))
+        self.objective.end_iteration(self.policy, self.iteration)
         scheduler = self.lr_schedulers()
         if scheduler is not None:
             scheduler.step()  # type: ignore[union-attr, call-arg]
         self.log_dict(meter.metrics(), rank_zero_only=True)
 
-    def loss(self, replay: Replay, rows: Tensor) -> LossTerms:
-        """Score some transitions under the current policy: the clipped objective and its KL."""
-        with self.policy.evaluations.charge("update"):
-            step, terms = replay.terms(rows)
-        kl = None
-        if self.kl_coeff > 0:
-            charge = self.policy.evaluations.charge("reference")
-            with torch.no_grad(), self.policy.reference(), charge:
-                reference = replay.step(rows)
-            kl = step.kl(reference)
-        return policy_loss(
-            terms,
-            replay.advantages[rows],
-            clip_range=self.clip_range,
-            weight=self.transition_weight,
-            kl=kl,
-            kl_coeff=self.kl_coeff,
-        )
-
     def _below_fp32(self) -> bool:
         dtypes = {parameter.dtype for parameter in self.policy.denoiser.parameters()}
         return dtypes != {torch.float32} or torch.is_autocast_enabled(self.device.type)
 
-    def _optimizer_step(self) -> float:
-        optimizer: Any = self.optimizers()
-        parameters = self.policy.trainable_parameters()
-        all_reduce_gradients(parameters)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
-        if torch.isfinite(norm):
-            optimizer.step()
-        optimizer.zero_grad()
-        return float(norm)
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what the objective has to remember."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["aegpo"]["objective"] = self.objective.state_dict()
 
-    def _no_gradient_sync(self) -> AbstractContextManager[Any]:
-        """Keep DDP from reducing after each backward: ranks may do different numbers of them."""
-        block = getattr(self.trainer.strategy, "block_backward_sync", None)
-        return block() if block is not None else nullcontext()
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Continue from `on_save_checkpoint`."""
+        super().on_load_checkpoint(checkpoint)
+        self.objective.load_state_dict(checkpoint["aegpo"].get("objective", {}))
 
-    def ratio_preflight(self, batch: PromptBatch) -> float:
+    def ratio_preflight(self, batch: PromptBatch) -> float | None:
         """Take the first update's backward pass without stepping, for `aegpo doctor`.
 
         Args:
             batch: Prompts to draw.
 
         Returns:
-            Largest |log ratio|: 0 up to rounding if rollout and update score alike.
+            Largest |log ratio|: 0 up to rounding if rollout and update score alike; None for an
+            objective without a ratio.
         """
-        sizes = self.allocator(None, len(batch))
-        schedule = self.step_selector(None, self.noise, batch.index, self.num_steps).fit(sizes)
+        sizes, noise = self.allocator(None, len(batch)), self.noise
+        schedule = self.step_selector(None, noise, batch.index, self.num_steps).fit(sizes)
         cond = self.encode(batch)
-        tree = self.explore(cond, schedule, sizes, self.noise, batch)
+        tree = self.explore(cond, schedule, sizes, noise, batch)
         rewards = self.score(tree, batch)
-        advantages = self.assign_credit(tree, rewards, batch, torch.arange(len(batch)))
-        replay = Replay(self.policy, self.sde, cond, tree, schedule, advantages)
-        deviation = 0.0
-        for rows in torch.arange(len(tree.transitions)).split(self.micro_batch_size):
-            loss = self.loss(replay, rows.to(self.device))
+        advantages = self.compare(tree, rewards, batch, torch.arange(len(batch)))
+        samples = self.objective.samples(
+            Experience(
+                self.policy, self.sde, cond, tree, schedule, rewards, advantages, batch.index, noise
+            )
+        )
+        (update,) = samples.split(batch.index, 1, noise)
+        deviation = None
+        for rows in update.split(self.micro_batch_size):
+            loss = samples.loss(rows)
             self.manual_backward(loss.loss.mean())
-            deviation = max(deviation, float(loss.ratio.log().abs().max()))
+            if loss.ratio is not None:
+                deviation = max(deviation or 0.0, float(loss.ratio.log().abs().max()))
         return deviation

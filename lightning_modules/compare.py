@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from aegpo.comparison import Curve
+from aegpo.learning_curves import Curve
 from lightning_modules.cli_errors import UserError
 from lightning_modules.compare_report import write_report
 from lightning_modules.compared_run import ComparedRun, Process, start
@@ -156,23 +156,25 @@ def compare(
     settings.validate()
     out = Path(settings.out)
     out.mkdir(parents=True, exist_ok=True)
-    with _only_one(out):
+    with contextlib.nullcontext() if settings.report_only else _only_one(out):
         arguments = settings.arguments(folder)
         configs = dict(zip(arguments, resolve(list(arguments.values())), strict=True))
         runs = settings.runs(configs)
 
         def finish(run: ComparedRun) -> str | None:
             try:
-                read_curve(run, settings.metric, settings.budget)
+                read_curve(run, settings.metric, settings.budget_of(run.method))
             except UserError as error:
                 return str(error)
             return None
 
-        failures = run_all(runs, settings.jobs, finish, start_run)
+        failures = {}
+        if not settings.report_only:
+            failures = run_all(runs, settings.jobs, finish, start_run)
         methods: dict[str, dict[int, Curve]] = {}
         for run in sorted(runs, key=lambda run: list(settings.methods).index(run.method)):
             if run.is_done():
-                curve = read_curve(run, settings.metric, settings.budget)
+                curve = read_curve(run, settings.metric, settings.budget_of(run.method))
                 methods.setdefault(run.method, {})[run.seed] = curve
         if settings.reference not in methods:
             raise UserError(

@@ -12,10 +12,14 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from aegpo.comparison import Estimate, Runs, Target, band, summarize
+from aegpo.comparison import Estimate, Target, summarize
+from aegpo.learning_curves import Runs, band
 from lightning_modules.comparison_settings import Comparison
 
-_COLUMNS = ("method", "seeds", "final score", "against {}", "evaluations to {}", "reached", "ratio")
+_COLUMNS = (
+    *("method", "seeds", "final score", "against {}", "mean score", "against {}"),
+    *("evaluations to {}", "reached", "ratio"),
+)
 
 
 def write_report(
@@ -35,8 +39,8 @@ def write_report(
     Returns:
         The Markdown table.
     """
-    target = Target(settings.budget, settings.target)
-    score, rows = summarize(methods, settings.reference, target)
+    target = Target(settings.budget, settings.target, settings.budget_of(settings.reference))
+    score, rows = summarize(methods, settings.reference, target, settings.budgets)
     markdown = markdown_table(settings, score, rows, failures)
     (out / "table.md").write_text(markdown)
     found = {
@@ -78,7 +82,7 @@ def markdown_table(
         A heading sentence, the table, how to read it and the failed runs.
     """
     columns = [name.format(settings.reference) for name in _COLUMNS]
-    columns[4] = f"evaluations to {score:.4g}"
+    columns[6] = f"evaluations to {score:.4g}"
     lines = [
         f"`{settings.metric}` after {settings.budget:,} model evaluations (rollout, probe and "
         "reference 1, update 3).",
@@ -93,7 +97,9 @@ def markdown_table(
             str(len(row["seeds"])),
             final,
             _interval(row["difference"], "{:+.4f}"),
-            _evaluations(row["evaluations_to_target_median"], settings.budget),
+            f"{row['mean_median']:.4f}",
+            _interval(row["mean_difference"], "{:+.4f}"),
+            _evaluations(row["evaluations_to_target_median"], row["budget"]),
             f"{row['reached']} of {len(row['seeds'])}",
             _interval(row["ratio"], "{:.3f}"),
         ]
@@ -105,13 +111,17 @@ def markdown_table(
     )
     lines += [
         "",
-        f"Scores and evaluations are medians over seeds (lowest to highest seed in parentheses). "
+        f"Scores and evaluations are medians over seeds (lowest to highest seed in parentheses); "
+        f"the mean score is that of the curve from its start to {settings.budget:,}. "
         f"{score:.4g} is {origin}. Ratio: evaluations to reach it over those of "
         f"{settings.reference}; brackets hold 95 % bootstrap intervals over seeds"
         + (", " + _pairing(rows) if len(rows) > 1 else "")
         + f". A run that does not reach it in {settings.budget:,} counts as infinite for a method "
         f"and as the whole budget for {settings.reference}, so a ratio is an upper bound.",
     ]
+    if settings.budgets:
+        longer = ", ".join(f"{name} {settings.budgets[name]:,}" for name in settings.budgets)
+        lines[-1] += f" Evaluations to the target look as far as a method was run: {longer}."
     if failures:
         lines += ["", "Runs that failed and are left out:", ""]
         lines += [f"- {name}: {problem}" for name, problem in failures.items()]
@@ -131,8 +141,8 @@ def draw_curves(settings: Comparison, methods: Mapping[str, Runs], score: float)
     """
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    grid = np.linspace(0, settings.budget, 201)
     for name, runs in methods.items():
+        grid = np.linspace(0, settings.budget_of(name), 201)
         median, low, high = band(runs, grid, settings.band == "quartiles")
         (line,) = axes.plot(grid, median, label=f"{name} ({len(runs)})")
         axes.fill_between(grid, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
@@ -179,13 +189,15 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {
         "method": row["method"],
         "seeds": len(row["seeds"]),
+        "budget": row["budget"],
         "final_median": row["final_median"],
         "final_min": min(row["final"]),
         "final_max": max(row["final"]),
+        "mean_median": row["mean_median"],
         "evaluations_to_target_median": row["evaluations_to_target_median"],
         "reached": row["reached"],
     }
-    for name in ("ratio", "difference"):
+    for name in ("ratio", "difference", "mean_difference"):
         estimate = row[name]
         for part in ("value", "low", "high"):
             flat[f"{name}_{part}"] = "" if estimate is None else getattr(estimate, part)

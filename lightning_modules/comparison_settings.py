@@ -47,14 +47,19 @@ class Comparison:
         methods: For each method the overlays on `base` in their order: config files, or overrides
             written out as nested keys.
         base: Config file that all methods share, or several that merge.
-        budget: Model evaluations of every run, as `cost/evaluations` counts them.
+        budget: Model evaluations of every run, as `cost/evaluations` counts them; final scores are
+            compared there.
         metric: Logged score that is compared, higher is better.
         reference: Method that the others are set against; its final score is the target.
+        budgets: Larger budgets of single methods, by name. The reference's is where the target is
+            read: give a slow reference more, and its price is not cut off.
         seeds: Seeds; every method is run with each.
         target: Score whose price is compared, instead of the reference's final one.
         evaluate_every: `evaluations: n` or `epochs: n` between two held-out evaluations.
         jobs: Runs side by side; with more than one each gets a single thread.
         out: Folder of the runs and of the table, relative to the current folder.
+        report_only: Start nothing; write the table of the runs that are finished. It may be asked
+            while the comparison is running.
         band: What the figure shades around the median: all seeds, or their middle half.
     """
 
@@ -63,11 +68,13 @@ class Comparison:
     budget: int
     metric: str
     reference: str
+    budgets: dict[str, int] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
     target: float | None = None
     evaluate_every: dict[str, int] = field(default_factory=lambda: {"epochs": 1})
     jobs: int = 1
     out: str = "runs/compare"
+    report_only: bool = False
     band: Literal["range", "quartiles"] = "range"
 
     def validate(self) -> None:
@@ -84,6 +91,12 @@ class Comparison:
             raise UserError(f"seeds={self.seeds} must be one or more different numbers")
         if self.budget < 1 or self.jobs < 1:
             raise UserError(f"budget={self.budget} and jobs={self.jobs} must be at least 1")
+        for name, budget in self.budgets.items():
+            if name not in self.methods or budget < self.budget:
+                raise UserError(
+                    f"budgets names {name!r} with {budget}; a name must be one of "
+                    f"{', '.join(self.methods)} and its budget at least budget={self.budget}"
+                )
         every = self.evaluate_every
         if (
             len(every) != 1
@@ -101,6 +114,17 @@ class Comparison:
                 or name in ("superseded", "overlays")
             ):
                 raise UserError(f"the method's name {name!r} cannot be a folder; choose another")
+
+    def budget_of(self, method: str) -> int:
+        """Model evaluations of a method's runs.
+
+        Args:
+            method: Its name.
+
+        Returns:
+            Its own budget, or that of all methods.
+        """
+        return self.budgets.get(method, self.budget)
 
     def arguments(self, folder: Path) -> dict[str, list[str]]:
         """Write overrides into files and return the `--config` arguments of each method.
@@ -147,7 +171,7 @@ class Comparison:
                 name,
                 seed,
                 Path(self.out) / name / f"seed_{seed}",
-                run_config(configs[name], seed, self.budget, self.evaluate_every),
+                run_config(configs[name], seed, self.budget_of(name), self.evaluate_every),
             )
             for seed in self.seeds
             for name in self.methods

@@ -48,7 +48,7 @@ def reward_metrics(
         Tag and value, as docs/logging.md lists them.
     """
     finite = rewards[rewards.isfinite()]
-    categories = [str(metadata.get("category", "all")) for metadata in batch.metadata]
+    categories = batch.categories
     by_category = {}
     for category in sorted(set(categories)) if len(set(categories)) > 1 else []:
         member = torch.tensor([own == category for own in categories], device=groups.device)
@@ -93,19 +93,24 @@ class UpdateMeter:
         }
         if not self.losses:
             return metrics
-        first = torch.cat([loss.ratio for loss in self.losses[: max(self.first_update, 1)]])
-        ratio = torch.cat([loss.ratio for loss in self.losses])
-        metrics |= {
-            "update/loss": float(torch.cat([loss.loss for loss in self.losses]).mean()),
-            "update/transitions": float(len(ratio)),
-            "ratio/mean": float(ratio.mean()),
-            "ratio/std": float(ratio.std(correction=0)),
-            "ratio/first_max_dev": float((first - 1).abs().max()),
-            "ratio/clip_fraction": float(
-                torch.cat([loss.clipped for loss in self.losses]).float().mean()
-            ),
-        }
+        losses = torch.cat([loss.loss for loss in self.losses])
+        metrics |= {"update/loss": float(losses.mean()), "update/transitions": float(len(losses))}
+        metrics |= self._ratio_metrics()
         divergences = [loss.kl for loss in self.losses if loss.kl is not None]
         if divergences:
             metrics["update/kl"] = float(torch.cat(divergences).mean())
         return metrics
+
+    def _ratio_metrics(self) -> dict[str, float]:
+        ratios = [loss.ratio for loss in self.losses if loss.ratio is not None]
+        if not ratios:  # an objective without log-probs
+            return {}
+        first = torch.cat(ratios[: max(self.first_update, 1)])
+        ratio = torch.cat(ratios)
+        clipped = torch.cat([loss.clipped for loss in self.losses if loss.clipped is not None])
+        return {
+            "ratio/mean": float(ratio.mean()),
+            "ratio/std": float(ratio.std(correction=0)),
+            "ratio/first_max_dev": float((first - 1).abs().max()),
+            "ratio/clip_fraction": float(clipped.float().mean()),
+        }

@@ -53,8 +53,12 @@ def run_preflight(
     findings: list[Finding] = []
 
     def checked_step(batch: Any, batch_idx: int) -> None:
-        deviation = float(model.ratio_preflight(batch))
-        findings.append(check_ratio(deviation, ratio_tolerance(model, trainer.precision)))
+        deviation = model.ratio_preflight(batch)
+        if deviation is None:
+            findings.append(Finding("ratio", "ok", "not applicable: this objective has no ratio"))
+        else:
+            tolerance = ratio_tolerance(model, trainer.precision)
+            findings.append(check_ratio(float(deviation), tolerance))
         findings.append(check_gradients(model.parameters()))
         model.zero_grad(set_to_none=True)
 

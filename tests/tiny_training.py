@@ -80,9 +80,10 @@ def tiny_data(tmp_path: Path, **settings: Any) -> PromptDataModule:
     return PromptDataModule(str(file), val_file=str(file), **settings)
 
 
-def entropy_callbacks() -> list[L.Callback]:
-    """Both entropy loops and the cost log."""
-    return [EntropyProbe(EntropyRecorder(rows=None)), PromptReweighter(), CostLogger()]
+def entropy_callbacks(**settings: Any) -> list[L.Callback]:
+    """Both entropy loops and the cost log; the settings are the probe's."""
+    probe = EntropyProbe(EntropyRecorder(rows=None), **settings)
+    return [probe, PromptReweighter(), CostLogger()]
 
 
 def tiny_trainer(tmp_path: Path, callbacks: list[L.Callback], **settings: Any) -> L.Trainer:

@@ -6,13 +6,14 @@ What a loop gains with one of them in place of the true reading, it does not owe
 from __future__ import annotations
 
 import abc
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from aegpo.entropy.reading import EntropyReading
 from aegpo.noise import KeyedNoise
+from aegpo.prompts import PromptBatch
 
 Signals = Literal["both", "curve", "delta"]
 
@@ -35,31 +36,44 @@ class EntropyControl(abc.ABC):
             raise ValueError(f"signals={signals!r} is unknown; use 'both', 'curve' or 'delta'")
         self.signals = signals
 
-    def __call__(self, reading: EntropyReading, noise: KeyedNoise, index: Tensor) -> EntropyReading:
+    def __call__(
+        self, reading: EntropyReading, noise: KeyedNoise, batch: PromptBatch
+    ) -> EntropyReading:
         """Replace a reading.
 
         Args:
             reading: The true reading of B prompts.
             noise: Keyed noise of this iteration.
-            index: Dataset row of each prompt, shape (B,) int64.
+            batch: The same B prompts.
 
         Returns:
             A reading of the same prompts and steps.
         """
         curve, delta = reading.curve, reading.delta
         if self.signals != "delta":
-            chosen = self.curve(curve[:, :-1].cpu(), noise, index).to(curve)
+            chosen = self.curve(curve[:, :-1].cpu(), noise, batch).to(curve)
             curve = torch.cat([chosen, curve[:, -1:]], dim=1)
         if self.signals != "curve" and delta is not None:
-            delta = self.delta(delta.cpu(), noise, index).to(delta)
+            delta = self.delta(delta.cpu(), noise, batch).to(delta)
         return EntropyReading(curve, delta)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs to go on; nothing, unless a control remembers."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: B027
+        """Continue from `state_dict`.
+
+        Args:
+            state_dict: What `state_dict` returned.
+        """
+
     @abc.abstractmethod
-    def curve(self, curve: Tensor, noise: KeyedNoise, index: Tensor) -> Tensor:
+    def curve(self, curve: Tensor, noise: KeyedNoise, batch: PromptBatch) -> Tensor:
         """Replace the entropies of the steps that may explore, (B, T-1) on the CPU."""
 
     @abc.abstractmethod
-    def delta(self, delta: Tensor, noise: KeyedNoise, index: Tensor) -> Tensor:
+    def delta(self, delta: Tensor, noise: KeyedNoise, batch: PromptBatch) -> Tensor:
         """Replace the ΔEntropy of the prompts, (B,) on the CPU."""
 
 
@@ -75,15 +89,15 @@ class ShuffledEntropy(EntropyControl):
     def __init__(self, signals: Signals = "both") -> None:
         super().__init__(signals)
 
-    def curve(self, curve: Tensor, noise: KeyedNoise, index: Tensor) -> Tensor:
+    def curve(self, curve: Tensor, noise: KeyedNoise, batch: PromptBatch) -> Tensor:
         """Shuffle each row by itself; see `EntropyControl.curve`."""
         orders = [
             noise.permutation("shuffled curve", (prompt,), curve.shape[1])
-            for prompt in index.tolist()
+            for prompt in batch.index.tolist()
         ]
         return curve.gather(1, torch.stack(orders))
 
-    def delta(self, delta: Tensor, noise: KeyedNoise, index: Tensor) -> Tensor:
+    def delta(self, delta: Tensor, noise: KeyedNoise, batch: PromptBatch) -> Tensor:
         """Shuffle over the prompts; see `EntropyControl.delta`."""
         return delta[noise.permutation("shuffled delta", (), len(delta))]
 
@@ -100,11 +114,11 @@ class SwappedEntropy(EntropyControl):
     def __init__(self, signals: Signals = "both") -> None:
         super().__init__(signals)
 
-    def curve(self, curve: Tensor, noise: KeyedNoise, index: Tensor) -> Tensor:
+    def curve(self, curve: Tensor, noise: KeyedNoise, batch: PromptBatch) -> Tensor:
         """The next prompt's curve; see `EntropyControl.curve`."""
         return curve.roll(-1, dims=0)
 
-    def delta(self, delta: Tensor, noise: KeyedNoise, index: Tensor) -> Tensor:
+    def delta(self, delta: Tensor, noise: KeyedNoise, batch: PromptBatch) -> Tensor:
         """The next prompt's ΔEntropy; see `EntropyControl.delta`."""
         return delta.roll(-1)
 
@@ -119,11 +133,11 @@ class InvertedEntropy(EntropyControl):
     def __init__(self, signals: Signals = "both") -> None:
         super().__init__(signals)
 
-    def curve(self, curve: Tensor, noise: KeyedNoise, index: Tensor) -> Tensor:
+    def curve(self, curve: Tensor, noise: KeyedNoise, batch: PromptBatch) -> Tensor:
         """Mirror each row in the middle of its range; see `EntropyControl.curve`."""
         return curve.amax(1, keepdim=True) + curve.amin(1, keepdim=True) - curve
 
-    def delta(self, delta: Tensor, noise: KeyedNoise, index: Tensor) -> Tensor:
+    def delta(self, delta: Tensor, noise: KeyedNoise, batch: PromptBatch) -> Tensor:
         """Mirror in the middle of the prompts' range; see `EntropyControl.delta`."""
         return (delta.amax() + delta.amin() - delta).clamp(min=0.0)
 
@@ -140,10 +154,10 @@ class RandomEntropy(EntropyControl):
     def __init__(self, signals: Signals = "both") -> None:
         super().__init__(signals)
 
-    def curve(self, curve: Tensor, noise: KeyedNoise, index: Tensor) -> Tensor:
+    def curve(self, curve: Tensor, noise: KeyedNoise, batch: PromptBatch) -> Tensor:
         """Uniform numbers; see `EntropyControl.curve`."""
-        return noise.uniform("random curve", index[:, None].long(), (curve.shape[1],))
+        return noise.uniform("random curve", batch.index.cpu()[:, None], (curve.shape[1],))
 
-    def delta(self, delta: Tensor, noise: KeyedNoise, index: Tensor) -> Tensor:
+    def delta(self, delta: Tensor, noise: KeyedNoise, batch: PromptBatch) -> Tensor:
         """Uniform numbers; see `EntropyControl.delta`."""
-        return noise.uniform("random delta", index[:, None].long(), ())
+        return noise.uniform("random delta", batch.index.cpu()[:, None], ())

@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 
 from aegpo.comparison import (
-    Curve,
     Target,
-    band,
     bootstrap,
+    difference,
     evaluations_ratio,
-    score_difference,
     summarize,
 )
+from aegpo.learning_curves import Curve, band
 
 
 def curve(cost, score):
@@ -170,7 +169,7 @@ def test_one_seed_has_no_interval():
 def test_differences_are_paired_by_seed():
     reference = {0: line(0.5), 1: line(0.7), 2: line(0.9)}
     method = {0: line(0.6), 1: line(0.8), 2: line(1.0)}
-    estimate = score_difference(method, reference, 100)
+    estimate = difference(method, reference, lambda run: float(run.at(100)))
     # Pairs differ by .1 without exception, however far the seeds lie apart.
     assert (estimate.value, estimate.low, estimate.high) == pytest.approx((0.1, 0.1, 0.1))
 
@@ -185,3 +184,37 @@ def test_the_rows_of_the_table():
     assert new["evaluations_to_target"] == [math.inf, pytest.approx(50.0)]
     assert (new["reached"], new["final_median"]) == (1, pytest.approx(0.65))
     assert new["difference"].value == pytest.approx(0.05)
+    assert new["mean_median"] == pytest.approx((0.45 + 0.6) / 2)
+    assert new["mean_difference"].value == pytest.approx(0.025)
+
+
+def test_a_slow_reference_may_be_run_longer_than_the_rest():
+    # It ends at .6 after 400, so the target is .6; final scores are compared at 100, where it has
+    # .45. The method reaches .6 after 50 of its 100, the other not within its 100.
+    methods = {
+        "base": {seed: line(0.6, budget=400.0) for seed in (0, 1)},
+        "new": {seed: line(0.8) for seed in (0, 1)},
+        "never": {seed: line(0.5) for seed in (0, 1)},
+    }
+    target = Target(100, reference_budget=400)
+    score, (base, new, never) = summarize(methods, "base", target, {"base": 400})
+    assert score == pytest.approx(0.6)
+    assert (base["final_median"], base["budget"]) == (pytest.approx(0.45), 400)
+    assert base["evaluations_to_target"] == pytest.approx([400, 400])
+    assert new["difference"].value == pytest.approx(0.35)
+    assert new["ratio"].value == pytest.approx(50 / 400)
+    assert never["ratio"].value == math.inf
+
+
+def test_a_method_counts_as_far_as_it_was_run():
+    reference = {0: line(0.6), 1: line(0.6)}
+    method = {seed: curve([0, 300], [0.4, 0.7]) for seed in (0, 1)}  # .6 after 200
+    assert evaluations_ratio(method, reference, Target(100)).value == math.inf
+    assert evaluations_ratio(method, reference, Target(100), 300).value == pytest.approx(2.0)
+
+
+def test_the_mean_score_is_the_area_under_the_curve():
+    bent = curve([0, 100, 300], [0.4, 0.6, 0.6])
+    assert bent.mean_to(100) == pytest.approx(0.5)
+    assert bent.mean_to(200) == pytest.approx(0.55)  # half of it at .5 on average, half at .6
+    assert math.isnan(bent.mean_to(301))

@@ -11,6 +11,7 @@ from aegpo.exploration import (
     EntropyPeaks,
     ExplorationSchedule,
     FixedSteps,
+    NoSteps,
     RandomSteps,
     SlidingWindow,
     StepSelector,
@@ -75,6 +76,16 @@ class TestSchedule:
     def test_refuses_other_types(self) -> None:
         with pytest.raises(ValueError, match="float32"):
             ExplorationSchedule(torch.zeros(1, 2, dtype=torch.float64), torch.ones(1, 2).long())
+
+
+class TestNoSteps:
+    def test_no_step_explores_and_it_says_so(self) -> None:
+        assert chosen(NoSteps(), 5) == [[], []]
+        assert not NoSteps().explores and AllSteps().explores
+
+    def test_refuses_too_few_steps_as_every_selector(self) -> None:
+        with pytest.raises(ValueError, match="num_steps=1"):
+            NoSteps().validate(1)
 
 
 class TestFixedSelectors:

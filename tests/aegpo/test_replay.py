@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 from toy_policy import ToyPolicy
 
+from aegpo.losses import EqualWeight, SensitivityWeight, TransitionWeight, policy_loss
 from aegpo.noise import KeyedNoise
 from aegpo.replay import Replay
 from aegpo.rollout import rollout
 from aegpo.schedule import ExplorationSchedule
-from aegpo.sde import FlowSDE
+from aegpo.sde import CPS, SDE, DanceSDE, FlowSDE
 
 INDEX = torch.tensor([40, 7, 23, 5])
 SIZES = torch.tensor([2, 5, 3, 4])
@@ -20,14 +21,19 @@ STEPS = torch.tensor(
 )
 
 
-def replay(prompts: list[int], policy: ToyPolicy | None = None) -> Replay:
+def replay(
+    prompts: list[int],
+    policy: ToyPolicy | None = None,
+    sde: SDE | None = None,
+    steps: Tensor = STEPS,
+) -> Replay:
     """The rollout of some of the four prompts, as a rank that holds only these would have it."""
     rows = torch.tensor(prompts)
-    policy = policy or ToyPolicy()
-    schedule = ExplorationSchedule.from_mask(STEPS, 0.7).select(rows)
+    policy, sde = policy or ToyPolicy(), sde or FlowSDE()
+    schedule = ExplorationSchedule.from_mask(steps, 0.7).select(rows)
     cond = policy.encode([0.1 * (1 + prompt) for prompt in prompts])
-    tree = rollout(policy, FlowSDE(), cond, schedule, SIZES[rows], KeyedNoise(3), INDEX[rows])
-    return Replay(policy, FlowSDE(), cond, tree, schedule, torch.ones(len(tree.transitions)))
+    tree = rollout(policy, sde, cond, schedule, SIZES[rows], KeyedNoise(3), INDEX[rows])
+    return Replay(policy, sde, cond, tree, schedule, torch.ones(len(tree.transitions)))
 
 
 def deal(held: Replay, index: Tensor, num_updates: int, noise: KeyedNoise) -> dict[int, list[int]]:
@@ -101,6 +107,54 @@ def test_terms_of_a_changed_policy_follow_their_definitions() -> None:
     torch.testing.assert_close(terms.mean_std, terms.std.mean())
     # A part of the transitions is weighed against the same mean as all of them.
     assert torch.equal(held.terms(rows[:2])[1].mean_std, terms.mean_std)
+
+
+EARLY = torch.tensor([[1, 1, 1, 1, 0]], dtype=torch.bool).expand(4, 5)
+
+
+def gradient_scales(held: Replay, weight: TransitionWeight) -> Tensor:
+    """Gradient of each transition's loss by the prediction, per unit of the noise drawn, (E,)."""
+    predictions: list[Tensor] = []
+    hook = held.policy.register_forward_hook(lambda module, args, out: predictions.append(out))
+    rows = torch.arange(len(held.tree.transitions))
+    step, terms = held.terms(rows)
+    hook.remove()
+    loss = policy_loss(terms, torch.ones(len(rows)), 0.5, weight=weight).loss.sum()
+    (gradient,) = torch.autograd.grad(loss, predictions[0])
+    noise = (held.tree.transitions.next_latents - step.mean.detach()) / step.std
+    return gradient.flatten(1).norm(dim=1) / noise.flatten(1).norm(dim=1)
+
+
+@pytest.mark.parametrize("sde", [FlowSDE(), DanceSDE(), CPS()], ids=lambda sde: type(sde).__name__)
+def test_sensitivity_weights_give_every_step_the_same_gradient_by_the_prediction(sde: SDE) -> None:
+    held = replay([0, 1, 2, 3], sde=sde, steps=EARLY)
+    plain = gradient_scales(held, EqualWeight())
+    assert float(plain.max() / plain.min()) > 1.3  # 1.37 for DanceSDE
+    balanced = gradient_scales(held, SensitivityWeight())
+    torch.testing.assert_close(balanced, balanced.mean().expand_as(balanced), rtol=1e-4, atol=0)
+    _, terms = held.terms(torch.arange(len(held.tree.transitions)))
+    assert float(SensitivityWeight()(terms).weight.mean()) == pytest.approx(1.0)
+
+
+def test_the_sensitivity_of_flow_sde_is_the_closed_form() -> None:
+    held = replay([0, 1, 2, 3])
+    step = held.tree.transitions.step
+    dt = held.tree.sigmas[step] - held.tree.sigmas[step + 1]
+    # dt (1 + a²/2) with a = 0.7, and dt at sigma = 1.
+    expected = torch.where(step == 0, dt, dt * (1 + 0.7**2 / 2))
+    torch.testing.assert_close(held.sensitivity, expected)
+
+
+def test_weights_are_set_against_the_mean_over_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, other = replay([0, 1, 2, 3]), replay([2, 3])
+    _, terms = other.terms(torch.arange(len(other.tree.transitions)))
+    theirs = iter([terms.std, terms.std / terms.sensitivity])
+    monkeypatch.setattr(
+        "aegpo.replay.all_gather_rows", lambda rows: (torch.cat([rows, next(theirs)]), slice(0))
+    )
+    mine = replay([0, 1])
+    torch.testing.assert_close(mine.mean_std, whole.mean_std)
+    torch.testing.assert_close(mine.mean_std_per_sensitivity, whole.mean_std_per_sensitivity)
 
 
 def test_rescoring_makes_the_present_policy_the_old_one_and_says_by_how_much() -> None:

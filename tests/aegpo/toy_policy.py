@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -66,6 +68,17 @@ class ToyPolicy(nn.Module):
 
     def encode(self, numbers: list[float]) -> ToyConditioning:
         return ToyConditioning(torch.tensor(numbers).reshape(-1, 1, 1))
+
+    def trainable_state_dict(self) -> dict[str, Tensor]:
+        return {"speed": self.speed.detach()}
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        own, self.speed.data = self.speed.data, torch.tensor(0.5)
+        try:
+            yield
+        finally:
+            self.speed.data = own
 
     def sigmas(self, num_steps: int) -> Tensor:
         return torch.linspace(1, 0, num_steps + 1)

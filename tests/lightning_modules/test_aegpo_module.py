@@ -12,7 +12,7 @@ from tiny_training import (
 
 from aegpo.allocation import UniformAllocator
 from aegpo.exploration import AllSteps, EntropyPeaks, FixedSteps
-from aegpo.replay import Replay
+from aegpo.objectives import Experience
 from aegpo.rewards.base import Reward
 
 
@@ -33,8 +33,18 @@ def first_replay(tmp_path, folder, **settings):
     cond = module.encode(batch)
     tree = module.explore(cond, schedule, sizes, module.noise, batch)
     rewards = module.score(tree, batch)
-    advantages = tree.backup(module.advantage(rewards, tree.prompt).values)
-    return module, Replay(module.policy, module.sde, cond, tree, schedule, advantages)
+    experience = Experience(
+        module.policy,
+        module.sde,
+        cond,
+        tree,
+        schedule,
+        rewards,
+        module.advantage(rewards, tree.prompt).values,
+        batch.index,
+        module.noise,
+    )
+    return module, module.objective.samples(experience)
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 3, 8, 100])
@@ -50,7 +60,7 @@ def test_the_first_gradient_is_that_of_advantage_times_log_prob(tmp_path, tiny_s
     module, replay = first_replay(tmp_path, tiny_sd3_folder)
     rows = torch.arange(len(replay.tree.transitions))
     parameters = module.policy.trainable_parameters()
-    loss = module.loss(replay, rows).loss.sum()
+    loss = replay.loss(rows).loss.sum()
     own = torch.autograd.grad(loss, parameters, allow_unused=True)
     step = replay.step(rows)
     log_prob = step.log_prob(replay.tree.transitions.next_latents)
@@ -120,7 +130,7 @@ def test_without_a_probe_training_is_the_uniform_baseline(tmp_path, tiny_sd3_fol
 def test_kl_to_the_reference_is_zero_at_first_and_then_positive(tmp_path, tiny_sd3_folder):
     module, replay = first_replay(tmp_path, tiny_sd3_folder, kl_coeff=0.1)
     rows = torch.arange(len(replay.tree.transitions))
-    assert float(module.loss(replay, rows).kl.max()) == 0.0
+    assert float(replay.loss(rows).kl.max()) == 0.0
     module = tiny_module(tiny_sd3_folder, kl_coeff=0.1, lr=1e-2)
     trainer = fit(tmp_path, module, max_epochs=1)
     assert float(trainer.callback_metrics["update/kl"]) > 0

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import json
 import subprocess
 import sys
@@ -165,9 +166,12 @@ def test_the_table_of_two_methods_and_two_seeds_by_hand(folder: Path) -> None:
     assert better["ratio"]["value"] == pytest.approx((26.25 / 100 + 23.75 / 95) / 2)
     assert better["difference"]["value"] == pytest.approx(0.3)
     markdown = (folder / "out/table.md").read_text()
-    assert "| base | 2 | 0.5050 (0.5000 to 0.5100) | – | > 100 | 1 of 2 | – |" in markdown
     assert (
-        "| better | 2 | 0.8050 (0.8000 to 0.8100) | +0.3000 [+0.3000, +0.3000] | 25 |" in markdown
+        "| base | 2 | 0.5050 (0.5000 to 0.5100) | – | 0.4550 | – | > 100 | 1 of 2 | – |" in markdown
+    )
+    assert (
+        "| better | 2 | 0.8050 (0.8000 to 0.8100) | +0.3000 [+0.3000, +0.3000] "
+        "| 0.6050 | +0.1500 [+0.1500, +0.1500] | 25 |" in markdown
     )
     with (folder / "out/curves.csv").open() as file:
         points = list(csv.DictReader(file))
@@ -238,6 +242,39 @@ def test_one_failure_does_not_stop_the_others(folder: Path) -> None:
     runner = Runner()
     assert compare(settings(), folder, resolve, runner)  # and it is tried again
     assert runner.started == [("better, seed 0", False)]
+
+
+def test_the_reference_may_have_a_budget_of_its_own(folder: Path) -> None:
+    runner = Runner()
+    arguments = settings(budget=60, budgets={"base": 100})
+    assert compare(arguments, folder, resolve, runner)
+    stops = {
+        name: callback["init_args"]["evaluations"]
+        for name in ("base", "better")
+        for callback in json.loads((folder / f"out/{name}/seed_0/run.json").read_text())["config"][
+            "trainer"
+        ]["callbacks"]
+        if callback["class_path"] == "callbacks.BudgetStop"
+    }
+    assert stops == {"base": 100, "better": 60}
+    table = json.loads((folder / "out/table.json").read_text())
+    base, better = table["methods"]
+    assert table["target"] == pytest.approx(0.505)  # what the base has after its 100
+    assert base["final"] == pytest.approx([0.46, 0.47])  # what it has after 60
+    assert better["final"] == pytest.approx([0.64, 0.65])
+    assert better["evaluations_to_target"] == pytest.approx([26.25, 23.75])
+    assert "base 100" in (folder / "out/table.md").read_text()
+
+
+def test_the_table_of_what_is_finished_starts_nothing(folder: Path) -> None:
+    assert not compare(settings(), folder, resolve, Runner(fails="better, seed 1"))
+    before = report(folder)
+    runner = Runner()
+    with (folder / "out/.lock").open("a") as file:  # while the comparison is at work
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert compare(settings(report_only=True), folder, resolve, runner)
+    assert not runner.started
+    assert report(folder)["table.csv"] == before["table.csv"]
 
 
 def test_a_run_that_ends_before_its_budget_is_not_counted(folder: Path) -> None:
@@ -385,6 +422,8 @@ def test_event_files_of_a_resumed_run_are_read_in_their_order(tmp_path: Path) ->
         ({"reference": "grpo"}, "reference='grpo' is none of the methods base, better"),
         ({"seeds": [1, 1]}, "seeds=[1, 1] must be one or more different numbers"),
         ({"budget": 0}, "budget=0"),
+        ({"budgets": {"best": 200}}, "budgets names 'best' with 200"),
+        ({"budgets": {"base": 99}}, "at least budget=100"),
         ({"budgte": 5}, "budgte"),
         ({"evaluate_every": {"minutes": 5}}, "must be `evaluations: n` or `epochs: n`"),
         ({"methods": {"base": ["gone.yaml"]}}, "names gone.yaml, which does not exist"),

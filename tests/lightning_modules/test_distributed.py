@@ -1,5 +1,6 @@
 """Two processes draw and learn what one does."""
 
+import copy
 import json
 
 import lightning as L
@@ -8,7 +9,8 @@ import torch
 from tiny_training import entropy_callbacks, tiny_data, tiny_module
 
 from aegpo.allocation import MedianSplitAllocator, ProportionalAllocator
-from aegpo.exploration import EntropyPeaks
+from aegpo.exploration import EntropyPeaks, NoSteps
+from aegpo.objectives import NFT
 from aegpo.tree_advantages import DepthCredit
 from callbacks import CostLogger, RewardSpread, TreeSpread, TrialSpread
 
@@ -80,11 +82,20 @@ def compare(one, two, names=("reward/mean", "reward/std", "update/gradient_norm"
 
 
 @pytest.mark.parametrize(
-    "allocator", [None, ProportionalAllocator(images_per_prompt=3)], ids=["median", "ragged"]
+    ("probe", "settings"),
+    [
+        ({}, {}),
+        ({}, {"allocator": ProportionalAllocator(images_per_prompt=3)}),
+        ({"source": "rollouts"}, {}),
+        ({}, {"step_selector": NoSteps(), "objective": NFT(decay_rate=0.2)}),
+    ],
+    ids=["median", "ragged", "entropy of the rollouts", "nft"],
 )
-def test_two_ranks_follow_the_curve_of_one(tmp_path, tiny_sd3_folder, allocator):
-    one = run(tmp_path, tiny_sd3_folder, 1, allocator=allocator)
-    two = run(tmp_path, tiny_sd3_folder, 2, allocator=allocator)
+def test_two_ranks_follow_the_curve_of_one(tmp_path, tiny_sd3_folder, probe, settings):
+    one, two = (
+        run(tmp_path, tiny_sd3_folder, ranks, entropy_callbacks(**probe), **copy.deepcopy(settings))
+        for ranks in (1, 2)
+    )
     compare(one, two, ("reward/mean", "reward/std", "update/gradient_norm", "sampler/seen_share"))
     assert one["rows"][-1]["val/redness"] == pytest.approx(two["rows"][-1]["val/redness"], abs=1e-5)
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from tiny_training import entropy_callbacks, tiny_data, tiny_module, tiny_trainer
 
-from callbacks import RolloutCheckpoint
+from aegpo.entropy.category_controls import WithinCategory
+from callbacks import ControlledEntropy, RolloutCheckpoint, RunningEntropy
 
 
 class Trace(L.Callback):
@@ -31,19 +32,33 @@ class Trace(L.Callback):
         )
 
 
-def run(tmp_path, folder, name, max_epochs, ckpt_path=None):
+def run(tmp_path, folder, name, max_epochs, ckpt_path=None, callbacks=None):
     trace = Trace()
-    callbacks = [*entropy_callbacks(), trace, RolloutCheckpoint(dirpath=str(tmp_path / name))]
+    entropy = entropy_callbacks() if callbacks is None else callbacks()
+    callbacks = [*entropy, trace, RolloutCheckpoint(dirpath=str(tmp_path / name))]
     trainer = tiny_trainer(tmp_path, callbacks, max_epochs=max_epochs, enable_checkpointing=True)
     module = tiny_module(folder, lr=1e-2)
     trainer.fit(module, tiny_data(tmp_path), ckpt_path=ckpt_path, weights_only=True)
     return trace.rows, module
 
 
-def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, tiny_sd3_folder):
-    whole, module = run(tmp_path, tiny_sd3_folder, "whole", 4)
-    first, _ = run(tmp_path, tiny_sd3_folder, "halves", 2)
-    second, resumed = run(tmp_path, tiny_sd3_folder, "halves", 4, ckpt_path="last")
+def remembering():
+    """Everything between the reading and the loops that has a state of its own."""
+    probe, *others = entropy_callbacks()
+    return [probe, RunningEntropy(0.5), ControlledEntropy(WithinCategory(0.5)), *others]
+
+
+@pytest.mark.parametrize(
+    "callbacks",
+    [entropy_callbacks, lambda: entropy_callbacks(source="rollouts"), remembering],
+    ids=["trajectory", "rollouts", "running and within category"],
+)
+def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, tiny_sd3_folder, callbacks):
+    whole, module = run(tmp_path, tiny_sd3_folder, "whole", 4, callbacks=callbacks)
+    first, _ = run(tmp_path, tiny_sd3_folder, "halves", 2, callbacks=callbacks)
+    second, resumed = run(
+        tmp_path, tiny_sd3_folder, "halves", 4, ckpt_path="last", callbacks=callbacks
+    )
     assert first + second == whole
     for own, other in zip(
         module.policy.trainable_parameters(), resumed.policy.trainable_parameters(), strict=True

@@ -1,0 +1,113 @@
+"""The objective: how a rollout and its rewards become a loss."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from aegpo.noise import KeyedNoise
+from aegpo.policies.base import Conditioning, Policy
+from aegpo.samples import Samples
+from aegpo.schedule import ExplorationSchedule, StepSelector
+from aegpo.sde import SDE
+from aegpo.tree import RolloutTree
+
+
+@dataclass(frozen=True, eq=False)
+class Experience:
+    """One iteration's rollout and what it earned: all that an objective may learn from.
+
+    Args:
+        policy: The policy that is updated.
+        sde: The SDE of the rollout.
+        cond: Conditioning of the batch's prompts, B rows.
+        tree: The rollout.
+        schedule: Its exploration schedule, B rows.
+        rewards: Reward of each image, NaN where it failed, shape (N,).
+        advantages: Advantage of each image within its group, NaN where its reward failed, shape
+            (N,).
+        index: Dataset row of each prompt, shape (B,) int64.
+        noise: Keyed noise of the iteration.
+    """
+
+    policy: Policy
+    sde: SDE
+    cond: Conditioning
+    tree: RolloutTree
+    schedule: ExplorationSchedule
+    rewards: Tensor
+    advantages: Tensor
+    index: Tensor
+    noise: KeyedNoise
+
+
+class Objective(abc.ABC):
+    """What the updates minimize, and which weights draw the rollouts."""
+
+    draws_noise: bool = True
+    """Whether rollouts draw noise at the steps that the selector chose."""
+
+    @abc.abstractmethod
+    def samples(self, experience: Experience) -> Samples:
+        """Make training samples of a rollout.
+
+        Args:
+            experience: The rollout of this rank's prompts.
+
+        Returns:
+            Samples that know their loss.
+        """
+
+    def validate(self, step_selector: StepSelector, num_steps: int) -> None:
+        """Check that there will be something to learn from, before any model is loaded.
+
+        Args:
+            step_selector: What chooses the stochastic steps.
+            num_steps: T, the number of denoising steps.
+
+        Raises:
+            ValueError: If the objective cannot work with them.
+        """
+        del step_selector, num_steps
+
+    def behavior(self, policy: Policy) -> AbstractContextManager[None]:
+        """Inside this context the policy predicts as the one that draws the rollouts.
+
+        Args:
+            policy: The policy that is trained; it draws its own rollouts unless overridden.
+
+        Returns:
+            The context; contexts may be nested.
+        """
+        del policy
+        return nullcontext()
+
+    def end_iteration(self, policy: Policy, iteration: int) -> None:
+        """Take note that the updates of an iteration are done.
+
+        Args:
+            policy: The policy as they left it.
+            iteration: The training iteration, from 0.
+        """
+        del policy, iteration
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs: tensors and plain values only.
+
+        Returns:
+            The state, empty if there is none.
+        """
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up the state of a checkpoint.
+
+        Args:
+            state: What `state_dict` returned; empty where another objective wrote the checkpoint.
+        """
+        del state

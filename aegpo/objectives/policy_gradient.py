@@ -1,0 +1,80 @@
+"""The policy gradient over stored transitions: GRPO on rollout trees."""
+
+from __future__ import annotations
+
+from aegpo.advantages import GroupRelative
+from aegpo.losses import EqualWeight, TransitionWeight
+from aegpo.objectives.base import Experience, Objective
+from aegpo.pruning import Pruning
+from aegpo.replay import Replay
+from aegpo.schedule import StepSelector
+from aegpo.tree_advantages import Credit, LeafCredit
+
+
+class PolicyGradient(Objective):
+    """The clipped policy gradient of every stochastic transition (arXiv 1707.06347, 2402.03300).
+
+    Args:
+        clip_range: Half width of the clip on the ratio of per-dimension mean log-probs, above 0.
+        kl_coeff: Weight of the KL to the reference policy; 0 skips the reference evaluations.
+        transition_weight: Weight of a transition by its step; None for equal weights.
+        credit: How a tree hands the images' advantages down to its transitions; None for the mean
+            of the images below.
+        pruning: Which transitions are left out; None for none.
+        advantage: What compared the images with their group, for a credit that compares again;
+            None for the group-relative one.
+
+    Raises:
+        ValueError: If `clip_range` is not above 0 or `kl_coeff` is negative.
+    """
+
+    def __init__(
+        self,
+        clip_range: float = 1e-3,
+        kl_coeff: float = 0.0,
+        transition_weight: TransitionWeight | None = None,
+        credit: Credit | None = None,
+        pruning: Pruning | None = None,
+        advantage: GroupRelative | None = None,
+    ) -> None:
+        if clip_range <= 0 or kl_coeff < 0:
+            raise ValueError(
+                f"model.clip_range={clip_range} must be above 0 and model.kl_coeff={kl_coeff} at "
+                "least 0"
+            )
+        self.clip_range, self.kl_coeff = clip_range, kl_coeff
+        self.transition_weight = transition_weight or EqualWeight()
+        self.credit, self.pruning = credit or LeafCredit(), pruning
+        self.advantage = advantage or GroupRelative()
+
+    def validate(self, step_selector: StepSelector, num_steps: int) -> None:
+        """Refuse a rollout without log-probs, and pruning of absent steps; see `Objective`."""
+        if not step_selector.explores:
+            raise ValueError(
+                f"model.step_selector={type(step_selector).__name__} makes no step stochastic, and "
+                "the policy gradient learns from stochastic steps only; choose another selector, "
+                "or a model.objective that learns from images, such as aegpo.objectives.NFT"
+            )
+        if self.pruning is not None:
+            self.pruning.validate(num_steps)
+
+    def samples(self, experience: Experience) -> Replay:
+        """Give every transition its advantage; see `Objective.samples`."""
+        tree, schedule = experience.tree, experience.schedule
+        edges = self.credit(tree, experience.rewards, experience.advantages, self.advantage)
+        edges = edges.nan_to_num(0.0)  # a failed reward counts for no branch
+        kept = None
+        if self.pruning is not None:
+            kept = self.pruning(tree, schedule, edges, experience.noise, experience.index)
+        return Replay(
+            experience.policy,
+            experience.sde,
+            experience.cond,
+            tree,
+            schedule,
+            edges,
+            kept,
+            clip_range=self.clip_range,
+            weight=self.transition_weight,
+            kl_coeff=self.kl_coeff,
+        )

@@ -1,0 +1,80 @@
+"""Samples: what the updates of one iteration are trained on."""
+
+from __future__ import annotations
+
+import abc
+
+import torch
+from torch import Tensor
+
+from aegpo.losses import LossTerms
+from aegpo.noise import KeyedNoise
+
+
+class Samples(abc.ABC):
+    """n training samples of one rollout, each with a loss under the policy as it is now."""
+
+    @property
+    @abc.abstractmethod
+    def prompt(self) -> Tensor:
+        """Row of each sample's prompt in the batch, -1 where it is left out, shape (n,) int64."""
+
+    @abc.abstractmethod
+    def loss(self, rows: Tensor) -> LossTerms:
+        """Score some samples under the present policy, charging the evaluations it takes.
+
+        Args:
+            rows: Which samples, shape (m,) int64.
+
+        Returns:
+            Loss, with gradient, and statistics, each of shape (m,).
+        """
+
+    def active(self, rows: Tensor) -> Tensor:
+        """Those of some samples that can have a gradient; the others are not evaluated.
+
+        Args:
+            rows: Which samples, shape (m,) int64.
+
+        Returns:
+            Some or all of them, in their order.
+        """
+        return rows
+
+    def rescore(self, micro_batches: list[Tensor]) -> Tensor | None:
+        """Compute again, on the updates' own micro-batches, what the rollout scored.
+
+        It is called below fp32, where a kernel's result depends on the shape of the batch.
+
+        Args:
+            micro_batches: Sample numbers, each of shape (m,) int64.
+
+        Returns:
+            Largest change of a log-prob that it made, a scalar; None without log-probs.
+        """
+        del micro_batches
+        return None
+
+    def split(self, index: Tensor, num_updates: int, noise: KeyedNoise) -> list[Tensor]:
+        """Deal every prompt's samples to the optimizer steps of one inner epoch.
+
+        Each prompt's samples are shuffled and dealt in turn, so that every update sees every
+        prompt. The shuffle is keyed by the prompt, so it does not depend on which rank holds
+        which prompts.
+
+        Args:
+            index: Dataset row of each prompt, shape (B,) int64.
+            num_updates: Optimizer steps per inner epoch.
+            noise: Keyed noise of the iteration.
+
+        Returns:
+            `num_updates` tensors of sample numbers, together a permutation of 0..n-1, less those
+            that are left out.
+        """
+        prompt = self.prompt
+        update = torch.full_like(prompt, -1)
+        for row, key in enumerate(index.tolist()):
+            own = (prompt == row).nonzero().flatten()
+            order = noise.permutation("updates", (key,), len(own)).to(own.device)
+            update[own[order]] = torch.arange(len(own), device=own.device) % num_updates
+        return [(update == number).nonzero().flatten() for number in range(num_updates)]
