@@ -240,14 +240,14 @@ def _sibling_noise(
     Args:
         noise: The noise of this iteration.
         keys: (n, 3) index, number and step of the nodes of the level.
-        parent: (m,) the node that each child comes from; siblings are neighbors.
+        parent: (m,) the node that each child comes from.
         draw: (m, ...) each child's own noise eta_b.
         split_scale: s.
 
     Returns:
         (m, ...) xi_b, in the order of the children.
     """
-    parents, child = parent.unique_consecutive(return_inverse=True)
+    parents, child = torch.unique(parent, return_inverse=True)
     shared = noise.normal("split", keys[parents], draw.shape[1:])
     return (shared[child] + split_scale * draw) / math.sqrt(1 + split_scale**2)
 

@@ -125,6 +125,5 @@ def test_credit_and_spreads_do_not_notice_the_ranks(tmp_path, tiny_sd3_folder, m
     one = run(tmp_path, tiny_sd3_folder, 1, make(), **settings)
     two = run(tmp_path, tiny_sd3_folder, 2, make(), **settings)
     compare(one, two)
-    # The spreads of the first visits decide the budgets of the last iteration.
-    delta = one["rows"][-1]["delta"]
-    assert len(set(delta)) == 4 and one["rows"][-1]["curve"] is not None
+    # What the first visits left behind decides the last iteration.
+    assert len(set(one["rows"][-1]["delta"])) > 1 and one["rows"][-1]["curve"] is not None
