@@ -19,11 +19,13 @@ from aegpo.exploration import AllSteps, EntropyPeaks, FixedSteps, RandomSteps
 from aegpo.noise import KeyedNoise
 from lightning_modules import entry
 from lightning_modules.cli import AEGPOCLI
+from lightning_modules.comparison_settings import Comparison
 
 ROOT = Path(__file__).parents[1]
 SHAPES = ROOT / "configs/shapes.yaml"
 OVERLAYS = sorted((ROOT / "configs/overlays").glob("*.yaml"))
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+COMPARISONS = sorted((ROOT / "configs/compare").glob("*.yaml"))
 
 
 class Built(Exception):
@@ -73,6 +75,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_the_bundled_configs_are_found() -> None:
     assert {"shapes", "shapes_pretrain", "shapes_vae"} <= {file.stem for file in CONFIGS}
     assert len(OVERLAYS) >= 8
+    assert {"shapes", "study", "study_signals"} <= {file.stem for file in COMPARISONS}
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
@@ -101,6 +104,19 @@ def test_an_overlay_changes_what_it_names_and_nothing_else(folder: Path, file: P
     ]
     assert not stray
     assert changed - {"config"}
+
+
+@pytest.mark.parametrize("file", COMPARISONS, ids=lambda file: file.stem)
+def test_every_method_of_a_comparison_builds_and_differs(folder: Path, file: Path) -> None:
+    comparison = Comparison(**yaml.safe_load(file.read_text()))
+    comparison.validate()
+    parsed = {
+        name: flat(build(*arguments).parsed)
+        for name, arguments in comparison.arguments(file.parent).items()
+    }
+    for one in parsed.values():
+        one.pop("config")
+    assert len({repr(sorted(one.items(), key=str)) for one in parsed.values()}) == len(parsed)
 
 
 def parent(key: str) -> str:
