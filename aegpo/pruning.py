@@ -70,8 +70,7 @@ class WidthPruning(Pruning):
     ) -> None:
         if mode not in ("parent_top", "extremes"):
             raise ValueError(f"mode={mode!r} is unknown; use 'parent_top' or 'extremes'")
-        if not 0 < keep <= 1:
-            raise ValueError(f"keep={keep} must lie above 0 and at most at 1")
+        _require_share(keep)
         self.mode = mode
         self.keep = keep
 
@@ -170,8 +169,7 @@ class RandomStepPruning(Pruning):
     """
 
     def __init__(self, keep: float = 0.6) -> None:
-        if not 0 < keep <= 1:
-            raise ValueError(f"keep={keep} must lie above 0 and at most at 1")
+        _require_share(keep)
         self.keep = keep
 
     def __call__(
@@ -190,3 +188,9 @@ class RandomStepPruning(Pruning):
             kept[row, steps[order[: max(1, round(self.keep * len(steps)))]]] = True
         kept = kept.to(advantages.device)
         return kept[tree.transitions.prompt, tree.transitions.step]
+
+
+def _require_share(keep: float) -> None:
+    """Raise unless some of the transitions are kept."""
+    if not 0 < keep <= 1:
+        raise ValueError(f"keep={keep} must lie above 0 and at most at 1")

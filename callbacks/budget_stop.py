@@ -8,6 +8,7 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 
 from aegpo.distributed import all_reduce_sum
+from aegpo.schedule import require_positive
 
 
 class BudgetStop(L.Callback):
@@ -25,8 +26,7 @@ class BudgetStop(L.Callback):
     """
 
     def __init__(self, evaluations: int) -> None:
-        if evaluations < 1:
-            raise ValueError(f"evaluations={evaluations} must be at least 1")
+        require_positive("evaluations", evaluations)
         self.evaluations = evaluations
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from aegpo.prompts import PromptBatch
+from aegpo.schedule import require_positive
 
 
 class CurveLogger(L.Callback):
@@ -31,8 +32,7 @@ class CurveLogger(L.Callback):
     """
 
     def __init__(self, every_n_iterations: int = 10) -> None:
-        if every_n_iterations < 1:
-            raise ValueError(f"every_n_iterations={every_n_iterations} must be at least 1")
+        require_positive("every_n_iterations", every_n_iterations)
         self.every_n_iterations = every_n_iterations
 
     def on_train_batch_end(

@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 
+from aegpo.schedule import require_positive
 from callbacks.budget_stop import total_evaluations
 
 
@@ -25,8 +26,7 @@ class EvaluateByCost(L.Callback):
     """
 
     def __init__(self, evaluations: int) -> None:
-        if evaluations < 1:
-            raise ValueError(f"evaluations={evaluations} must be at least 1")
+        require_positive("evaluations", evaluations)
         self.evaluations = evaluations
         self._mark = 0
 

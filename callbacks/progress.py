@@ -7,6 +7,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import RichProgressBar
 
+from aegpo.schedule import require_positive
+
 
 class RolloutProgressBar(RichProgressBar):
     """Lightning's Rich bar with the three numbers that a reward run is watched by.
@@ -19,8 +21,7 @@ class RolloutProgressBar(RichProgressBar):
     """
 
     def __init__(self, average_over: int = 5) -> None:
-        if average_over < 1:
-            raise ValueError(f"average_over={average_over} must be at least 1")
+        require_positive("average_over", average_over)
         super().__init__()
         self.average_over = average_over
         self._rewards: list[float] = []

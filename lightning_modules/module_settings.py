@@ -6,7 +6,7 @@ from typing import Any
 
 from aegpo.objectives import Objective, PolicyGradient
 from aegpo.rollout import check_split_scale
-from aegpo.schedule import StepSelector
+from aegpo.schedule import StepSelector, require_positive
 
 
 def choose_objective(objective: Objective | None, **policy_gradient: Any) -> Objective:
@@ -45,8 +45,7 @@ def check_update(max_grad_norm: float, **counts: int) -> None:
         ValueError: If a number is out of range.
     """
     for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"model.{name}={value} must be at least 1")
+        require_positive(f"model.{name}", value)
     if max_grad_norm <= 0:
         raise ValueError(f"model.max_grad_norm={max_grad_norm} must be above 0")
 
