@@ -113,8 +113,9 @@ def rollout(
     started = torch.ones_like(roots) if shared_start else roots
     prompt, number = _part(started)
     start_keys = torch.stack([index[prompt], number, torch.zeros_like(number)], dim=1)
+    start = noise.normal("start", start_keys, policy.latent_shape)
     nodes = _Nodes(
-        latents=noise.normal("start", start_keys, policy.latent_shape).to(device),
+        latents=policy.initial_latents(start, float(sigmas[0])).to(device),
         prompt=prompt,
         number=number,
         edge=torch.full_like(prompt, -1),

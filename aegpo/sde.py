@@ -1,116 +1,26 @@
-"""Denoising steps as Gaussian transitions: ODE, Flow-SDE, Dance-SDE and CPS.
+"""Denoising steps as Gaussian transitions: ODE, Flow-SDE, Dance-SDE, CPS and DDIM.
 
 Every step here is linear in the latents and in the predicted velocity, so an SDE is three numbers
 per row: two coefficients of the mean and the standard deviation. Sampling, log-prob and KL are
-written once, in `GaussianStep`.
+those of `GaussianStep`.
 """
 
 from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from aegpo.gaussian_step import GaussianStep
+
+__all__ = ["CPS", "DDIM", "ODE", "SDE", "Coefficients", "DanceSDE", "FlowSDE", "GaussianStep"]
+
 # The start of a schedule is 1 up to fp32 rounding; one rounding step away from it, the guard of
 # Flow-SDE's singularity must still hold.
 _AT_NOISE = 1.0 - 1e-6
-
-
-@dataclass(frozen=True, eq=False)
-class GaussianStep:
-    """The distribution of the next latents given the present ones, independent over dimensions.
-
-    Attributes:
-        mean: (n, ...) fp32.
-        std: (n, 1, ...) fp32, the standard deviation of the next latents, sqrt(-dt) included;
-            0 in rows that are deterministic.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __len__(self) -> int:
-        """Number of rows, n."""
-        return self.mean.shape[0]
-
-    def select(self, rows: Tensor | Sequence[int]) -> GaussianStep:
-        """Picks rows, in the order given.
-
-        Args:
-            rows: Row numbers (m,), or a mask (n,) bool.
-
-        Returns:
-            The step of those rows.
-        """
-        rows = torch.as_tensor(rows, device=self.mean.device)
-        rows = rows if rows.dtype == torch.bool else rows.long()
-        return GaussianStep(self.mean[rows], self.std[rows])
-
-    def sample(self, noise: Tensor) -> Tensor:
-        """Draws the next latents.
-
-        Args:
-            noise: (n, ...) standard normal; without effect in deterministic rows.
-
-        Returns:
-            (n, ...) fp32, ``mean + std * noise``.
-        """
-        return self.mean + self.std * noise.float()
-
-    def log_prob(self, next_latents: Tensor) -> Tensor:
-        """Log density of the next latents, the mean over dimensions and not their sum.
-
-        The mean is the convention of Flow-GRPO, DanceGRPO and their successors; ratios are then the
-        true ratios to the power 1/dimensions, and clip ranges are accordingly small.
-
-        Args:
-            next_latents: (n, ...) where the density is wanted; no gradient goes into them.
-
-        Returns:
-            (n,) fp32, in nats per dimension.
-
-        Raises:
-            ValueError: If a row is deterministic.
-        """
-        self._require_stochastic("log_prob")
-        deviation = (next_latents.detach().float() - self.mean) / self.std
-        std = self.std.flatten(1).mean(1)
-        return (
-            -0.5 * deviation.square().flatten(1).mean(1) - std.log() - 0.5 * math.log(2 * math.pi)
-        )
-
-    def kl(self, other: GaussianStep) -> Tensor:
-        """Exact KL(self || other), the mean over dimensions.
-
-        Args:
-            other: The step of the other policy from the same latents, n rows.
-
-        Returns:
-            (n,) fp32, in nats per dimension.
-
-        Raises:
-            ValueError: If a row of either is deterministic.
-        """
-        self._require_stochastic("kl")
-        other._require_stochastic("kl")
-        distance = ((self.mean - other.mean) / other.std).square().flatten(1).mean(1)
-        # Written so that equal deviations contribute exactly nothing, not 1/2 - 1/2 with rounding.
-        ratio = (self.std / other.std).flatten(1).mean(1)
-        return 0.5 * (distance + (ratio.square() - 1)) - ratio.log()
-
-    def _require_stochastic(self, quantity: str) -> None:
-        if bool((self.std == 0).any()):
-            rows = (self.std.flatten(1).amax(1) == 0).nonzero().flatten().tolist()
-            raise ValueError(
-                f"{quantity} needs a stochastic step, but rows {rows[:8]} of {len(self)} are "
-                "deterministic (std = 0); select the rows with eta > 0 first, and leave the last "
-                "transition out, whose deviation vanishes under CPS"
-            )
 
 
 class Coefficients(NamedTuple):
@@ -285,13 +195,39 @@ class DanceSDE(_EulerMaruyama):
         return eta
 
 
-class CPS(SDE):
+class _ExactMarginals(SDE):
+    """A step that redraws a part of the noise and keeps the shares of data and noise exact.
+
+    ``mean = (1 - s') x0 + sqrt(s'^2 - std^2) noise`` with the data x0 and the noise that the
+    velocity implies and s' the next sigma: no noise beyond the schedule's is left in the image.
+    """
+
+    eta_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
+
+    @abc.abstractmethod
+    def redrawn(self, sigma: Tensor, sigma_next: Tensor, eta: Tensor) -> tuple[Tensor, Tensor]:
+        """Sine and cosine of the angle by which the noise is turned towards new noise, (n,) each.
+
+        ``std = s' sine`` and ``sqrt(s'^2 - std^2) = s' cosine``, without cancellation.
+        """
+
+    def coefficients(self, sigma: Tensor, sigma_next: Tensor, eta: Tensor) -> Coefficients:
+        """The step's coefficients; see `SDE.coefficients`."""
+        sine, cosine = self.redrawn(sigma, sigma_next, eta)
+        of_data = 1 - sigma_next
+        of_noise = sigma_next * cosine
+        # x0 = x - sigma v and noise = x + (1 - sigma) v
+        return Coefficients(
+            latents=of_data + of_noise,
+            prediction=(1 - sigma) * of_noise - sigma * of_data,
+            std=sigma_next * sine,
+        )
+
+
+class CPS(_ExactMarginals):
     """Coefficients-preserving sampling, Flow-CPS (arXiv 2509.05952); eta in [0, 1], usually 0.8.
 
-    ``std = s' sin(eta pi/2)`` and ``mean = (1 - s') x0 + sqrt(s'^2 - std^2) noise``, with the data
-    x0 and the noise that the velocity implies and s' the next sigma. The shares of data and of
-    total noise are exactly those of the schedule, so no extra noise is left in the image. eta = 1
-    draws all noise anew.
+    ``std = s' sin(eta pi/2)``. eta = 1 draws all noise anew.
 
     The log-prob here is the true Gaussian log density, as for every other step. Public code uses
     ``-mean (x' - mean)^2`` for this step, without ``1 / (2 std^2)`` and constants: its log ratios
@@ -299,17 +235,26 @@ class CPS(SDE):
     ranges. To train with that weighting, weight the transitions by std^2.
     """
 
-    eta_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
     default_eta: ClassVar[float] = 0.8
 
-    def coefficients(self, sigma: Tensor, sigma_next: Tensor, eta: Tensor) -> Coefficients:
-        """The CPS step; see `SDE.coefficients`."""
+    def redrawn(self, sigma: Tensor, sigma_next: Tensor, eta: Tensor) -> tuple[Tensor, Tensor]:
+        """Sine and cosine of eta pi/2."""
         angle = eta * (math.pi / 2)
-        of_data = 1 - sigma_next
-        of_noise = sigma_next * angle.cos().clamp(min=0)  # sqrt(s'^2 - std^2) without cancellation
-        # x0 = x - sigma v and noise = x + (1 - sigma) v
-        return Coefficients(
-            latents=of_data + of_noise,
-            prediction=(1 - sigma) * of_noise - sigma * of_data,
-            std=sigma_next * angle.sin(),
-        )
+        return angle.sin(), angle.cos().clamp(min=0)
+
+
+class DDIM(_ExactMarginals):
+    """DDIM with stochasticity eta (arXiv 2010.02502, Eq. 16), as DDPO trains it; eta in [0, 1].
+
+    In the noise levels used here, sigma = sqrt(1 - abar) / (sqrt(abar) + sqrt(1 - abar)), its
+    deviation is ``eta s' sqrt(1 - (s' (1 - s) / (s (1 - s')))^2)``. eta = 0 is the Euler step of
+    the flow, eta = 1 the ancestral step of DDPM. Made for SD 1.5 and SDXL; valid for every model.
+    """
+
+    default_eta: ClassVar[float] = 1.0
+
+    def redrawn(self, sigma: Tensor, sigma_next: Tensor, eta: Tensor) -> tuple[Tensor, Tensor]:
+        """Sine, and the cosine that belongs to it."""
+        falls = sigma_next * (1 - sigma) / (sigma * (1 - sigma_next))
+        sine = eta * ((1 - falls) * (1 + falls)).clamp(min=0).sqrt()
+        return sine, ((1 - sine) * (1 + sine)).clamp(min=0).sqrt()

@@ -161,7 +161,7 @@ class EntropyRecorder:
         layout: TokenLayout,
     ) -> Tensor | None:
         """Mean entropy of each sample over heads and query rows, (n,), or None without tokens."""
-        chosen = select_tokens(self.tokens, layout, query.shape[2], key.shape[2])
+        chosen = select_tokens(self.tokens, layout, query.shape[2], key.shape[2], layer)
         if chosen is None:
             return None
         heads, device = query.shape[1], query.device

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -22,6 +22,12 @@ class TokenLayout:
         image_first: True for [image, text] (SD3), False for [text, image] (FLUX).
         text_mask: Real text tokens, shape (n, S) bool, False for padding and for the zeros that
             stand in for an absent T5; None if all are real.
+        image_sizes: Other numbers of image tokens that self-attention meets, as at the lower levels
+            of a UNet.
+        cross_layers: Ends of the names of layers where image tokens look at text tokens only
+            ("attn2" of a UNet). A model that has them has no joint attention.
+        text_layers: Parts of the names of layers where text looks at text; they have no image
+            tokens and are never measured.
 
     Raises:
         ValueError: If a count is out of range or the mask has another dtype or width.
@@ -31,6 +37,9 @@ class TokenLayout:
     num_text: int
     image_first: bool
     text_mask: Tensor | None = None
+    image_sizes: tuple[int, ...] = ()
+    cross_layers: tuple[str, ...] = ()
+    text_layers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.num_image < 1 or self.num_text < 0:
@@ -51,7 +60,7 @@ class TokenLayout:
         """The layout of some rows, in the order of ``rows`` (n', int64 or a slice)."""
         if self.text_mask is None:
             return self
-        return TokenLayout(self.num_image, self.num_text, self.image_first, self.text_mask[rows])
+        return replace(self, text_mask=self.text_mask[rows])
 
 
 @dataclass(frozen=True)
@@ -95,38 +104,47 @@ def check_token_set(tokens: str, layout: TokenLayout | None = None) -> None:
 
 
 def select_tokens(
-    tokens: TokenSet, layout: TokenLayout, num_queries: int, num_keys: int
+    tokens: TokenSet, layout: TokenLayout, num_queries: int, num_keys: int, layer: str = ""
 ) -> TokenSelection | None:
     """Find a token set in one attention call.
 
-    Two kinds of call are known: joint attention over all I + S tokens, and image-only
-    self-attention over I tokens (the second attention of SD3.5's blocks, which has no text, so
-    token sets about text do not exist there).
+    Three kinds of call are known: joint attention over all I + S tokens, image-only self-attention
+    (the second attention of SD3.5's blocks, or a UNet's at each of its levels), and cross-attention
+    of image tokens over S text tokens. In the latter two a token set is what there is of it: image
+    queries over all keys of a cross-attention are over the text.
 
     Args:
         tokens: Name of the token set.
         layout: Where image and text lie; ``text_mask`` has one row per row of the call.
         num_queries: Query tokens of the call.
         num_keys: Key tokens of the call, M.
+        layer: Name of the attention layer, by which cross-attention is told from self-attention.
 
     Returns:
         The selection on the mask's device (CPU without a mask), or None if the call has no such
         tokens.
 
     Raises:
-        ValueError: If the lengths fit neither kind of call.
+        ValueError: If the lengths fit no known kind of call.
     """
     image, text = layout.num_image, layout.num_text
-    if num_queries != num_keys or num_keys not in (image, image + text):
+    if any(part in layer for part in layout.text_layers):
+        return None
+    if layer.endswith(layout.cross_layers):
+        return _select_cross(tokens, layout, num_queries, num_keys, layer)
+    joint = 0 if layout.cross_layers else image + text
+    image_sizes = (image, *layout.image_sizes)
+    if num_queries != num_keys or num_keys not in (*image_sizes, joint):
         raise ValueError(
             f"attention of {num_queries} queries over {num_keys} keys does not fit a layout of "
-            f"{image} image and {text} text tokens; known are joint attention over "
-            f"{image + text} tokens and image-only attention over {image}"
+            f"{image} image and {text} text tokens; known are "
+            + (f"joint attention over {joint} tokens and " if joint else "")
+            + f"image-only attention over {', '.join(map(str, image_sizes))}"
         )
-    if num_keys == image:
+    if num_keys in image_sizes:
         if tokens in ("image_to_text", "text_to_image"):
             return None
-        return TokenSelection(torch.arange(image), None, None)
+        return TokenSelection(torch.arange(num_keys), None, None)
 
     asks, _, looks = tokens.partition("_to_")
     positions = torch.arange(image + text)
@@ -143,6 +161,20 @@ def select_tokens(
     elif looks != "all":
         key_mask = wanted[looks].to(device)[None]
     return TokenSelection(queries, query_mask, key_mask)
+
+
+def _select_cross(
+    tokens: TokenSet, layout: TokenLayout, num_queries: int, num_keys: int, layer: str
+) -> TokenSelection | None:
+    """Image queries over the real text tokens, for the token sets that have them."""
+    if num_keys != layout.num_text:
+        raise ValueError(
+            f"cross-attention {layer} has {num_keys} keys, but the text has {layout.num_text} "
+            "tokens"
+        )
+    if tokens in ("image_to_image", "text_to_image"):
+        return None
+    return TokenSelection(torch.arange(num_queries), None, layout.text_mask)
 
 
 def _real_tokens(layout: TokenLayout, is_image: Tensor) -> Tensor | None:

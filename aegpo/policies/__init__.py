@@ -1,11 +1,12 @@
 """Policies: text-to-image models as the method sees them.
 
-`StableDiffusion3` is imported on first use, so that naming the base class stays quick.
+A family of models is imported on first use, so that naming the base class stays quick.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from aegpo.policies.base import Policy
 from aegpo.policies.conditioning import Conditioning
@@ -15,10 +16,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Conditioning", "Policy", "StableDiffusion3"]
 
+_FAMILIES = {"StableDiffusion3": "stable_diffusion3"}
 
-def __getattr__(name: str) -> object:
-    if name == "StableDiffusion3":
-        from aegpo.policies.stable_diffusion3 import StableDiffusion3
 
-        return StableDiffusion3
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __getattr__(name: str) -> Any:
+    if name not in _FAMILIES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"aegpo.policies.{_FAMILIES[name]}"), name)

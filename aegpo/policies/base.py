@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from aegpo.compute import EvaluationCounter
 from aegpo.entropy.tokens import TokenLayout
-from aegpo.policies.conditioning import Conditioning, ConditioningCache
+from aegpo.policies.conditioning import NEGATIVE, Conditioning, ConditioningCache
 
 __all__ = ["Conditioning", "Policy", "TokenLayout"]
 
@@ -77,14 +77,17 @@ class Policy(nn.Module, abc.ABC):
     def predict(self, latents: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         """Calls the denoiser once: the prediction without guidance, chunks or counting.
 
+        Every model is a flow model here: latents are (1 - sigma) data + sigma noise. Whoever wraps
+        another kind rescales (see `aegpo.policies.noise_schedule`), so that one set of SDE steps
+        serves all.
+
         Args:
             latents: Noisy latents, shape (n, C, H, W).
             sigma: Noise level of each row in (0, 1], shape (n,).
             cond: n rows of conditioning.
 
         Returns:
-            The prediction (for flow models the velocity, noise - data), shape (n, C, H, W), in
-            whatever dtype the model computes.
+            The velocity, noise - data, shape (n, C, H, W), in whatever dtype the model computes.
         """
 
     @abc.abstractmethod
@@ -117,7 +120,8 @@ class Policy(nn.Module, abc.ABC):
             num_steps: Denoising steps T, at least 1.
 
         Returns:
-            Falling from 1 to 0, shape (T + 1,) fp32 on the CPU.
+            Falling, shape (T + 1,) fp32 on the CPU: from 1 to 0 for a flow model. A diffusion model
+            may start a little below 1 and end a little above 0, where its own scheduler does.
         """
 
     @abc.abstractmethod
@@ -148,12 +152,51 @@ class Policy(nn.Module, abc.ABC):
             folder: Created if absent.
         """
 
+    # What some models do otherwise.
+
+    def initial_latents(self, noise: Tensor, sigma: float) -> Tensor:
+        """Latents at the start of a trajectory: the noise itself, unless the model says otherwise.
+
+        Args:
+            noise: Standard normal, shape (n, C, H, W).
+            sigma: First noise level of the schedule.
+
+        Returns:
+            Latents at that level, shape (n, C, H, W).
+        """
+        del sigma
+        return noise
+
+    def guide(self, conditional: Tensor, unconditional: Tensor) -> Tensor:
+        """Classifier-free guidance, ``uncond + g (cond - uncond)``.
+
+        Args:
+            conditional: Predictions for the prompts, shape (n, C, H, W) fp32.
+            unconditional: Predictions for the negative text, shape (n, C, H, W) fp32.
+
+        Returns:
+            The guided prediction, shape (n, C, H, W).
+        """
+        return unconditional + self.guidance_scale * (conditional - unconditional)
+
+    def encode_negative(self) -> Conditioning:
+        """The row that guidance subtracts: the empty text, unless the model says otherwise."""
+        return self.encode_texts([""])
+
+    def encoders_ready(self) -> AbstractContextManager[None]:
+        """Inside this context the text encoders are where `encode_texts` needs them."""
+        return nullcontext()
+
+    def decoder_ready(self) -> AbstractContextManager[None]:
+        """Inside this context the decoder is where `decode_latents` needs it."""
+        return nullcontext()
+
     # What follows from it.
 
     @property
     def device(self) -> torch.device:
-        """Where the policy lives."""
-        return next(self.parameters()).device
+        """Where the policy computes: the device of the denoiser."""
+        return next(self.denoiser.parameters()).device
 
     @property
     def num_evaluations_per_sample(self) -> int:
@@ -198,18 +241,21 @@ class Policy(nn.Module, abc.ABC):
             prompts: B texts.
 
         Returns:
-            B rows on the policy's device, with `negative` (the empty text) if guidance is on.
+            B rows on the policy's device, with `negative` if guidance is on.
 
         Raises:
             ValueError: If there is no prompt.
         """
         if isinstance(prompts, str) or len(prompts) == 0:
             raise ValueError(f"encode needs a list of at least one text, got {prompts!r}")
-        device = self.device
+        device, guided = self.device, self.num_evaluations_per_sample == 2
+        texts = [*prompts, NEGATIVE] if guided else list(prompts)
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            if self.num_evaluations_per_sample == 1:
-                return self._embeddings.get(prompts, self.encode_texts).to(device)
-            rows = self._embeddings.get([*prompts, ""], self.encode_texts).to(device)
+            known = self._embeddings.has(texts)
+            with nullcontext() if known else self.encoders_ready():
+                rows = self._embeddings.get(texts, self._encode_rows).to(device)
+        if not guided:
+            return rows
         empty = torch.full((len(prompts),), len(prompts))
         text = rows.select(slice(0, len(prompts)))
         return Conditioning(text.embeds, text.pooled, text.mask, negative=rows.select(empty))
@@ -224,7 +270,7 @@ class Policy(nn.Module, abc.ABC):
         Returns:
             Images in [0, 1], shape (n, 3, H, W) fp32 on the latents' device.
         """
-        with torch.autocast(latents.device.type, enabled=False):
+        with torch.autocast(latents.device.type, enabled=False), self.decoder_ready():
             images = [
                 self.decode_latents(chunk.float()).float().clamp(0, 1)
                 for chunk in torch.split(latents, self.decode_batch)
@@ -283,6 +329,9 @@ class Policy(nn.Module, abc.ABC):
         for name, tensor in own.items():
             tensor.copy_(state[name])
 
+    def _encode_rows(self, texts: list[str]) -> Conditioning:
+        return self.encode_negative() if texts == [NEGATIVE] else self.encode_texts(texts)
+
     def _predict_guided(self, latents: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         """Classifier-free guidance, conditional and unconditional rows in one doubled call."""
         if cond.negative is None:
@@ -294,7 +343,7 @@ class Policy(nn.Module, abc.ABC):
         both = Conditioning.cat([text, cond.negative])
         prediction = self.predict(torch.cat([latents, latents]), torch.cat([sigma, sigma]), both)
         conditional, unconditional = prediction.float().chunk(2)
-        return unconditional + self.guidance_scale * (conditional - unconditional)
+        return self.guide(conditional, unconditional)
 
     def _check_rows(self, latents: Tensor, sigma: Tensor, cond: Conditioning) -> None:
         if latents.shape[1:] != self.latent_shape:

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+NEGATIVE = "\0negative"
+"""Stands in a cache for the row that guidance subtracts, which no prompt can spell."""
+
 
 @dataclass(frozen=True)
 class Conditioning:
@@ -114,6 +117,10 @@ class ConditioningCache:
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def has(self, texts: Sequence[str]) -> bool:
+        """Whether `get` would find all texts and encode none."""
+        return all(text in self._rows for text in texts)
 
     def get(
         self, texts: Sequence[str], encode: Callable[[list[str]], Conditioning]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from diffusers import DiffusionPipeline
+import torch
+from diffusers import DiffusionPipeline, ModelMixin
+from huggingface_hub.errors import GatedRepoError
 
 BUNDLED = {"shapes": Path(__file__).parent.parent / "shapes" / "base"}
 """Pipelines that come with the package, by the name that stands for them."""
@@ -68,6 +71,11 @@ def read_model_index(source: str | Path, pipeline: type[DiffusionPipeline]) -> d
     except OSError as error:
         if isinstance(source, Path):
             raise ValueError(f"{source}/model_index.json is not valid JSON; {accepted}") from error
+        if _is_gated(error):
+            raise FileNotFoundError(
+                f"{source!r} is gated: accept its terms at https://huggingface.co/{source}, log in "
+                "with `hf auth login`, and start again"
+            ) from error
         raise FileNotFoundError(
             f"{source!r} is no folder here, and its model_index.json could not be fetched from "
             f"the hub; {accepted}, or check the network and your access"
@@ -80,3 +88,67 @@ def read_model_index(source: str | Path, pipeline: type[DiffusionPipeline]) -> d
         if absent:
             raise FileNotFoundError(f"{source} lacks the folders {absent}; {accepted}")
     return index
+
+
+def load_pipeline(
+    source: str | Path,
+    pipeline: type[DiffusionPipeline],
+    dtype: torch.dtype,
+    optional: Sequence[str] = (),
+) -> DiffusionPipeline:
+    """Loads a pipeline on the CPU, after a look at its index.
+
+    Args:
+        source: Folder or hub id, from `find_pipeline`.
+        pipeline: The class that the caller can drive.
+        dtype: Of all weights, except an autoencoder that asks for fp32 (SDXL's overflows below).
+        optional: Parts whose absence is no error, for instance SD3's T5.
+
+    Returns:
+        The pipeline, in evaluation mode, without a progress bar.
+
+    Raises:
+        FileNotFoundError: If a part is missing.
+        ValueError: If it is another kind of pipeline.
+    """
+    index = read_model_index(source, pipeline)
+    absent: dict[str, Any] = {part: None for part in optional if not any(index.get(part) or [None])}
+    loaded: DiffusionPipeline = pipeline.from_pretrained(
+        source,
+        torch_dtype=dtype,
+        use_safetensors=True,
+        local_files_only=isinstance(source, Path),
+        **absent,
+    )
+    loaded.set_progress_bar_config(disable=True)
+    for part in loaded.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.eval()
+    if getattr(loaded.vae.config, "force_upcast", False) and dtype == torch.float16:
+        loaded.vae.float()
+    return loaded
+
+
+def load_denoiser(source: str | Path, model: type[ModelMixin], name: str) -> ModelMixin:
+    """Loads a frozen fp32 denoiser on the CPU, the reference of full fine-tuning.
+
+    Args:
+        source: Folder or hub id, from `find_pipeline`.
+        model: Its class.
+        name: The pipeline's part: "transformer" or "unet".
+    """
+    denoiser: ModelMixin = model.from_pretrained(
+        source,
+        subfolder=name,
+        torch_dtype=torch.float32,
+        use_safetensors=True,
+        local_files_only=isinstance(source, Path),
+    )
+    return denoiser.requires_grad_(False).eval()
+
+
+def _is_gated(error: BaseException | None) -> bool:
+    """Whether the hub refused for want of accepted terms, however deep the error is wrapped."""
+    while error is not None and not isinstance(error, GatedRepoError):
+        error = error.__cause__ or error.__context__
+    return error is not None

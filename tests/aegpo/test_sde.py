@@ -9,7 +9,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from aegpo.sde import CPS, ODE, SDE, DanceSDE, FlowSDE, GaussianStep
+from aegpo.sde import CPS, DDIM, ODE, SDE, DanceSDE, FlowSDE, GaussianStep
 
 
 def shifted_sigmas(num_steps: int) -> Tensor:
@@ -171,7 +171,7 @@ def test_log_prob_gradient_reaches_the_prediction_and_not_the_sample():
     torch.testing.assert_close(v.grad, torch.full_like(v, expected), rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("sde", [ODE(), FlowSDE(), DanceSDE(), CPS()])
+@pytest.mark.parametrize("sde", [ODE(), FlowSDE(), DanceSDE(), CPS(), DDIM()])
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_eta_zero_is_the_schedulers_euler_step_bit_for_bit(sde, shift):
     generator = torch.Generator().manual_seed(2)
@@ -188,7 +188,7 @@ def test_eta_zero_is_the_schedulers_euler_step_bit_for_bit(sde, shift):
         assert step.std.tolist() == [[[[0.0]]]] * 2
 
 
-@pytest.mark.parametrize("sde", [FlowSDE(), DanceSDE(), CPS()])
+@pytest.mark.parametrize("sde", [FlowSDE(), DanceSDE(), CPS(), DDIM()])
 def test_rows_with_and_without_noise_share_a_batch(sde):
     generator = torch.Generator().manual_seed(3)
     x, v = torch.randn(2, 4, 4, 2, 2, generator=generator)

@@ -83,6 +83,9 @@ class ToyPolicy(nn.Module):
     def sigmas(self, num_steps: int) -> Tensor:
         return torch.linspace(1, 0, num_steps + 1)
 
+    def initial_latents(self, noise: Tensor, sigma: float) -> Tensor:
+        return noise
+
     def decode(self, latents: Tensor) -> Tensor:
         return torch.sigmoid(latents).expand(-1, 3, -1, -1)
 

@@ -7,6 +7,7 @@ import torch
 
 from aegpo.entropy.tokens import TokenLayout, check_token_set, select_tokens
 
+PADDED_4 = torch.tensor([[True, True, True, False], [True, True, False, False]])
 PADDED = torch.tensor([[True, True, False], [True, False, False]])
 
 
@@ -97,3 +98,27 @@ def test_sets_about_text_need_text() -> None:
         with pytest.raises(ValueError, match="no real text token"):
             check_token_set(tokens, TokenLayout(2, 0, True))
     check_token_set("image_to_all", empty)
+
+
+def test_a_unet_has_levels_and_cross_attention() -> None:
+    layout = TokenLayout(16, 4, True, PADDED_4, image_sizes=(4,), cross_layers=("attn2",))
+    for size in (16, 4):
+        own = select_tokens("image_to_all", layout, size, size, "down.attn1")
+        assert own is not None and own.key_mask is None and len(own.queries) == size
+        assert select_tokens("image_to_text", layout, size, size, "down.attn1") is None
+    # At the level of four image tokens cross-attention has the lengths of a self-attention.
+    for tokens in ("image_to_text", "image_to_all", "all_to_all"):
+        cross = select_tokens(tokens, layout, 4, 4, "down.attn2")
+        assert cross is not None and cross.key_mask is PADDED_4 and len(cross.queries) == 4
+    assert select_tokens("image_to_image", layout, 4, 4, "down.attn2") is None
+    with pytest.raises(ValueError, match="5 keys, but the text has 4"):
+        select_tokens("image_to_text", layout, 16, 5, "down.attn2")
+    # 16 + 4 tokens would be joint attention, which such a model has not.
+    with pytest.raises(ValueError, match="known are image-only attention over 16, 4"):
+        select_tokens("all_to_all", layout, 20, 20, "down.attn1")
+
+
+def test_layers_of_text_alone_are_not_measured() -> None:
+    layout = TokenLayout(16, 4, True, text_layers=("context_refiner",))
+    assert select_tokens("all_to_all", layout, 4, 4, "context_refiner.0.attention") is None
+    assert select_tokens("all_to_all", layout, 20, 20, "layers.0.attention") is not None

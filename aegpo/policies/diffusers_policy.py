@@ -1,0 +1,296 @@
+"""A diffusers pipeline as a policy: everything that no single model family has to itself."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from diffusers import DiffusionPipeline, ModelMixin
+from torch import Tensor, nn
+
+from aegpo.noise import run_seed
+from aegpo.policies.base import Policy
+from aegpo.policies.conditioning import Conditioning
+from aegpo.policies.lora import (
+    ADAPTER,
+    adapters_disabled,
+    add_lora,
+    lora_state_dict,
+    match_targets,
+)
+from aegpo.policies.pretrained import find_pipeline, load_denoiser, load_pipeline
+
+
+class DiffusersPolicy(Policy):
+    """A diffusers pipeline whose denoiser is trained, by LoRA or wholly.
+
+    Text encoders and autoencoder are frozen. A family of models is a subclass that says which
+    pipeline it drives and how one call of its denoiser, its text encoders and its decoder looks.
+
+    Args:
+        pretrained: Hub id or folder of a saved pipeline, or "shapes" for the bundled one.
+        lora_rank: Rank of the adapters.
+        lora_alpha: Adapters are scaled by lora_alpha / lora_rank; twice the rank by default.
+        lora_targets: Layers that get adapters: names of the model's groups ("attention",
+            "feed_forward", ...) or ends of layer names; the attention by default.
+        lora_seed: Seed of the adapters' initial weights; None for the run's `seed_everything`.
+        full_finetuning: Train all weights of the denoiser instead of adapters. The reference is
+            then a second denoiser, read again from `pretrained` when it is first needed.
+        guidance_scale: Weight of classifier-free guidance; 1 is no guidance and half the cost.
+        negative_prompt: Text that guidance leads away from.
+        resolution: Height and width of the images in pixels; the model's own by default.
+        max_batch: Most rows in one call of the denoiser; with guidance a sample is two rows.
+        decode_batch: Most latents in one call of the decoder.
+        max_cached_prompts: Prompts whose embeddings are kept in CPU memory.
+        dtype: Of the frozen weights; whatever is trained is float32.
+        gradient_checkpointing: Compute activations twice instead of storing them.
+        offload: Keep text encoders and decoder in CPU memory while they are idle.
+
+    Raises:
+        FileNotFoundError: If `pretrained` cannot be found or lacks a part.
+        ValueError: If it is another kind of pipeline, or an argument is out of range.
+    """
+
+    pipeline_class: ClassVar[type[DiffusionPipeline]]
+    """The pipeline that the class can drive."""
+    denoiser_name: ClassVar[str] = "transformer"
+    """The part of the pipeline that is trained."""
+    encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    """The parts of the pipeline that encode text."""
+    optional_parts: ClassVar[tuple[str, ...]] = ()
+    """Parts that a saved pipeline of this kind may lack."""
+    lora_groups: ClassVar[Mapping[str, Sequence[str]]]
+    """LoRA targets by group: names of groups and the ends of layer names they stand for."""
+
+    vae: nn.Module
+    text_encoders: nn.ModuleList
+
+    def __init__(
+        self,
+        pretrained: str,
+        lora_rank: int = 32,
+        lora_alpha: int | None = None,
+        lora_targets: list[str] | None = None,
+        lora_seed: int | None = None,
+        full_finetuning: bool = False,
+        guidance_scale: float = 1.0,
+        negative_prompt: str = "",
+        resolution: int | None = None,
+        max_batch: int = 64,
+        decode_batch: int = 64,
+        max_cached_prompts: int = 4096,
+        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        gradient_checkpointing: bool = False,
+        offload: bool = False,
+    ) -> None:
+        super().__init__(guidance_scale, max_batch, decode_batch, max_cached_prompts)
+        if full_finetuning and lora_targets is not None:
+            raise ValueError("full_finetuning=True trains no adapters; remove lora_targets")
+        self.full_finetuning = full_finetuning
+        self.negative_prompt = negative_prompt
+        self.offload = offload
+        self._source = find_pipeline(pretrained)
+        self._frozen_dtype: torch.dtype = getattr(torch, dtype)
+
+        # The pipeline is no module: it shares the modules registered below, and so follows `.to`.
+        self.pipeline = self.load_clean_pipeline()
+        self.register_module(self.denoiser_name, getattr(self.pipeline, self.denoiser_name))
+        encoders = nn.ModuleList(
+            encoder
+            for name in self.encoder_names
+            if (encoder := getattr(self.pipeline, name, None)) is not None
+        )
+        # What is offloaded is hidden from the module registry, and so from `.to`.
+        register = object.__setattr__ if offload else setattr
+        register(self, "vae", self.pipeline.vae)
+        register(self, "text_encoders", encoders)
+        self.vae.requires_grad_(False)
+        self.text_encoders.requires_grad_(False)
+        self._latent_size = self._check_resolution(resolution)
+
+        denoiser = self.trained
+        denoiser.requires_grad_(False)
+        if full_finetuning:
+            denoiser.float().requires_grad_(True)
+        else:
+            layers = match_targets(denoiser, lora_targets or ["attention"], self.lora_groups)
+            alpha = 2 * lora_rank if lora_alpha is None else lora_alpha
+            add_lora(denoiser, layers, lora_rank, alpha, run_seed(lora_seed))
+        if gradient_checkpointing:
+            denoiser.enable_gradient_checkpointing()
+        # A list hides the reference from the module registry: it is no part of a checkpoint.
+        self._reference: list[ModelMixin] = []
+        self._inside_reference = False
+        self.eval()
+
+    # What a family of models must say, beside `predict`, `encode_texts` and `token_layout`.
+
+    @property
+    @abc.abstractmethod
+    def latent_channels(self) -> int:
+        """Channels of a latent before any packing."""
+
+    @property
+    @abc.abstractmethod
+    def default_latent_size(self) -> int:
+        """Height and width of the model's own latents."""
+
+    @property
+    def latent_multiple(self) -> int:
+        """What latent height and width must be a multiple of: the patch of a transformer."""
+        return int(getattr(self.trained.config, "patch_size", None) or 1)
+
+    @property
+    def largest_latent_size(self) -> int | None:
+        """Largest latent height and width, or None where the model sets no limit."""
+        return None
+
+    # What follows from it.
+
+    @property
+    def trained(self) -> ModelMixin:
+        """The denoiser that is trained, also inside `reference`."""
+        return getattr(self, self.denoiser_name)
+
+    @property
+    def denoiser(self) -> ModelMixin:
+        """The trained denoiser, or inside `reference` after full fine-tuning its frozen copy."""
+        return self._reference[0] if self._inside_reference else self.trained
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """What the denoiser's inputs are cast to: the dtype of most of its weights."""
+        return torch.float32 if self.full_finetuning else self._frozen_dtype
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of one latent, (C, H, W)."""
+        return (self.latent_channels, self._latent_size, self._latent_size)
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Image tokens of one latent: patches of `latent_multiple` squared."""
+        side = self._latent_size // self.latent_multiple
+        return side * side
+
+    @property
+    def pixels(self) -> int:
+        """Height and width of the images."""
+        return self._latent_size * int(self.pipeline.vae_scale_factor)
+
+    def load_clean_pipeline(self) -> DiffusionPipeline:
+        """Loads `pretrained` anew: the base as diffusers has it, on the CPU, without adapters."""
+        return load_pipeline(
+            self._source, self.pipeline_class, self._frozen_dtype, self.optional_parts
+        )
+
+    def train(self, mode: bool = True) -> DiffusersPolicy:
+        """As for any module, but the frozen parts stay in evaluation mode (T5 has dropout)."""
+        super().train(mode)
+        self.vae.eval()
+        self.text_encoders.eval()
+        return self
+
+    @contextmanager
+    def encoders_ready(self) -> Iterator[None]:
+        """Inside, the text encoders are on the policy's device; see `offload`."""
+        with self._awake(self.text_encoders):
+            yield
+
+    @contextmanager
+    def decoder_ready(self) -> Iterator[None]:
+        """Inside, the decoder is on the policy's device; see `offload`."""
+        with self._awake(self.vae):
+            yield
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """The pretrained model: adapters switched off, or a frozen copy for full fine-tuning.
+
+        The copy is read from `pretrained`, not taken from the weights of the moment, so it is the
+        same whenever it is first needed, also after a resume. It then stays in memory.
+        """
+        if not self.full_finetuning:
+            with adapters_disabled(self.trained):
+                yield
+            return
+        if not self._reference:
+            self._reference.append(
+                load_denoiser(self._source, type(self.trained), self.denoiser_name)
+            )
+        self._reference[0].to(self.trained.device)
+        before, self._inside_reference = self._inside_reference, True
+        try:
+            yield
+        finally:
+            self._inside_reference = before
+
+    def encode_negative(self) -> Conditioning:
+        """The row that guidance subtracts: `negative_prompt`."""
+        return self.encode_texts([self.negative_prompt])
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes adapters as a diffusers LoRA file, or after full fine-tuning a whole pipeline.
+
+        Load the first with ``pipeline.load_lora_weights(folder)``: rank and alpha travel in the
+        file's metadata. Load the second as any pipeline.
+
+        Args:
+            folder: Created if absent.
+        """
+        if self.full_finetuning:
+            self.pipeline.save_pretrained(folder, safe_serialization=True)
+            return
+        layers: dict[str, Any] = {
+            f"{self.denoiser_name}_lora_layers": lora_state_dict(self.trained),
+            f"{self.denoiser_name}_lora_adapter_metadata": self.trained.peft_config[
+                ADAPTER
+            ].to_dict(),
+        }
+        self.pipeline_class.save_lora_weights(folder, **layers)
+
+    @contextmanager
+    def _awake(self, part: nn.Module) -> Iterator[None]:
+        if self.offload:
+            part.to(self.device)
+        try:
+            yield
+        finally:
+            if self.offload:
+                part.to("cpu")
+
+    def _check_resolution(self, resolution: int | None) -> int:
+        """Latent height and width for a resolution in pixels."""
+        if resolution is None:
+            return self.default_latent_size
+        pixels, multiple = int(self.pipeline.vae_scale_factor), self.latent_multiple
+        limit = self.largest_latent_size
+        largest = None if limit is None else pixels * limit
+        too_large = largest is not None and resolution > largest
+        if resolution < 1 or resolution % (pixels * multiple) or too_large:
+            raise ValueError(
+                f"resolution={resolution}; this model takes multiples of {pixels * multiple} pixels"
+                + ("" if largest is None else f" up to {largest}")
+            )
+        return resolution // pixels
+
+
+def scaled_decode(vae: nn.Module, latents: Tensor) -> Tensor:
+    """Undoes the latent scaling of an AutoencoderKL and runs its decoder.
+
+    Args:
+        vae: The autoencoder; `shift_factor` counts as 0 where it has none.
+        latents: Clean latents in the denoiser's scale, shape (n, C, h, w).
+
+    Returns:
+        Images, shape (n, 3, H, W) fp32; values may leave [0, 1].
+    """
+    config: Any = vae.config
+    latents = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
+    dtype: Any = vae.dtype
+    images: Tensor = vae.decode(latents.to(dtype), return_dict=False)[0]  # type: ignore[operator]
+    return images.float() / 2 + 0.5

@@ -1,0 +1,59 @@
+"""Flow-matching pipelines: the noise levels of their own Euler scheduler."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aegpo.policies.diffusers_policy import DiffusersPolicy
+from aegpo.sigmas import Spacing, resolution_mu, scheduler_sigmas
+
+
+class FlowPolicy(DiffusersPolicy):
+    """A policy whose pipeline runs a flow-matching Euler scheduler.
+
+    Args:
+        pretrained: Hub id or folder of a saved pipeline, or "shapes" for the bundled one.
+        sigma_spacing: "scheduler" for the scheduler's own spacing, "uniform" for
+            linspace(1, 1/T, T) through the scheduler's shift, then 0.
+        **common: Arguments of `DiffusersPolicy`.
+
+    Raises:
+        ValueError: If `sigma_spacing` is unknown.
+    """
+
+    def __init__(
+        self, pretrained: str, sigma_spacing: Spacing = "scheduler", **common: Any
+    ) -> None:
+        if sigma_spacing not in ("scheduler", "uniform"):
+            raise ValueError(f"sigma_spacing={sigma_spacing!r}; choose scheduler or uniform")
+        super().__init__(pretrained, **common)
+        self.sigma_spacing: Spacing = sigma_spacing
+
+    def shift_mu(self) -> float | None:
+        """The shift for the present resolution, None where the scheduler does not ask for one."""
+        scheduler = self.pipeline.scheduler
+        if not scheduler.config.use_dynamic_shifting:
+            return None
+        return resolution_mu(scheduler, self.num_image_tokens)
+
+    def sigmas(self, num_steps: int) -> Tensor:
+        """Noise levels from 1 to 0 under `sigma_spacing`, shape (num_steps + 1,) fp32."""
+        return scheduler_sigmas(
+            self.pipeline.scheduler, num_steps, self.sigma_spacing, mu=self.shift_mu()
+        )
+
+    def timestep(self, sigma: Tensor) -> Tensor:
+        """Noise levels on the scale of the denoiser's timesteps, fp32: sigma times 1,000."""
+        return sigma.float() * int(self.pipeline.scheduler.config.num_train_timesteps)
+
+
+def real_tokens(tokenizer: Any, texts: list[str], length: int, device: torch.device) -> Tensor:
+    """Which of `length` positions hold text, start or end tokens, shape (B, length) bool."""
+    tokens = tokenizer(
+        texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+    )
+    mask: Tensor = tokens.attention_mask.to(device).bool()
+    return mask
