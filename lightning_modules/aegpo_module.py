@@ -61,7 +61,7 @@ class AEGPOModule(PolicyModule):
             `transition_weight`, `clip_range` and `kl_coeff` belong; None for it.
         evaluation_rewards: Rewards that are only measured on the held-out prompts, beside
             `reward`.
-        num_steps: Denoising steps T of rollouts and evaluation.
+        num_steps: Denoising steps T of rollouts.
         clip_range: Half width of the clip on the ratio of per-dimension mean log-probs.
         kl_coeff: Weight of the KL to the reference policy; 0 skips the reference evaluations.
         inner_epochs: Passes over one rollout's samples, for the policy gradient its transitions.
@@ -74,6 +74,8 @@ class AEGPOModule(PolicyModule):
             with 4; None draws it independently.
         max_missing: Share of failed rewards in an iteration above which the run stops.
         seed: Key of every random draw; None for the run's `seed_everything`.
+        evaluation_steps: Denoising steps of held-out images; None for `num_steps`.
+        evaluation_resolution: Their size in pixels; None for the policy's own.
 
     Raises:
         ValueError: If a setting contradicts another one.
@@ -105,8 +107,17 @@ class AEGPOModule(PolicyModule):
         split_scale: float | None = None,
         max_missing: float = 0.5,
         seed: int | None = None,
+        evaluation_steps: int | None = None,
+        evaluation_resolution: int | None = None,
     ) -> None:
-        super().__init__(policy, [reward, *(evaluation_rewards or [])], num_steps, seed)
+        super().__init__(
+            policy,
+            [reward, *(evaluation_rewards or [])],
+            num_steps,
+            seed,
+            evaluation_steps,
+            evaluation_resolution,
+        )
         check_update(
             max_grad_norm,
             inner_epochs=inner_epochs,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import lightning as L
@@ -39,6 +40,8 @@ class PolicyModule(L.LightningModule):
         evaluation_rewards: Rewards measured on the held-out prompts, with different names.
         num_steps: Denoising steps T.
         seed: Key of every random draw; None for the run's `seed_everything`.
+        evaluation_steps: Denoising steps of held-out images; None for `num_steps`.
+        evaluation_resolution: Their size in pixels; None for the policy's own.
 
     Raises:
         ValueError: If two rewards share a name or there are too few steps.
@@ -50,10 +53,15 @@ class PolicyModule(L.LightningModule):
         evaluation_rewards: list[Reward],
         num_steps: int,
         seed: int | None,
+        evaluation_steps: int | None = None,
+        evaluation_resolution: int | None = None,
     ) -> None:
         super().__init__()
-        if num_steps < 2:
-            raise ValueError(f"model.num_steps={num_steps} must be at least 2")
+        self.evaluation_steps = num_steps if evaluation_steps is None else evaluation_steps
+        self.evaluation_resolution = evaluation_resolution
+        for name, steps in (("num_steps", num_steps), ("evaluation_steps", self.evaluation_steps)):
+            if steps < 2:
+                raise ValueError(f"model.{name}={steps} must be at least 2")
         names = [reward.name for reward in evaluation_rewards]
         if len(set(names)) != len(names):
             raise ValueError(
@@ -101,9 +109,11 @@ class PolicyModule(L.LightningModule):
     def draw(self, batch: PromptBatch) -> RolloutTree:
         """Draw one image a prompt with the deterministic sampler and noise fixed by its index."""
         ones = torch.ones(len(batch), dtype=torch.int64)
-        schedule = ExplorationSchedule.deterministic(len(batch), self.num_steps)
+        schedule = ExplorationSchedule.deterministic(len(batch), self.evaluation_steps)
         cond = self.policy.encode(batch.prompts)
-        with self.policy.evaluations.charge("validation"):
+        with ExitStack() as stack:
+            stack.enter_context(self.policy.evaluations.charge("validation"))
+            stack.enter_context(self.policy.at_resolution(self.evaluation_resolution))
             return rollout(self.policy, ODE(), cond, schedule, ones, EVALUATION_NOISE, batch.index)
 
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> Evaluated:

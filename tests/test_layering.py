@@ -43,6 +43,8 @@ FLOOR = {
         "aegpo.compute",
         "aegpo.entropy.tokens",
         "aegpo.policies.conditioning",
+        "aegpo.policies.embedding_cache",
+        "aegpo.policies.trainable",
     },
 }
 

@@ -112,7 +112,9 @@ class EntropyRecorder:
                     module.register_forward_hook(recording._leave(name), always_call=True)
                 )
             F.scaled_dot_product_attention = recording._watch(original)
-            yield recording
+            # A compiled denoiser would be compiled anew, with and without the replacement.
+            with torch.compiler.set_stance("force_eager"):
+                yield recording
         finally:
             F.scaled_dot_product_attention = original
             for handle in handles:

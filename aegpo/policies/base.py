@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from aegpo.compute import EvaluationCounter
 from aegpo.entropy.tokens import TokenLayout
-from aegpo.policies.conditioning import NEGATIVE, Conditioning, ConditioningCache
+from aegpo.policies.conditioning import Conditioning
+from aegpo.policies.embedding_cache import NEGATIVE, ConditioningCache
+from aegpo.policies.trainable import copy_trainable_tensors, trainable_tensors
 
 __all__ = ["Conditioning", "Policy", "TokenLayout"]
 
@@ -191,6 +193,19 @@ class Policy(nn.Module, abc.ABC):
         """Inside this context the decoder is where `decode_latents` needs it."""
         return nullcontext()
 
+    def at_resolution(self, resolution: int | None) -> AbstractContextManager[None]:
+        """Inside this context images have another size than in training.
+
+        Args:
+            resolution: Height and width in pixels; None changes nothing.
+
+        Raises:
+            ValueError: If this model has one size only.
+        """
+        if resolution is not None:
+            raise ValueError(f"{type(self).__name__} draws images of one size only")
+        return nullcontext()
+
     # What follows from it.
 
     @property
@@ -295,39 +310,11 @@ class Policy(nn.Module, abc.ABC):
 
     def trainable_state_dict(self) -> dict[str, Tensor]:
         """The trainable tensors alone, for a checkpoint; they share memory with the policy."""
-        return {
-            name: parameter.detach()
-            for name, parameter in self.named_parameters()
-            if parameter.requires_grad
-        }
+        return trainable_tensors(self)
 
-    @torch.no_grad()
     def load_trainable_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Takes over what `trainable_state_dict` returned.
-
-        Args:
-            state: A tensor of the right shape for every trainable parameter, and no other.
-
-        Raises:
-            ValueError: If names or shapes differ; the policy is then unchanged.
-        """
-        own = self.trainable_state_dict()
-        wrong = [
-            *(f"{name} is missing" for name in own.keys() - state.keys()),
-            *(f"{name} is not trainable here" for name in state.keys() - own.keys()),
-            *(
-                f"{name} has shape {tuple(state[name].shape)}, expected {tuple(own[name].shape)}"
-                for name in own.keys() & state.keys()
-                if own[name].shape != state[name].shape
-            ),
-        ]
-        if wrong:
-            raise ValueError(
-                f"the saved weights do not fit this policy in {len(wrong)} tensors, first: "
-                f"{min(wrong)}; build the policy with the arguments it was trained with"
-            )
-        for name, tensor in own.items():
-            tensor.copy_(state[name])
+        """Takes over what `trainable_state_dict` returned; see `copy_trainable_tensors`."""
+        copy_trainable_tensors(self, state)
 
     def _encode_rows(self, texts: list[str]) -> Conditioning:
         return self.encode_negative() if texts == [NEGATIVE] else self.encode_texts(texts)

@@ -1,15 +1,12 @@
-"""What a denoiser is told about the text, one row per prompt, and a cache of such rows."""
+"""What a denoiser is told about the text, one row per prompt."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-NEGATIVE = "\0negative"
-"""Stands in a cache for the row that guidance subtracts, which no prompt can spell."""
 
 
 @dataclass(frozen=True)
@@ -97,50 +94,3 @@ class Conditioning:
             mask=torch.cat(masks) if masks else None,
             negative=Conditioning.cat(negatives) if negatives else None,
         )
-
-
-class ConditioningCache:
-    """Rows of conditioning by text, on the CPU; the oldest give way when it is full.
-
-    Args:
-        max_texts: Texts that are kept, at least 1. A text of SD3.5 with T5 takes about 5 MB.
-
-    Raises:
-        ValueError: If `max_texts` is below 1.
-    """
-
-    def __init__(self, max_texts: int) -> None:
-        if max_texts < 1:
-            raise ValueError(f"max_texts={max_texts}, but a cache must hold at least 1 text")
-        self.max_texts = max_texts
-        self._rows: dict[str, Conditioning] = {}
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def has(self, texts: Sequence[str]) -> bool:
-        """Whether `get` would find all texts and encode none."""
-        return all(text in self._rows for text in texts)
-
-    def get(
-        self, texts: Sequence[str], encode: Callable[[list[str]], Conditioning]
-    ) -> Conditioning:
-        """The rows of the texts; `encode` is called for each unknown one, by itself.
-
-        A row's last bits depend on the batch that it is encoded in, and a resumed run meets the
-        texts in other batches: one at a time, a row depends on its text alone.
-
-        Args:
-            texts: B texts, repeats allowed.
-            encode: Turns texts into one row each, without `negative`.
-
-        Returns:
-            B rows on the CPU.
-        """
-        for text in dict.fromkeys(texts):
-            if text not in self._rows:
-                self._rows[text] = encode([text]).to("cpu")
-        rows = Conditioning.cat([self._rows[text] for text in texts])
-        for text in list(self._rows)[: max(0, len(self._rows) - self.max_texts)]:
-            del self._rows[text]
-        return rows

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from aegpo.noise import run_seed
 from aegpo.policies.base import Policy
 from aegpo.policies.conditioning import Conditioning
+from aegpo.policies.embedding_cache import EmbeddingFolder
 from aegpo.policies.lora import (
     ADAPTER,
     adapters_disabled,
@@ -49,6 +50,8 @@ class DiffusersPolicy(Policy):
         dtype: Of the frozen weights; whatever is trained is float32.
         gradient_checkpointing: Compute activations twice instead of storing them.
         offload: Keep text encoders and decoder in CPU memory while they are idle.
+        embedding_cache: Folder where embeddings of prompts are kept for later runs.
+        compile: Compile the denoiser by `torch.compile`; worth its minutes on long runs.
 
     Raises:
         FileNotFoundError: If `pretrained` cannot be found or lacks a part.
@@ -65,6 +68,8 @@ class DiffusersPolicy(Policy):
     """Parts that a saved pipeline of this kind may lack."""
     lora_groups: ClassVar[Mapping[str, Sequence[str]]]
     """LoRA targets by group: names of groups and the ends of layer names they stand for."""
+    text_arguments: ClassVar[tuple[str, ...]] = ("negative_prompt", "max_sequence_length")
+    """Attributes that change what the text encoders return."""
 
     vae: nn.Module
     text_encoders: nn.ModuleList
@@ -86,6 +91,8 @@ class DiffusersPolicy(Policy):
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
         gradient_checkpointing: bool = False,
         offload: bool = False,
+        embedding_cache: str | None = None,
+        compile: bool = False,
     ) -> None:
         super().__init__(guidance_scale, max_batch, decode_batch, max_cached_prompts)
         if full_finetuning and lora_targets is not None:
@@ -111,6 +118,7 @@ class DiffusersPolicy(Policy):
         self.vae.requires_grad_(False)
         self.text_encoders.requires_grad_(False)
         self._latent_size = self._check_resolution(resolution)
+        self._embedding_cache = embedding_cache
 
         denoiser = self.trained
         denoiser.requires_grad_(False)
@@ -122,6 +130,8 @@ class DiffusersPolicy(Policy):
             add_lora(denoiser, layers, lora_rank, alpha, run_seed(lora_seed))
         if gradient_checkpointing:
             denoiser.enable_gradient_checkpointing()
+        if compile:
+            denoiser.compile()
         # A list hides the reference from the module registry: it is no part of a checkpoint.
         self._reference: list[ModelMixin] = []
         self._inside_reference = False
@@ -188,6 +198,12 @@ class DiffusersPolicy(Policy):
             self._source, self.pipeline_class, self._frozen_dtype, self.optional_parts
         )
 
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Encodes prompts, or finds them in `embedding_cache`; see `Policy.encode`."""
+        if self._embedding_cache is not None and self._embeddings.folder is None:
+            self._embeddings.folder = EmbeddingFolder(self._embedding_cache, self._text_settings())
+        return super().encode(prompts)
+
     def train(self, mode: bool = True) -> DiffusersPolicy:
         """As for any module, but the frozen parts stay in evaluation mode (T5 has dropout)."""
         super().train(mode)
@@ -252,6 +268,28 @@ class DiffusersPolicy(Policy):
             ].to_dict(),
         }
         self.pipeline_class.save_lora_weights(folder, **layers)
+
+    @contextmanager
+    def at_resolution(self, resolution: int | None) -> Iterator[None]:
+        """Inside, latents and images have another size; see `Policy.at_resolution`."""
+        before = self._latent_size
+        self._latent_size = before if resolution is None else self._check_resolution(resolution)
+        try:
+            yield
+        finally:
+            self._latent_size = before
+
+    def _text_settings(self) -> list[object]:
+        """What embeddings depend on: the model, its files where they are local, and arguments."""
+        files = [
+            (path.name, path.stat().st_size, path.stat().st_mtime_ns)
+            for name in self.encoder_names
+            if isinstance(self._source, Path)
+            for path in sorted((self._source / name).glob("*"))
+        ]
+        source = self._source.resolve() if isinstance(self._source, Path) else self._source
+        arguments = [getattr(self, name, None) for name in self.text_arguments]
+        return [type(self).__name__, source, self._frozen_dtype, files, arguments]
 
     @contextmanager
     def _awake(self, part: nn.Module) -> Iterator[None]:

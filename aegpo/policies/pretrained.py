@@ -136,6 +136,9 @@ def load_denoiser(source: str | Path, model: type[ModelMixin], name: str) -> Mod
         source: Folder or hub id, from `find_pipeline`.
         model: Its class.
         name: The pipeline's part: "transformer" or "unet".
+
+    Returns:
+        The denoiser, in evaluation mode.
     """
     denoiser: ModelMixin = model.from_pretrained(
         source,

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from aegpo.policies.conditioning import Conditioning, ConditioningCache
+from aegpo.policies.conditioning import Conditioning
+from aegpo.policies.embedding_cache import ConditioningCache
 
 
 def rows(values: list[float], negative: bool = False) -> Conditioning:
