@@ -6,6 +6,7 @@ from callbacks.controlled_entropy import ControlledEntropy
 from callbacks.cost_logger import CostLogger
 from callbacks.curve_logger import CurveLogger
 from callbacks.decision_log import DecisionLog
+from callbacks.ema import EMA
 from callbacks.entropy_probe import EntropyProbe
 from callbacks.evaluate_by_cost import EvaluateByCost
 from callbacks.progress import RolloutProgressBar
@@ -18,6 +19,7 @@ from callbacks.score_table import ScoreTable
 from callbacks.step_spread import TreeSpread, TrialSpread
 
 __all__ = [
+    "EMA",
     "BudgetStop",
     "Canary",
     "ControlledEntropy",

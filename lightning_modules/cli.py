@@ -28,6 +28,7 @@ from lightning_modules.cli_errors import (
     explain_parsing,
     unknown_empty_keys,
 )
+from lightning_modules.memory_errors import explain_memory, is_out_of_memory
 from lightning_modules.trainer import AEGPOTrainer
 
 DEFAULT_SEED = 0
@@ -198,8 +199,19 @@ def main(args: list[str] | None = None) -> None:
         if _debugging():
             raise
         _fail(str(error))
-    except (ValueError, TypeError, RuntimeError, OSError, MisconfigurationException) as error:
-        if _debugging() or not is_user_error(error):
+    except (
+        ValueError,
+        TypeError,
+        RuntimeError,
+        OSError,
+        MemoryError,
+        MisconfigurationException,
+    ) as error:
+        if _debugging():
+            raise
+        if is_out_of_memory(error):
+            _fail(explain_memory(error))
+        if not is_user_error(error):
             raise
         _fail(explain_exception(error))
 

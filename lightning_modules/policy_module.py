@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from aegpo.distributed import world
@@ -34,6 +35,10 @@ the loss scale of `16-mixed` is invisible to the norm by which gradients are cli
 
 class PolicyModule(L.LightningModule):
     """Everything around the training of a policy.
+
+    A callback may keep an average of the trained weights in `averaged` (name to tensor, as
+    `Policy.trainable_state_dict`). It travels in the checkpoint, and every command but `fit` then
+    loads it in place of the weights.
 
     Args:
         policy: Builds the pipeline; called when the run starts, after all settings were checked.
@@ -76,6 +81,7 @@ class PolicyModule(L.LightningModule):
         self.timer = PhaseTimer()
         self.iteration = 0
         self.held_out = HeldOut()
+        self.averaged: dict[str, Tensor] | None = None
         self.policy: Policy
 
     def configure_model(self) -> None:
@@ -169,9 +175,15 @@ class PolicyModule(L.LightningModule):
             "iteration": self.iteration,
             "evaluations": self.policy.evaluations.state_dict(),
         }
+        if self.averaged is not None:
+            checkpoint["aegpo"]["averaged"] = self.averaged
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Continue from `on_save_checkpoint`."""
         self.configure_model()
         self.iteration = int(checkpoint["aegpo"]["iteration"])
         self.policy.evaluations.load_state_dict(checkpoint["aegpo"]["evaluations"])
+        self.averaged = checkpoint["aegpo"].get("averaged")
+        if self.averaged is not None and self.trainer.state.fn != TrainerFn.FITTING:
+            average = {f"policy.{name}": value for name, value in self.averaged.items()}
+            checkpoint["state_dict"] = average
