@@ -7,6 +7,7 @@ index vector, so they may have any sizes; the index may as well number (tree, de
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -68,6 +69,26 @@ class GroupRelative:
         self.scale = scale
         self.clip = clip
         self.eps = eps
+
+    uses_parts = False
+    """Whether `of_parts` looks at a composite reward's parts one by one."""
+
+    def of_parts(
+        self, rewards: Tensor, parts: Tensor, weights: Sequence[float], prompt: Tensor
+    ) -> Advantages:
+        """Compare images that several rewards have scored; here by their sum.
+
+        Args:
+            rewards: The composite reward, shape (N,).
+            parts: Its P parts, shape (N, P).
+            weights: Weight of each part, P numbers.
+            prompt: Group of each image, any integers, shape (N,).
+
+        Returns:
+            Advantages of shape (N,) and the groups without signal.
+        """
+        del parts, weights
+        return self(rewards, prompt)
 
     def __call__(self, rewards: Tensor, prompt: Tensor) -> Advantages:
         """Compare each reward with its group.

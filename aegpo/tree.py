@@ -8,7 +8,8 @@ branches.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -114,6 +115,36 @@ class RolloutTree:
         """Number of images, N."""
         return self.prompt.shape[0]
 
+    @staticmethod
+    def cat(parts: Sequence[RolloutTree], num_prompts: Sequence[int]) -> RolloutTree:
+        """Puts the trees of consecutive prompts of one batch side by side.
+
+        Args:
+            parts: One at least, all decoded or none, over the same steps.
+            num_prompts: Prompts of each part.
+
+        Returns:
+            One tree, as one rollout over all prompts leaves it but for the order of its edges.
+        """
+        numbered = list(zip(_offsets(num_prompts), parts, strict=True))
+        first_edge = _offsets([len(part.transitions) for part in parts])
+        images = [part.images for part in parts if part.images is not None]
+        return RolloutTree(
+            images=torch.cat(images) if images else None,
+            latents=torch.cat([part.latents for part in parts]),
+            prompt=torch.cat([part.prompt + n for n, part in numbered]),
+            transitions=Transitions.cat(
+                [
+                    replace(part.transitions, prompt=part.transitions.prompt + n)
+                    for n, part in numbered
+                ]
+            ),
+            parent=_shifted([part.parent for part in parts], first_edge),
+            leaf_edge=_shifted([part.leaf_edge for part in parts], first_edge),
+            sigmas=parts[0].sigmas,
+            num_nodes=sum(part.num_nodes for part in parts),
+        )
+
     @property
     def depth(self) -> Tensor:
         """(E,) int64, the number of stochastic edges above each edge, 0 for the first ones."""
@@ -158,3 +189,18 @@ class RolloutTree:
             edge = parent[edge]
         fused = total / leaves  # 0 / 0 is the NaN that is promised
         return fused.to(values.dtype).to(self.parent.device)
+
+
+def _offsets(counts: Sequence[int]) -> list[int]:
+    """Where each part begins."""
+    return [0, *accumulate(counts)][: len(counts)]
+
+
+def _shifted(parts: Sequence[Tensor], offsets: Sequence[int]) -> Tensor:
+    """Edge numbers of several trees in one count; -1 stays."""
+    return torch.cat(
+        [
+            torch.where(part >= 0, part + offset, part)
+            for part, offset in zip(parts, offsets, strict=True)
+        ]
+    )

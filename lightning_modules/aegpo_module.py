@@ -22,17 +22,22 @@ from aegpo.policies.base import Conditioning, Policy
 from aegpo.prompts import PromptBatch
 from aegpo.pruning import Pruning
 from aegpo.rewards.base import Reward
-from aegpo.rewards.guarded import guarded_scores
 from aegpo.rollout import rollout
 from aegpo.sde import SDE
 from aegpo.sharding import shard
 from aegpo.tree import RolloutTree
 from aegpo.tree_advantages import Credit
 from lightning_modules.metrics import Iteration, UpdateMeter, reward_metrics
-from lightning_modules.module_settings import check_rollout, check_update, choose_objective
+from lightning_modules.module_settings import (
+    check_parts,
+    check_rollout,
+    check_update,
+    choose_objective,
+)
 from lightning_modules.optimizer_step import no_gradient_sync, optimizer_step
 from lightning_modules.phases import timed
 from lightning_modules.policy_module import PolicyModule
+from lightning_modules.scoring import Scoring
 
 
 class AEGPOModule(PolicyModule):
@@ -73,6 +78,8 @@ class AEGPOModule(PolicyModule):
         split_scale: Correlates the noise of siblings by 1 / (1 + split_scale²), as BranchGRPO does
             with 4; None draws it independently.
         max_missing: Share of failed rewards in an iteration above which the run stops.
+        overlap_chunks: Into how many chunks of prompts a rollout is divided, each scored in a
+            thread while the next is drawn; 1 scores after the rollout. For rewards that wait.
         seed: Key of every random draw; None for the run's `seed_everything`.
         evaluation_steps: Denoising steps of held-out images; None for `num_steps`.
         evaluation_resolution: Their size in pixels; None for the policy's own.
@@ -106,6 +113,7 @@ class AEGPOModule(PolicyModule):
         shared_start: bool = False,
         split_scale: float | None = None,
         max_missing: float = 0.5,
+        overlap_chunks: int = 1,
         seed: int | None = None,
         evaluation_steps: int | None = None,
         evaluation_resolution: int | None = None,
@@ -125,6 +133,8 @@ class AEGPOModule(PolicyModule):
             micro_batch_size=micro_batch_size,
         )
         self.advantage, self.clip_range = advantage or GroupRelative(), clip_range
+        check_parts(self.advantage, reward)
+        self.scoring = Scoring(reward, overlap_chunks)
         self.objective = choose_objective(
             objective,
             clip_range=clip_range,
@@ -170,21 +180,35 @@ class AEGPOModule(PolicyModule):
         sizes = self.allocator(self.entropy, len(batch))
         schedule = schedule.fit(sizes)
         mine = shard(sizes, *world())
-        whole, batch = batch, batch.select(mine)
-        schedule, sizes = schedule.select(mine), sizes[mine]
+        experience = self.collect(batch, mine, schedule, sizes, noise)
+        self.update(experience)
+        self.last = Iteration(
+            batch.select(mine),
+            experience.schedule,
+            sizes[mine],
+            experience.tree,
+            experience.rewards,
+        )
+        self.iteration += 1
+        self.log_dict(self.log_step(), rank_zero_only=True)
 
+    def collect(
+        self,
+        whole: PromptBatch,
+        mine: Tensor,
+        schedule: ExplorationSchedule,
+        sizes: Tensor,
+        noise: KeyedNoise,
+    ) -> Experience:
+        """Draw, score and compare the images of this rank's prompts, `mine` of the whole batch."""
+        batch, schedule, sizes = whole.select(mine), schedule.select(mine), sizes[mine]
         cond = self.encode(batch)
         tree = self.explore(cond, schedule, sizes, noise, batch)
         rewards = self.score(tree, batch)
         advantages = self.compare(tree, rewards, whole, mine)
-        self.update(
-            Experience(
-                self.policy, self.sde, cond, tree, schedule, rewards, advantages, batch.index, noise
-            )
+        return Experience(
+            self.policy, self.sde, cond, tree, schedule, rewards, advantages, batch.index, noise
         )
-        self.last = Iteration(batch, schedule, sizes, tree, rewards)
-        self.iteration += 1
-        self.log_dict(self.log_step(), rank_zero_only=True)
 
     @timed("encode")
     def encode(self, batch: PromptBatch) -> Conditioning:
@@ -208,18 +232,26 @@ class AEGPOModule(PolicyModule):
             stack.enter_context(self.policy.evaluations.charge("rollout"))
             self.recording = None
             if self.recorder is not None:
+                if self.scoring.chunks > 1:
+                    raise ValueError(
+                        f"model.overlap_chunks={self.scoring.chunks} draws in parts, which cannot "
+                        "be recorded as one; set it to 1, or read entropy from its own trajectories"
+                    )
                 self.recording = stack.enter_context(self.recorder.record(self.policy))
-            return rollout(
-                self.policy,
-                self.sde,
-                cond,
-                schedule,
-                sizes,
-                noise,
-                batch.index,
-                shared_start=self.shared_start,
-                split_scale=self.split_scale,
-                observer=self.recording,
+            return self.scoring.draw(
+                lambda rows: rollout(
+                    self.policy,
+                    self.sde,
+                    cond.select(rows),
+                    schedule.select(rows),
+                    sizes[rows],
+                    noise,
+                    batch.index[rows],
+                    shared_start=self.shared_start,
+                    split_scale=self.split_scale,
+                    observer=self.recording,
+                ),
+                batch,
             )
 
     @timed("reward")
@@ -236,8 +268,7 @@ class AEGPOModule(PolicyModule):
         Raises:
             RuntimeError: If more than `max_missing` of all ranks' rewards failed.
         """
-        images = batch.repeat(tree.prompt)
-        rewards = guarded_scores(self.reward, tree.images, images.prompts, images.metadata)
+        rewards = self.scoring.scores(tree, batch)
         missing = all_reduce_sum(float(rewards.isnan().sum()), rewards.device)
         total = all_reduce_sum(float(len(rewards)), rewards.device)
         if missing > self.max_missing * total:
@@ -258,8 +289,10 @@ class AEGPOModule(PolicyModule):
         """
         groups = mine.to(tree.prompt.device)[tree.prompt]
         all_rewards, own = all_gather_rows(rewards)
+        all_parts, _ = all_gather_rows(self.scoring.part_scores(rewards))
         all_groups, _ = all_gather_rows(groups)
-        scored = self.advantage(all_rewards, all_groups)
+        weights = list(self.reward.part_weights.values())
+        scored = self.advantage.of_parts(all_rewards, all_parts, weights, all_groups)
         metrics = reward_metrics(all_rewards, all_groups, batch, scored)
         metrics |= {
             f"reward/part/{name}": float(part.nanmean()) for name, part in self.reward.parts.items()
@@ -320,15 +353,8 @@ class AEGPOModule(PolicyModule):
         """
         sizes, noise = self.allocator(None, len(batch)), self.noise
         schedule = self.step_selector(None, noise, batch.index, self.num_steps).fit(sizes)
-        cond = self.encode(batch)
-        tree = self.explore(cond, schedule, sizes, noise, batch)
-        rewards = self.score(tree, batch)
-        advantages = self.compare(tree, rewards, batch, torch.arange(len(batch)))
-        samples = self.objective.samples(
-            Experience(
-                self.policy, self.sde, cond, tree, schedule, rewards, advantages, batch.index, noise
-            )
-        )
+        everything = torch.arange(len(batch))
+        samples = self.objective.samples(self.collect(batch, everything, schedule, sizes, noise))
         (update,) = samples.split(batch.index, 1, noise)
         deviation = None
         for rows in update.split(self.micro_batch_size):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from aegpo.advantages import GroupRelative
 from aegpo.objectives import Objective, PolicyGradient
+from aegpo.rewards.base import Reward
 from aegpo.rollout import check_split_scale
 from aegpo.schedule import StepSelector, require_positive
 
@@ -48,6 +50,23 @@ def check_update(max_grad_norm: float, **counts: int) -> None:
         require_positive(f"model.{name}", value)
     if max_grad_norm <= 0:
         raise ValueError(f"model.max_grad_norm={max_grad_norm} must be above 0")
+
+
+def check_parts(advantage: GroupRelative, reward: Reward) -> None:
+    """Check that an advantage that looks at a reward's parts finds some.
+
+    Args:
+        advantage: How rewards become advantages.
+        reward: What is maximized.
+
+    Raises:
+        ValueError: If it is no composite.
+    """
+    if advantage.uses_parts and not reward.part_weights:
+        raise ValueError(
+            f"model.advantage={type(advantage).__name__} compares the parts of a reward one by one,"
+            f" but {type(reward).__name__} has none; train on an aegpo.rewards.WeightedSum"
+        )
 
 
 def check_rollout(

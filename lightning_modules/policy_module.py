@@ -75,7 +75,9 @@ class PolicyModule(L.LightningModule):
             )
         self.strict_loading = False  # checkpoints hold the trainable tensors only
         self.policy_factory = policy
-        self.evaluation_rewards = evaluation_rewards
+        self.rewards = evaluation_rewards
+        # A held-out prompt has one image, and nothing to compare it with.
+        self.evaluation_rewards = [one for one in evaluation_rewards if not one.groupwise]
         self.num_steps = num_steps
         self.noise = KeyedNoise(run_seed(seed))
         self.timer = PhaseTimer()
@@ -109,7 +111,7 @@ class PolicyModule(L.LightningModule):
                 "trainer.strategy=fsdp flattens the parameters that checkpoints and the reference "
                 "policy need one by one; use ddp, or a single device"
             )
-        for reward in self.evaluation_rewards:
+        for reward in self.rewards:
             reward.setup(self.device)
 
     def draw(self, batch: PromptBatch) -> RolloutTree:

@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from aegpo.rewards.base import Reward
+from aegpo.rewards.group import GroupDiversity, GroupReward
 from aegpo.rewards.jpeg import JpegCompressibility, JpegIncompressibility
 from aegpo.rewards.weighted_sum import WeightedSum
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from aegpo.shapes.match import ShapesMatch
 
 __all__ = [
+    "GroupDiversity",
+    "GroupReward",
     "JpegCompressibility",
     "JpegIncompressibility",
     "Reward",

@@ -17,7 +17,7 @@ class Reward(abc.ABC):
 
     A subclass implements `__call__` and, where the defaults do not hold, overrides the attributes.
     The score of an image depends on that image, its prompt and its metadata only, never on the rest
-    of the batch.
+    of the batch; a `groupwise` reward also looks at the other images of the same prompt.
     """
 
     name: str
@@ -29,8 +29,14 @@ class Reward(abc.ABC):
     deterministic: bool = True
     """Whether the same image and prompt always score the same."""
 
+    groupwise: bool = False
+    """Whether a score depends on the other images of the same prompt; see `GroupReward`."""
+
     parts: Mapping[str, Tensor] = MappingProxyType({})
     """Scores (N,) by component of the latest call; empty unless the reward is a composite."""
+
+    part_weights: Mapping[str, float] = MappingProxyType({})
+    """Weight of each component that counts; empty unless the reward is a composite."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

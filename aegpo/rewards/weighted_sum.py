@@ -45,6 +45,12 @@ class WeightedSum(Reward):
         self.deterministic = all(reward.deterministic for reward in self.rewards)
         self.part_names = _unique_names([reward.name for reward in self.rewards])
         """Key of each part in `parts`, in the order of `rewards`."""
+        self.groupwise = any(reward.groupwise for reward in self.rewards)
+        self.part_weights = {
+            name: weight
+            for name, weight in zip(self.part_names, self.weights, strict=True)
+            if weight != 0
+        }
 
     def setup(self, device: torch.device) -> None:
         """Prepare all parts; see `Reward.setup`.
