@@ -15,22 +15,38 @@ from aegpo.rewards.jpeg import JpegCompressibility, JpegIncompressibility
 from aegpo.rewards.weighted_sum import WeightedSum
 
 if TYPE_CHECKING:
+    from aegpo.rewards.aesthetic import AestheticV2
+    from aegpo.rewards.hpsv2 import HPSv21
+    from aegpo.rewards.image_reward import ImageReward
+    from aegpo.rewards.pickscore import PickScore
     from aegpo.shapes.judge import ShapesJudge
     from aegpo.shapes.match import ShapesMatch
 
 __all__ = [
+    "AestheticV2",
     "GroupDiversity",
     "GroupReward",
+    "HPSv21",
+    "ImageReward",
     "JpegCompressibility",
     "JpegIncompressibility",
+    "PickScore",
     "Reward",
     "ShapesJudge",
     "ShapesMatch",
     "WeightedSum",
 ]
 
-# Found here, defined with the Shapes world; loaded on first use, because they import this package.
-_ELSEWHERE = {"ShapesJudge": "aegpo.shapes.judge", "ShapesMatch": "aegpo.shapes.match"}
+# Loaded on first use: the Shapes world imports this package, and learned rewards import libraries
+# that take seconds.
+_ELSEWHERE = {
+    "AestheticV2": "aegpo.rewards.aesthetic",
+    "HPSv21": "aegpo.rewards.hpsv2",
+    "ImageReward": "aegpo.rewards.image_reward",
+    "PickScore": "aegpo.rewards.pickscore",
+    "ShapesJudge": "aegpo.shapes.judge",
+    "ShapesMatch": "aegpo.shapes.match",
+}
 
 
 def __getattr__(name: str) -> Any:

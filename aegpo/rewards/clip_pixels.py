@@ -1,0 +1,54 @@
+"""The input of CLIP-like networks, from tensors: what their PIL transforms make of files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+
+def clip_pixels(
+    images: Tensor,
+    size: int,
+    fit: Literal["crop", "pad"],
+    mean: Sequence[float] = OPENAI_CLIP_MEAN,
+    std: Sequence[float] = OPENAI_CLIP_STD,
+) -> Tensor:
+    """Resize with antialiased bicubic interpolation, make square and normalize.
+
+    The published transforms work on 8-bit PIL images; this differs from them by their rounding,
+    about 1/255 in a pixel. When an odd number of rows or columns is cut off, the libraries differ
+    by one in where the middle is; here it is where torchvision has it.
+
+    Args:
+        images: Shape (N, 3, H, W), in [0, 1].
+        size: Height and width of the result, in pixels.
+        fit: "crop" resizes the shorter side to `size` and cuts the middle out, as CLIP does; "pad"
+            resizes the longer side and adds black on both ends of the other, as HPSv2 does.
+        mean: Of the channels; OpenAI's.
+        std: Of the channels; OpenAI's.
+
+    Returns:
+        Shape (N, 3, size, size), fp32.
+    """
+    height, width = images.shape[-2:]
+    if fit == "crop":  # rounded down, as torchvision and transformers do
+        shorter = min(height, width)
+        target = [size * height // shorter, size * width // shorter]
+    else:
+        longer = max(height, width)
+        target = [max(1, round(size * side / longer)) for side in (height, width)]
+    resized = images.float()
+    # As PIL, which resizes along the width first and clips what overshoots after either pass.
+    for sides in ([height, target[1]], target):
+        resized = functional.resize(
+            resized, sides, InterpolationMode.BICUBIC, antialias=True
+        ).clamp(0, 1)
+    # center_crop pads what is smaller than `size` with zeros: black, for it is not normalized yet.
+    square = functional.center_crop(resized, [size, size])
+    pixels: Tensor = functional.normalize(square, list(mean), list(std))
+    return pixels
