@@ -132,7 +132,9 @@ def test_real_letters_are_read() -> None:
     pytest.importorskip("onnxruntime")
     reward = OCRAccuracy(reader=RapidOCRReader(num_threads=1))
     reward.setup(torch.device("cpu"))
-    images = torch.stack([write("Hello World", "Again"), write("Helicopter"), torch.ones(3, 256, 384)])
+    images = torch.stack(
+        [write("Hello World", "Again"), write("Helicopter"), torch.ones(3, 256, 384)]
+    )
     scores = reward(images, ['"hello world again"', '"hello"', '"hello"'], [{}] * 3)
     assert scores[0] == 1 and scores[2] == 0
     assert 0 <= scores[1] < 1
