@@ -23,7 +23,7 @@ class TextReader(abc.ABC):
             N texts, the lines of a picture joined from top to bottom; empty where there is none.
         """
 
-    def prepare(self) -> None:
+    def prepare(self) -> None:  # noqa: B027  # a reader may have nothing to load
         """Load what reading takes; raises if it cannot be had. Called once, before training."""
 
 
