@@ -14,20 +14,32 @@ from aegpo.rewards.jpeg import JpegCompressibility, JpegIncompressibility
 from aegpo.rewards.weighted_sum import WeightedSum
 
 if TYPE_CHECKING:
+    from aegpo.rewards.geneval import GenEvalReward
+    from aegpo.rewards.ocr import OCRAccuracy
+    from aegpo.rewards.vlm_judge import VLMJudge
     from aegpo.shapes.judge import ShapesJudge
     from aegpo.shapes.match import ShapesMatch
 
 __all__ = [
+    "GenEvalReward",
     "JpegCompressibility",
     "JpegIncompressibility",
+    "OCRAccuracy",
     "Reward",
     "ShapesJudge",
     "ShapesMatch",
+    "VLMJudge",
     "WeightedSum",
 ]
 
-# Found here, defined with the Shapes world; loaded on first use, because they import this package.
-_ELSEWHERE = {"ShapesJudge": "aegpo.shapes.judge", "ShapesMatch": "aegpo.shapes.match"}
+# Loaded on first use: those of the Shapes world import this package, the others large libraries.
+_ELSEWHERE = {
+    "GenEvalReward": "aegpo.rewards.geneval",
+    "OCRAccuracy": "aegpo.rewards.ocr",
+    "ShapesJudge": "aegpo.shapes.judge",
+    "ShapesMatch": "aegpo.shapes.match",
+    "VLMJudge": "aegpo.rewards.vlm_judge",
+}
 
 
 def __getattr__(name: str) -> Any:

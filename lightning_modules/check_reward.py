@@ -1,0 +1,108 @@
+"""``aegpo check-reward``: a reward tried out before a run depends on it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+
+import torch
+from rich.console import Console
+from rich.text import Text
+
+from aegpo.doctor import Finding
+from aegpo.reward_checks import check_reward
+from aegpo.reward_samples import RewardSamples, folder_samples, shapes_samples
+from aegpo.rewards import Reward
+from lightning_modules.one_line_parser import OneLineParser
+
+_STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red"}
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command; a user's mistake is one line and status 2, a failed check status 1.
+
+    Args:
+        args: Arguments after `check-reward` instead of those of the process.
+    """
+    parser = OneLineParser(
+        prog="aegpo check-reward",
+        usage="aegpo check-reward CLASS [--init_args.KEY VALUE ...] [options]",
+        description="Try a reward out: form, range, determinism, batches, broken input, time.",
+    )
+    parser.add_argument("--config", action="config", help="file with these keys, as of `fit`")
+    parser.add_subclass_arguments(Reward, "reward", help="the reward; CLASS is short for it")
+    parser.add_argument("--images", type=str | None, help="folder of images with a metadata.jsonl")
+    parser.add_argument("--prompts", type=int, default=4, help="prompts of the Shapes world else")
+    parser.add_argument(
+        "--size", type=int | None, help="side in pixels to which images are resized"
+    )
+    parser.add_argument(
+        "--device", type=str | None, help="cpu, cuda, ...; what there is if left out"
+    )
+    parser.add_argument(
+        "--tolerance", type=float, default=0.01, help="accepted shift in standard deviations"
+    )
+    parsed = parser.parse_args(_expand(sys.argv[2:] if args is None else args))
+    if parsed.prompts < 1 or (parsed.size is not None and parsed.size < 1):
+        parser.error("--prompts and --size must be at least 1")
+    # jsonargparse 4.49 renamed it.
+    reward = getattr(parser, "instantiate", parser.instantiate_classes)(parsed).reward
+    try:
+        samples = read_samples(parsed.images, parsed.prompts, parsed.size)
+        device = torch.device(parsed.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except (OSError, ValueError, RuntimeError) as error:
+        parser.error(str(error))
+    if not print_findings(check_reward(reward, samples, device, parsed.tolerance)):
+        raise SystemExit(1)
+
+
+def read_samples(folder: str | None, prompts: int, size: int | None) -> RewardSamples:
+    """Read the samples from a folder, or draw them.
+
+    Args:
+        folder: Folder with a `metadata.jsonl`; None for the Shapes world.
+        prompts: Number of prompts of the Shapes world.
+        size: Side in pixels to which images are resized, or None.
+
+    Returns:
+        The samples.
+    """
+    return shapes_samples(prompts, size) if folder is None else folder_samples(folder, size)
+
+
+def print_findings(findings: Iterable[Finding]) -> bool:
+    """Print findings as they come, one a line, and how many there were of each kind.
+
+    Args:
+        findings: What was found; consumed lazily.
+
+    Returns:
+        Whether none has failed.
+    """
+    console = Console(highlight=False, soft_wrap=True)
+    counts = dict.fromkeys(_STYLES, 0)
+    for finding in findings:
+        counts[finding.status] += 1
+        console.print(
+            Text.assemble(
+                (f"{finding.status:<8}", _STYLES[finding.status]),
+                f" {finding.name:<26} {finding.detail}",
+            )
+        )
+    console.print(", ".join(f"{count} {status}" for status, count in counts.items()))
+    return not counts["failed"]
+
+
+def _expand(args: Sequence[str]) -> list[str]:
+    """Spell ``CLASS --init_args.KEY VALUE`` and ``CLASS KEY=VALUE`` out for jsonargparse."""
+    if not args or args[0].startswith("-"):
+        return list(args)
+    expanded = ["--reward", args[0]]
+    for arg in args[1:]:
+        if arg.startswith("--init_args."):
+            expanded.append(f"--reward{arg[1:].replace('-init_args', '.init_args', 1)}")
+        elif "=" in arg and arg.partition("=")[0].replace(".", "_").isidentifier():
+            expanded.append(f"--reward.init_args.{arg}")
+        else:
+            expanded.append(arg)
+    return expanded
