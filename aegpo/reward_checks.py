@@ -48,19 +48,21 @@ def check_reward(
     if finding.status == "failed":
         return
     yield _check_side_effects(samples, given, random_state)
+    scores = scores.detach().cpu()
     yield check_finite(scores)
     if not bool(scores.isfinite().any()):
         return
     yield check_range(scores, reward.range)
-    comparison = ScoreComparison(reward, given, scores.detach().cpu(), tolerance)
-    for name, check in {
+    comparison = ScoreComparison(reward, given, scores, tolerance)
+    checks: dict[str, Callable[[], Iterator[Finding]]] = {
         "time and determinism": partial(_check_time, reward, given, comparison, device),
         "batch": comparison.batches,
         "distinct": comparison.distinction,
         "8-bit images": comparison.rounding,
         "NaN image": comparison.broken_image,
         "odd input": partial(_check_odd_input, reward, given),
-    }.items():
+    }
+    for name, check in checks.items():
         try:
             yield from check()
         except Exception as error:
@@ -107,8 +109,9 @@ def _check_time(
     """Score again, now that everything is warm: how long it takes, and whether it is the same."""
     began = time.perf_counter()
     again = score_samples(reward, samples)
-    each = 1000 * (time.perf_counter() - began) / len(samples)
-    yield Finding("time", "ok", f"{each:.3g} ms an image in a batch of {len(samples)} on {device}")
+    each = (time.perf_counter() - began) / len(samples)
+    told = f"{each:.3g} s" if each >= 1 else f"{1000 * each:.3g} ms"
+    yield Finding("time", "ok", f"{told} an image in a batch of {len(samples)} on {device}")
     yield from comparison.repetition(again)
 
 

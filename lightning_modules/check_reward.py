@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import warnings
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -13,9 +15,12 @@ from aegpo.doctor import Finding
 from aegpo.reward_checks import check_reward
 from aegpo.reward_samples import RewardSamples, folder_samples, shapes_samples
 from aegpo.rewards import Reward
+from lightning_modules.cli_errors import explain_exception
 from lightning_modules.one_line_parser import OneLineParser
 
 _STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red"}
+MOST_WARNINGS = 3
+"""Different warnings of the reward that are printed; the same one often comes with each call."""
 
 
 def main(args: list[str] | None = None) -> None:
@@ -45,15 +50,37 @@ def main(args: list[str] | None = None) -> None:
     parsed = parser.parse_args(_expand(sys.argv[2:] if args is None else args))
     if parsed.prompts < 1 or (parsed.size is not None and parsed.size < 1):
         parser.error("--prompts and --size must be at least 1")
-    # jsonargparse 4.49 renamed it.
-    reward = getattr(parser, "instantiate", parser.instantiate_classes)(parsed).reward
+    if parsed.reward is None:
+        parser.error("name a reward, for instance aegpo check-reward aegpo.rewards.ShapesMatch")
     try:
+        # jsonargparse 4.49 renamed it.
+        reward = getattr(parser, "instantiate", parser.instantiate_classes)(parsed).reward
         samples = read_samples(parsed.images, parsed.prompts, parsed.size)
-        device = torch.device(parsed.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except (OSError, ValueError, RuntimeError) as error:
-        parser.error(str(error))
+        device = find_device(parsed.device)
+    except Exception as error:  # a user's reward may raise anything
+        if os.environ.get("AEGPO_DEBUG", "0") not in ("", "0"):
+            raise
+        parser.error(explain_exception(error))
     if not print_findings(check_reward(reward, samples, device, parsed.tolerance)):
         raise SystemExit(1)
+
+
+def find_device(name: str | None) -> torch.device:
+    """Turn a device's name into the device.
+
+    Args:
+        name: As torch has it; None for the first accelerator, or the CPU.
+
+    Returns:
+        The device.
+
+    Raises:
+        ValueError: If torch knows no such device.
+    """
+    try:
+        return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise ValueError(f"device={name!r} is no device; give cpu, cuda, cuda:1 or mps") from error
 
 
 def read_samples(folder: str | None, prompts: int, size: int | None) -> RewardSamples:
@@ -81,16 +108,23 @@ def print_findings(findings: Iterable[Finding]) -> bool:
     """
     console = Console(highlight=False, soft_wrap=True)
     counts = dict.fromkeys(_STYLES, 0)
-    for finding in findings:
-        counts[finding.status] += 1
-        console.print(
-            Text.assemble(
-                (f"{finding.status:<8}", _STYLES[finding.status]),
-                f" {finding.name:<26} {finding.detail}",
-            )
-        )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for finding in findings:
+            counts[finding.status] += 1
+            console.print(_line(finding))
     console.print(", ".join(f"{count} {status}" for status, count in counts.items()))
+    texts = list(dict.fromkeys(" ".join(str(warning.message).split()) for warning in caught))
+    for text in texts[:MOST_WARNINGS]:
+        console.print(Text(f"python warned: {text}", "yellow"))
+    if len(texts) > MOST_WARNINGS:
+        console.print(f"and warned {len(texts) - MOST_WARNINGS} times more")
     return not counts["failed"]
+
+
+def _line(finding: Finding) -> Text:
+    status = (f"{finding.status:<8}", _STYLES[finding.status])
+    return Text.assemble(status, f" {finding.name:<26} {finding.detail}")
 
 
 def _expand(args: Sequence[str]) -> list[str]:
