@@ -26,10 +26,15 @@ COMMANDS = {
     "compare": "methods x seeds at equal compute, from one file: table and curves",
     "replay": "what another allocator or step selector would have decided in a logged run",
     "signals": "measure what attention entropy predicts for a policy and a reward",
+    "check-reward": "try a reward out: form, range, determinism, batches, broken input, time",
 }
 """The subcommands and what ``--help`` says of each."""
 
-STANDALONE = {"compare": "lightning_modules.compare", "replay": "lightning_modules.replay"}
+STANDALONE = {
+    "compare": "lightning_modules.compare",
+    "replay": "lightning_modules.replay",
+    "check-reward": "lightning_modules.check_reward",
+}
 """Commands that have arguments of their own; ``AEGPOCLI.subcommands`` has all others."""
 
 _HELP = """\
@@ -68,7 +73,7 @@ def main() -> None:
         print(f"aegpo {__version__}")
         return
     if command in ("-h", "--help"):
-        commands = "\n".join(f"  {name:<10}  {text}" for name, text in COMMANDS.items())
+        commands = "\n".join(f"  {name:<12}  {text}" for name, text in COMMANDS.items())
         print(_HELP.format(prog=prog, commands=commands), end="")
         return
     if command not in COMMANDS and not command.startswith("-"):

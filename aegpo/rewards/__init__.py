@@ -16,24 +16,30 @@ from aegpo.rewards.weighted_sum import WeightedSum
 
 if TYPE_CHECKING:
     from aegpo.rewards.aesthetic import AestheticV2
+    from aegpo.rewards.geneval import GenEvalReward
     from aegpo.rewards.hpsv2 import HPSv21
     from aegpo.rewards.image_reward import ImageReward
+    from aegpo.rewards.ocr import OCRAccuracy
     from aegpo.rewards.pickscore import PickScore
+    from aegpo.rewards.vlm_judge import VLMJudge
     from aegpo.shapes.judge import ShapesJudge
     from aegpo.shapes.match import ShapesMatch
 
 __all__ = [
     "AestheticV2",
+    "GenEvalReward",
     "GroupDiversity",
     "GroupReward",
     "HPSv21",
     "ImageReward",
     "JpegCompressibility",
     "JpegIncompressibility",
+    "OCRAccuracy",
     "PickScore",
     "Reward",
     "ShapesJudge",
     "ShapesMatch",
+    "VLMJudge",
     "WeightedSum",
 ]
 
@@ -41,11 +47,14 @@ __all__ = [
 # that take seconds.
 _ELSEWHERE = {
     "AestheticV2": "aegpo.rewards.aesthetic",
+    "GenEvalReward": "aegpo.rewards.geneval",
     "HPSv21": "aegpo.rewards.hpsv2",
     "ImageReward": "aegpo.rewards.image_reward",
+    "OCRAccuracy": "aegpo.rewards.ocr",
     "PickScore": "aegpo.rewards.pickscore",
     "ShapesJudge": "aegpo.shapes.judge",
     "ShapesMatch": "aegpo.shapes.match",
+    "VLMJudge": "aegpo.rewards.vlm_judge",
 }
 
 

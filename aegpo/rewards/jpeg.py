@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from aegpo.rewards.base import Reward
+from aegpo.rewards.pixels import to_pixels
 
 
 def jpeg_kilobytes(images: Tensor, quality: int = 95) -> Tensor:
@@ -28,13 +29,12 @@ def jpeg_kilobytes(images: Tensor, quality: int = 95) -> Tensor:
         that is not finite.
     """
     sizes = torch.full((len(images),), float("nan"))
-    finite = images.isfinite().flatten(1).all(dim=1).cpu()
-    pixels = (images.detach().float().clamp(0, 1) * 255).round().nan_to_num().byte()
-    pixels = pixels.permute(0, 2, 3, 1).cpu()
-    for row in finite.nonzero().flatten().tolist():
-        file = io.BytesIO()
-        Image.fromarray(pixels[row].numpy()).save(file, format="JPEG", quality=quality)
-        sizes[row] = file.tell() / 1000
+    pixels, finite = to_pixels(images)
+    for row, picture in enumerate(pixels):
+        if finite[row]:
+            file = io.BytesIO()
+            Image.fromarray(picture).save(file, format="JPEG", quality=quality)
+            sizes[row] = file.tell() / 1000
     return sizes.to(images.device)
 
 

@@ -1,0 +1,142 @@
+"""``aegpo check-reward``: a reward tried out before a run depends on it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Iterable, Sequence
+
+import torch
+from rich.console import Console
+from rich.text import Text
+
+from aegpo.doctor import Finding
+from aegpo.reward_checks import check_reward
+from aegpo.reward_samples import RewardSamples, folder_samples, shapes_samples
+from aegpo.rewards import Reward
+from lightning_modules.cli_errors import explain_exception
+from lightning_modules.one_line_parser import OneLineParser
+
+_STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red"}
+MOST_WARNINGS = 3
+"""Different warnings of the reward that are printed; the same one often comes with each call."""
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command; a user's mistake is one line and status 2, a failed check status 1.
+
+    Args:
+        args: Arguments after `check-reward` instead of those of the process.
+    """
+    parser = OneLineParser(
+        prog="aegpo check-reward",
+        usage="aegpo check-reward CLASS [--init_args.KEY VALUE ...] [options]",
+        description="Try a reward out: form, range, determinism, batches, broken input, time.",
+    )
+    parser.add_argument("--config", action="config", help="file with these keys, as of `fit`")
+    parser.add_subclass_arguments(Reward, "reward", help="the reward; CLASS is short for it")
+    parser.add_argument("--images", type=str | None, help="folder of images with a metadata.jsonl")
+    parser.add_argument("--prompts", type=int, default=4, help="prompts of the Shapes world else")
+    parser.add_argument(
+        "--size", type=int | None, help="side in pixels to which images are resized"
+    )
+    parser.add_argument(
+        "--device", type=str | None, help="cpu, cuda, ...; what there is if left out"
+    )
+    parser.add_argument(
+        "--tolerance", type=float, default=0.01, help="accepted shift in standard deviations"
+    )
+    parsed = parser.parse_args(_expand(sys.argv[2:] if args is None else args))
+    if parsed.prompts < 1 or (parsed.size is not None and parsed.size < 1):
+        parser.error("--prompts and --size must be at least 1")
+    if parsed.reward is None:
+        parser.error("name a reward, for instance aegpo check-reward aegpo.rewards.ShapesMatch")
+    try:
+        # jsonargparse 4.49 renamed it.
+        reward = getattr(parser, "instantiate", parser.instantiate_classes)(parsed).reward
+        samples = read_samples(parsed.images, parsed.prompts, parsed.size)
+        device = find_device(parsed.device)
+    except Exception as error:  # a user's reward may raise anything
+        if os.environ.get("AEGPO_DEBUG", "0") not in ("", "0"):
+            raise
+        parser.error(explain_exception(error))
+    if not print_findings(check_reward(reward, samples, device, parsed.tolerance)):
+        raise SystemExit(1)
+
+
+def find_device(name: str | None) -> torch.device:
+    """Turn a device's name into the device.
+
+    Args:
+        name: As torch has it; None for the first accelerator, or the CPU.
+
+    Returns:
+        The device.
+
+    Raises:
+        ValueError: If torch knows no such device.
+    """
+    try:
+        return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise ValueError(f"device={name!r} is no device; give cpu, cuda, cuda:1 or mps") from error
+
+
+def read_samples(folder: str | None, prompts: int, size: int | None) -> RewardSamples:
+    """Read the samples from a folder, or draw them.
+
+    Args:
+        folder: Folder with a `metadata.jsonl`; None for the Shapes world.
+        prompts: Number of prompts of the Shapes world.
+        size: Side in pixels to which images are resized, or None.
+
+    Returns:
+        The samples.
+    """
+    return shapes_samples(prompts, size) if folder is None else folder_samples(folder, size)
+
+
+def print_findings(findings: Iterable[Finding]) -> bool:
+    """Print findings as they come, one a line, and how many there were of each kind.
+
+    Args:
+        findings: What was found; consumed lazily.
+
+    Returns:
+        Whether none has failed.
+    """
+    console = Console(highlight=False, soft_wrap=True)
+    counts = dict.fromkeys(_STYLES, 0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for finding in findings:
+            counts[finding.status] += 1
+            console.print(_line(finding))
+    console.print(", ".join(f"{count} {status}" for status, count in counts.items()))
+    texts = list(dict.fromkeys(" ".join(str(warning.message).split()) for warning in caught))
+    for text in texts[:MOST_WARNINGS]:
+        console.print(Text(f"python warned: {text}", "yellow"))
+    if len(texts) > MOST_WARNINGS:
+        console.print(f"and warned {len(texts) - MOST_WARNINGS} times more")
+    return not counts["failed"]
+
+
+def _line(finding: Finding) -> Text:
+    status = (f"{finding.status:<8}", _STYLES[finding.status])
+    return Text.assemble(status, f" {finding.name:<26} {finding.detail}")
+
+
+def _expand(args: Sequence[str]) -> list[str]:
+    """Spell ``CLASS --init_args.KEY VALUE`` and ``CLASS KEY=VALUE`` out for jsonargparse."""
+    if not args or args[0].startswith("-"):
+        return list(args)
+    expanded = ["--reward", args[0]]
+    for arg in args[1:]:
+        if arg.startswith("--init_args."):
+            expanded.append(f"--reward{arg[1:].replace('-init_args', '.init_args', 1)}")
+        elif "=" in arg and arg.partition("=")[0].replace(".", "_").isidentifier():
+            expanded.append(f"--reward.init_args.{arg}")
+        else:
+            expanded.append(arg)
+    return expanded
