@@ -93,7 +93,7 @@ def saved_bytes(network: nn.Module, inputs: dict[str, Any]) -> int:
 
 
 def num_blocks(network: nn.Module) -> int:
-    """Blocks of a network: the length of its longest list of modules, at least 1.
+    """Blocks of a network: the modules in its own lists of them, at least 1.
 
     Args:
         network: The network.
@@ -101,8 +101,8 @@ def num_blocks(network: nn.Module) -> int:
     Returns:
         Number of blocks.
     """
-    lists = [len(module) for module in network.modules() if isinstance(module, nn.ModuleList)]
-    return max(lists, default=1)
+    lists = [child for child in network.children() if isinstance(child, nn.ModuleList)]
+    return max(1, sum(map(len, lists)))
 
 
 @torch.no_grad()

@@ -176,7 +176,7 @@ def _time(plan: RunPlan) -> RenderableType:
         share = plan.iteration.busiest_share
         notes.append(f"The busiest process draws up to {share:.0%} of the images.")
     notes.append(
-        f"Counted in {plan.iteration.dry_runs} iterations without a model. Updates skip groups whose\n"
-        "images all score alike, so a run may spend less."
+        f"Counted in {plan.iteration.dry_runs} iterations without a model. Updates skip groups\n"
+        "whose images all score alike, so a run may spend less."
     )
     return Padding(Text("\n".join(notes)), (0, 0, 0, 1))
