@@ -156,7 +156,7 @@ def _time(plan: RunPlan) -> RenderableType:
     if plan.rate is None:
         notes.append(
             "Time is unknown. Measure it: aegpo fit … --trainer.max_epochs 1, then\n"
-            "aegpo plan … --measured <its log folder>; or give --rate EVALUATIONS_PER_SECOND."
+            "aegpo plan … --measured <its log folder>; or give --rate (evaluations/second)."
         )
     else:
         total = plan.total
