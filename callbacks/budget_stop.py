@@ -8,10 +8,11 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 
 from aegpo.distributed import all_reduce_sum
+from aegpo.planned_run import PlansEvaluations
 from aegpo.schedule import require_positive
 
 
-class BudgetStop(L.Callback):
+class BudgetStop(L.Callback, PlansEvaluations):
     """Ends training after the first iteration that brings `cost/evaluations` to a budget.
 
     Methods spend differently per iteration, so runs are comparable at equal evaluations and not at
@@ -27,7 +28,7 @@ class BudgetStop(L.Callback):
 
     def __init__(self, evaluations: int) -> None:
         require_positive("evaluations", evaluations)
-        self.evaluations = evaluations
+        self.evaluations = self.evaluation_budget = evaluations
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Train no further where a resumed run has spent its budget before."""

@@ -13,13 +13,14 @@ from aegpo.entropy.reading import EntropyReading, delta_entropy
 from aegpo.entropy.recorder import EntropyRecorder
 from aegpo.entropy.recording import Recording
 from aegpo.exploration import ExplorationSchedule
+from aegpo.planned_run import PlansEvaluations, Range, RunShape
 from aegpo.policies.base import Policy
 from aegpo.prompts import PromptBatch
 from aegpo.rollout import rollout
 from aegpo.sde import ODE, SDE
 
 
-class EntropyProbe(L.Callback):
+class EntropyProbe(L.Callback, PlansEvaluations):
     """Measures Entropy(t) and ΔEntropy of every batch.
 
     The reading goes to `pl_module.entropy`, where the step selector and the allocator find it.
@@ -51,6 +52,8 @@ class EntropyProbe(L.Callback):
         ValueError: If a count is below one or `source` is unknown.
     """
 
+    publishes = ("curve", "delta")
+
     def __init__(
         self,
         recorder: EntropyRecorder | None = None,
@@ -74,6 +77,25 @@ class EntropyProbe(L.Callback):
         self.reference_curve: Tensor | None = None
         self.per_layer: Tensor | None = None
         self.layer_names: list[str] = []
+
+    def planned_evaluations(self, run: RunShape) -> dict[str, Range]:
+        """Trajectories of every reading, and the reference's of every prompt that is ever read.
+
+        How many different prompts that are depends on the sampler: at least one batch, and each
+        prompt at most once.
+        """
+        readings = -(-run.iterations // self.every_n_iterations)
+        visits = readings * run.batch_size
+        known = visits if run.num_prompts is None else min(visits, run.num_prompts)
+        prompt = self.trajectories * run.num_steps
+        planned = {"reference": Range(min(run.batch_size, known), known) * prompt}
+        if self.source == "trajectory":
+            planned["probe"] = Range.exactly(visits * prompt)
+        return planned
+
+    def scored_rows(self, num_queries: int) -> int:
+        """The sampled rows, or all of them."""
+        return min(self.recorder.rows or num_queries, num_queries)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: Any, batch: PromptBatch, batch_idx: int

@@ -7,11 +7,12 @@ from typing import Any
 
 import lightning as L
 
+from aegpo.planned_run import PlansEvaluations
 from aegpo.schedule import require_positive
 from callbacks.budget_stop import total_evaluations
 
 
-class EvaluateByCost(L.Callback):
+class EvaluateByCost(L.Callback, PlansEvaluations):
     """Evaluates after every so many model evaluations, whatever an iteration costs.
 
     Epochs of methods that spend unlike amounts per iteration end at different places of the cost
@@ -27,7 +28,7 @@ class EvaluateByCost(L.Callback):
 
     def __init__(self, evaluations: int) -> None:
         require_positive("evaluations", evaluations)
-        self.evaluations = evaluations
+        self.evaluations = self.evaluations_per_validation = evaluations
         self._mark = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from aegpo.distributed import all_gather_rows
 from aegpo.entropy.reading import EntropyReading
+from aegpo.planned_run import PlansEvaluations
 from aegpo.prompts import PromptBatch
 
 
-class RewardSpread(L.Callback):
+class RewardSpread(L.Callback, PlansEvaluations):
     """Publishes how much the rewards of a prompt's images differed when it was last drawn.
 
     The standard deviation of the group's rewards takes the place of ΔEntropy, for the allocator
@@ -21,6 +22,8 @@ class RewardSpread(L.Callback):
     so it is what ΔEntropy has to beat. Prompts that were never drawn count as the mean of those
     that were; before the first of them there is no ΔEntropy.
     """
+
+    publishes = ("delta",)
 
     def __init__(self) -> None:
         self.last: dict[int, float] = {}

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from aegpo.distributed import all_gather_rows, all_reduce_sum, world
 from aegpo.entropy.reading import EntropyReading
+from aegpo.planned_run import PlansEvaluations, Range, RunShape
 from aegpo.prompts import PromptBatch
 from aegpo.split_variance import split_variance
 from aegpo.step_trials import single_step_rewards
 from aegpo.step_variance import StepVariance, VarianceTerms, trial_variance
 
 
-class StepSpread(L.Callback):
+class StepSpread(L.Callback, PlansEvaluations):
     """Publishes as the curve how much of the reward's variance each step's noise explains.
 
     All prompts get the same curve, a running estimate over iterations, prompts and ranks. ΔEntropy
@@ -27,6 +28,8 @@ class StepSpread(L.Callback):
         revisit_every: Iterations after which a step that was not measured is put first again; None
             for never.
     """
+
+    publishes = ("curve",)
 
     def __init__(self, decay: float, revisit_every: int | None) -> None:
         StepVariance(2, decay, revisit_every)  # refuses wrong values before the run starts
@@ -124,6 +127,14 @@ class TrialSpread(StepSpread):
             )
         self.images, self.prompts = images, prompts
         self.every_n_iterations = every_n_iterations
+
+    def planned_evaluations(self, run: RunShape) -> dict[str, Range]:
+        """The trials of every measurement."""
+        measurements = -(-run.iterations // self.every_n_iterations)
+        prompts = run.batch_size if self.prompts is None else self.prompts
+        steps = range(run.num_steps - 1)
+        trials = sum(step + 1 + self.images * (run.num_steps - 1 - step) for step in steps)
+        return {"probe": Range.exactly(measurements * prompts * trials)}
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: Any, batch: PromptBatch, batch_idx: int

@@ -64,7 +64,7 @@ class AEGPOArgumentParser(LightningArgumentParser):
 
 
 class AEGPOCLI(LightningCLI):
-    """Lightning's four commands, ``doctor`` and ``signals`` from one set of YAML files.
+    """Lightning's four commands, ``plan``, ``doctor`` and ``signals`` from one set of YAML files.
 
     Args:
         args: Arguments to parse instead of those of the process.
@@ -90,7 +90,7 @@ class AEGPOCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """Name every subcommand with those arguments of its method that are not options."""
         ours = {"model", "datamodule"}
-        return {**LightningCLI.subcommands(), "doctor": ours, "signals": ours}
+        return {**LightningCLI.subcommands(), "plan": ours, "doctor": ours, "signals": ours}
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, then refuse the unknown keys that jsonargparse lets through.
@@ -142,12 +142,18 @@ class AEGPOCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> AEGPOTrainer:
         """Build the trainer; our own commands get one that writes nothing and stops after a batch.
 
+        That of ``plan`` has the config's callbacks and limits, and runs nothing at all.
+
         Args:
             **kwargs: Trainer arguments that win over the config's.
 
         Returns:
             The trainer.
         """
+        if self.subcommand == "plan":  # also for machines that are not this one
+            self.save_config_callback = None
+            single = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto"}
+            kwargs |= {"logger": False, **single}
         if self.subcommand in ("doctor", "signals"):
             self.save_config_callback = None
             kwargs |= {
@@ -174,6 +180,20 @@ class AEGPOCLI(LightningCLI):
         trainer = super().instantiate_trainer(**kwargs)
         assert isinstance(trainer, AEGPOTrainer)
         return trainer
+
+    def plan(self, **arguments: Any) -> None:
+        """Plan for the processes that the config asks for, whatever this machine has.
+
+        Args:
+            **arguments: What ``AEGPOTrainer.plan`` takes.
+        """
+        assert isinstance(self.trainer, AEGPOTrainer)
+        if arguments.get("processes") is None:
+            configured = self.config_init[self.config_init.subcommand].trainer
+            arguments["processes"] = count_processes(
+                configured.accelerator, configured.devices, configured.num_nodes
+            )
+        self.trainer.plan(**arguments)
 
     def doctor(self, **arguments: Any) -> None:
         """Run the trainer's check and make its verdict the exit status.
@@ -214,6 +234,29 @@ def main(args: list[str] | None = None) -> None:
         if not is_user_error(error):
             raise
         _fail(explain_exception(error))
+
+
+def count_processes(accelerator: Any, devices: Any, num_nodes: int) -> int:
+    """Processes that a trainer would start; where it would look, the GPUs of this machine.
+
+    Args:
+        accelerator: The trainer's argument.
+        devices: The trainer's argument: a number, a list of devices, "auto" or -1.
+        num_nodes: Machines.
+
+    Returns:
+        Their number, at least 1.
+    """
+    if isinstance(devices, str) and devices.isdigit():
+        devices = int(devices)
+    if isinstance(devices, str) and "," in devices:
+        devices = [device for device in devices.split(",") if device.strip()]
+    if isinstance(devices, list | tuple):
+        return len(devices) * num_nodes
+    if isinstance(devices, int) and devices > 0:
+        return devices * num_nodes
+    gpus = torch.cuda.device_count() if accelerator != "cpu" else 1
+    return max(1, gpus) * num_nodes
 
 
 def is_user_error(error: BaseException) -> bool:

@@ -22,6 +22,7 @@ COMMANDS = {
     "validate": "score it on the held-out prompts",
     "test": "score it on the test prompts",
     "predict": "draw images for prompts",
+    "plan": "say what a run will do and cost, before anything is loaded",
     "doctor": "check this machine; with --config also the first update of that config",
     "compare": "methods x seeds at equal compute, from one file: table and curves",
     "replay": "what another allocator or step selector would have decided in a logged run",

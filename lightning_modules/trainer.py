@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from rich.console import Console
 
+from lightning_modules.plan import make_plan
+from lightning_modules.plan_page import page
 from lightning_modules.preflight import run_preflight
 from lightning_modules.signals_run import run_signals
 
@@ -35,6 +38,30 @@ class AEGPOTrainer(Trainer):
             Whether nothing failed.
         """
         return run_preflight(self, model, datamodule, ckpt_path, weights_only)
+
+    def plan(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: str | None = None,
+        weights_only: bool | None = None,
+        processes: int | None = None,
+        rate: float | None = None,
+        measured: str | None = None,
+    ) -> None:
+        """Say what a run will do and cost, without loading a model or writing anything.
+
+        Args:
+            model: The configured module.
+            datamodule: The configured data.
+            ckpt_path: Accepted and not read: the plan is that of a run from its start.
+            weights_only: Accepted and not used, as no checkpoint is read.
+            processes: Processes (GPUs) that share the prompts; those of the config by default.
+            rate: Model evaluations per second, all processes together, for the time.
+            measured: Log folder of a finished run, TensorBoard or CSV, to read that rate from.
+        """
+        count = self.world_size if processes is None else processes
+        Console().print(page(make_plan(self, model, datamodule, count, rate, measured)))
 
     def signals(
         self,

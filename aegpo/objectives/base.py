@@ -52,6 +52,9 @@ class Objective(abc.ABC):
     draws_noise: bool = True
     """Whether rollouts draw noise at the steps that the selector chose."""
 
+    weight_copies: int = 0
+    """Copies of the trained weights that it keeps."""
+
     @abc.abstractmethod
     def samples(self, experience: Experience) -> Samples:
         """Make training samples of a rollout.

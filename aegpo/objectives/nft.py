@@ -89,6 +89,8 @@ class NFT(Objective):
         ValueError: If an argument is out of range.
     """
 
+    weight_copies = 1
+
     def __init__(
         self,
         beta: float = 1.0,

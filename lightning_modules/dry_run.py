@@ -1,0 +1,171 @@
+"""Iterations without a model: the module's own parts, on a stand-in that only counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from aegpo.entropy.reading import EntropyReading
+from aegpo.noise import KeyedNoise
+from aegpo.objectives import Experience
+from aegpo.planned_run import Range
+from aegpo.policies.stand_in import StandInPolicy
+from aegpo.prompts import PromptBatch
+from aegpo.sharding import shard_loads
+from lightning_modules.aegpo_module import AEGPOModule
+
+TRAINING = ("rollout", "probe", "reference", "update")
+"""What `cost/evaluations` is the sum of."""
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """What iterations do and spend, over all ranks; ranges go over the dry runs.
+
+    Args:
+        images: Images drawn.
+        group: Images of one prompt.
+        stochastic_steps: Steps K at which one prompt's rollouts explore.
+        transitions: Transitions that the rollout stores.
+        samples: Samples that the updates of one inner epoch score.
+        evaluations: Model evaluations by purpose, those of callbacks not among them.
+        busiest_share: Largest share of the images that falls to one rank.
+        dry_runs: Iterations that were tried.
+    """
+
+    images: Range
+    group: Range
+    stochastic_steps: Range
+    transitions: Range
+    samples: Range
+    evaluations: dict[str, Range]
+    busiest_share: float
+    dry_runs: int
+
+
+def dry_run(
+    module: AEGPOModule,
+    batch_size: int,
+    iterations: Sequence[int],
+    publishes: set[str],
+    *,
+    guidance_scale: float = 1.0,
+    rescores: bool = False,
+    world_size: int = 1,
+) -> Iteration:
+    """Let a module draw and learn from images of one number, and count what that takes.
+
+    Allocator, selector, rollout, credit, pruning and objective are the module's own. Rewards are
+    random, so no group is silent; entropy, if a callback publishes it, is tried rising, falling
+    and random, with and without a ΔEntropy that tells the prompts apart. Nothing is drawn from
+    torch's global random state, and the module is left as it was found.
+
+    Args:
+        module: The module.
+        batch_size: Prompts of an iteration, over all ranks.
+        iterations: Which iterations of the run to try.
+        publishes: What callbacks will put into `module.entropy`: "curve" and "delta".
+        guidance_scale: Of the policy to be trained.
+        rescores: Whether the run computes below fp32, where old log-probs are computed again.
+        world_size: Ranks that share the prompts.
+
+    Returns:
+        Counts of an iteration.
+
+    Raises:
+        ValueError: If the settings contradict each other or the prompts.
+    """
+    module.allocator.validate(batch_size)
+    tried: list[dict[str, float]] = []
+    groups: list[float] = []
+    steps: list[float] = []
+    share = 0.0
+    with _stand_in(module, guidance_scale):
+        for iteration in iterations:
+            noise = module.noise.at(iteration)
+            for reading in _readings(publishes, batch_size, module.num_steps, noise):
+                sizes = module.allocator(reading, batch_size)
+                index = torch.arange(batch_size)
+                schedule = module.step_selector(reading, noise, index, module.num_steps)
+                schedule = schedule.fit(sizes)
+                groups += sizes.tolist()
+                steps += schedule.stochastic.sum(1).tolist()
+                share = max(share, float(shard_loads(sizes, world_size).max() / sizes.sum()))
+                batch = PromptBatch.collate(
+                    [{"prompt": str(row), "index": row, "metadata": {}} for row in index.tolist()]
+                )
+                module.policy.evaluations.counts.update(dict.fromkeys(TRAINING, 0))
+                cond = module.encode(batch)
+                tree = module.explore(cond, schedule, sizes, noise, batch)
+                rewards = noise.normal("dry run", torch.arange(len(tree))[:, None], (1,))[:, 0]
+                advantages = module.advantage(rewards, tree.prompt).values
+                experience = Experience(
+                    *(module.policy, module.sde, cond, tree, schedule),
+                    *(rewards, advantages, batch.index, noise),
+                )
+                samples = _update(module, experience, rescores)
+                counts = module.policy.evaluations.counts
+                tried.append(
+                    {purpose: float(counts[purpose]) for purpose in TRAINING}
+                    | {"images": len(tree), "samples": samples}
+                    | {"transitions": len(tree.transitions)}
+                )
+    ranges = {name: Range.over(one[name] for one in tried) for name in tried[0]}
+    return Iteration(
+        images=ranges["images"],
+        group=Range.over(groups),
+        stochastic_steps=Range.over(steps),
+        transitions=ranges["transitions"],
+        samples=ranges["samples"],
+        evaluations={purpose: ranges[purpose] for purpose in TRAINING},
+        busiest_share=share,
+        dry_runs=len(tried),
+    )
+
+
+@torch.no_grad()
+def _update(module: AEGPOModule, experience: Experience, rescores: bool) -> int:
+    """Score what `AEGPOModule.update` would score; the samples of one inner epoch."""
+    samples = module.objective.samples(experience)
+    updates = samples.split(experience.index, module.updates_per_epoch, experience.noise)
+    updates = [active for rows in updates if len(active := samples.active(rows)) > 0]
+    if rescores:
+        samples.rescore(updates)
+    for _ in range(module.inner_epochs):
+        for rows in updates:
+            samples.loss(rows)
+    return sum(map(len, updates))
+
+
+@contextmanager
+def _stand_in(module: AEGPOModule, guidance_scale: float) -> Iterator[None]:
+    """Give the module a policy to count with, and take back what it and the objective kept."""
+    remembered = module.objective.state_dict()
+    module.policy = StandInPolicy(guidance_scale)
+    try:
+        yield
+    finally:
+        del module.policy
+        module.objective.load_state_dict(remembered)
+        module.timer.reset()
+
+
+def _readings(
+    publishes: set[str], batch_size: int, num_steps: int, noise: KeyedNoise
+) -> list[EntropyReading | None]:
+    """Readings between which those of a run lie, as far as the number of evaluations goes."""
+    readings: list[EntropyReading | None] = [None]
+    if not publishes:
+        return readings
+    rows = torch.arange(batch_size)[:, None]
+    rising = torch.linspace(0, 1, num_steps).expand(batch_size, -1)
+    curves = [torch.zeros(batch_size, num_steps)]
+    if "curve" in publishes:
+        curves = [rising, rising.flip(1), noise.uniform("dry curve", rows, (num_steps,))]
+    deltas = [None]
+    if "delta" in publishes:
+        deltas += [noise.uniform("dry delta", rows, (1,))[:, 0]]
+    return readings + [EntropyReading(curve, delta) for curve in curves for delta in deltas]

@@ -1,0 +1,234 @@
+"""The plan of a run: what it will do and cost, counted without a model."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+
+from aegpo.memory_estimate import MemoryEstimate, MemoryLoad, estimate_memory
+from aegpo.planned_run import PlansEvaluations, Range, RunShape
+from aegpo.policies.pretrained import find_pipeline
+from aegpo.policy_size import PolicySize, policy_of, policy_size
+from lightning_modules.aegpo_module import AEGPOModule
+from lightning_modules.dry_run import TRAINING, Iteration, dry_run
+from lightning_modules.measured_rate import MeasuredRate, read_rate
+from lightning_modules.run_length import RunLength, run_length
+
+NEEDED = ("batch_size", "batches_per_epoch", "val_images", "val_batch_size")
+TRIED = 4
+"""Iterations of a run that are tried, evenly from the first to the last."""
+LONG = 1000
+"""Iterations among which they lie where the length of a run depends on what they cost."""
+
+
+@dataclass(frozen=True)
+class _PlannedPolicy:
+    """As much of the policy's constructor arguments as a plan needs, and its networks."""
+
+    guidance_scale: float
+    max_batch: int
+    decode_batch: int
+    half_weights: bool  # frozen weights below fp32
+    size: PolicySize | None
+    unknown: str
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What a run will do and cost.
+
+    Args:
+        iteration: What an iteration does.
+        length: How many there are.
+        batch_size: Prompts of an iteration.
+        num_steps: Denoising steps T.
+        updates: Optimizer steps of an iteration.
+        processes: Ranks that share the prompts.
+        evaluations: Model evaluations of the run by purpose, validation among them; None for a run
+            without an end.
+        validation: Model evaluations of one validation.
+        size: The policy's networks, None if unknown.
+        memory: The estimate for one rank, None if unknown.
+        unknown: Why size and memory are unknown.
+        rate: How fast it will be, None if unknown.
+    """
+
+    iteration: Iteration
+    length: RunLength
+    batch_size: int
+    num_steps: int
+    updates: int
+    processes: int
+    evaluations: dict[str, Range] | None
+    validation: int
+    size: PolicySize | None
+    memory: MemoryEstimate | None
+    unknown: str
+    rate: MeasuredRate | None
+
+    @property
+    def total(self) -> Range | None:
+        """Training evaluations of the run, as `cost/evaluations` counts them."""
+        if self.evaluations is None:
+            return None
+        return sum_ranges(self.evaluations[purpose] for purpose in TRAINING)
+
+
+def sum_ranges(ranges: Any) -> Range:
+    """Add ranges up.
+
+    Args:
+        ranges: Any number of them.
+
+    Returns:
+        Their sum.
+    """
+    return sum(ranges, Range.exactly(0))
+
+
+def make_plan(
+    trainer: Trainer,
+    model: LightningModule,
+    datamodule: LightningDataModule | None,
+    processes: int = 1,
+    rate: float | None = None,
+    measured: str | None = None,
+) -> RunPlan:
+    """Count what a run does and spends; no model is built.
+
+    Args:
+        trainer: A trainer with the run's limits and callbacks.
+        model: The configured module, an `AEGPOModule`.
+        datamodule: The configured data.
+        processes: Ranks that share the prompts.
+        rate: Model evaluations per second, all ranks together.
+        measured: Log folder to read the rate from instead.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ValueError: If there is no such module or data, or the settings cannot work.
+    """
+    data: Any = datamodule
+    missing = [name for name in NEEDED if not hasattr(data, name)]
+    if not isinstance(model, AEGPOModule) or missing:
+        raise ValueError(
+            "aegpo plan needs lightning_modules.AEGPOModule and data with "
+            f"{', '.join(NEEDED)}; it was given {type(model).__name__} and "
+            f"{type(datamodule).__name__}"
+        )
+    if rate is not None and (measured is not None or rate <= 0):
+        raise ValueError(f"--rate {rate} must be above 0, and excludes --measured; give one")
+    if processes < 1:
+        raise ValueError(f"--processes {processes} must be at least 1")
+    known = None if rate is None else MeasuredRate(rate, None, "--rate")
+    known = known if measured is None else read_rate(Path(measured))
+    policy = _policy(model)
+    rows = 1 if policy.guidance_scale == 1 else 2
+    half = trainer.precision == "bf16-mixed"
+    callbacks = [c for c in trainer.callbacks if isinstance(c, PlansEvaluations)]  # type: ignore[attr-defined]
+    bound = max((trainer.max_epochs or 0) * data.batches_per_epoch, 0) or LONG
+    iteration = dry_run(
+        model,
+        data.batch_size,
+        sorted({round(part * (bound - 1) / (TRIED - 1)) for part in range(TRIED)}),
+        {kind for callback in callbacks for kind in callback.publishes},
+        guidance_scale=policy.guidance_scale,
+        rescores=half or policy.half_weights,
+        world_size=processes,
+    )
+
+    num_prompts = len(data.train_prompts) if hasattr(data, "train_prompts") else None
+
+    def spent(iterations: int) -> dict[str, Range]:
+        shape = RunShape(iterations, data.batch_size, model.num_steps, num_prompts)
+        sums = {purpose: iteration.evaluations[purpose] * iterations for purpose in TRAINING}
+        for callback in callbacks:
+            for purpose, samples in callback.planned_evaluations(shape).items():
+                sums[purpose] += samples * rows
+        return sums
+
+    updates = model.inner_epochs * model.updates_per_epoch
+    length = run_length(trainer, data, callbacks, updates, lambda n: sum_ranges(spent(n).values()))
+    validation = length.val_images * model.num_steps * rows
+    evaluations = None
+    if length.iterations is not None and length.validations is not None:
+        evaluations = _run_evaluations(length.iterations, spent)
+        sanity = length.sanity_images * model.num_steps * rows
+        evaluations["validation"] = length.validations * validation + Range.exactly(sanity)
+    memory = None
+    if policy.size is not None:
+        share = iteration.busiest_share
+        images = math.ceil(iteration.images.high * share)
+        largest_call = min(policy.max_batch, images * rows)
+        load = MemoryLoad(
+            micro_batch_rows=model.micro_batch_size * rows,
+            rollout_rows=largest_call,
+            decoded=min(policy.decode_batch, images),
+            transitions=math.ceil(iteration.transitions.high * share),
+            probe_rows=largest_call,
+            scored_rows=lambda tokens: max((c.scored_rows(tokens) for c in callbacks), default=0),
+            needs_reference=evaluations is None or evaluations["reference"].high > 0,
+            weight_copies=model.objective.weight_copies,
+            half_activations=half,
+        )
+        memory = estimate_memory(policy.size, load, model.optimizer_factory)
+    return RunPlan(
+        iteration=iteration,
+        length=length,
+        batch_size=data.batch_size,
+        num_steps=model.num_steps,
+        updates=updates,
+        processes=processes,
+        evaluations=evaluations,
+        validation=validation,
+        size=policy.size,
+        memory=memory,
+        unknown=policy.unknown,
+        rate=known,
+    )
+
+
+def _policy(model: AEGPOModule) -> _PlannedPolicy:
+    """Read the policy's arguments off its factory, and build its networks without weights."""
+    policy, given = policy_of(model.policy_factory)
+    arguments: dict[str, Any] = {"guidance_scale": 1.0, "max_batch": 64, "decode_batch": 64}
+    size, unknown = None, "the policy is built by a function, whose arguments are not seen here"
+    if policy is not None:
+        parameters = inspect.signature(policy).parameters.values()
+        arguments |= {p.name: p.default for p in parameters if p.default is not p.empty} | given
+        unknown = f"{policy.__name__} names no pretrained pipeline"
+    if policy is not None and "pretrained" in arguments:
+        try:
+            size = policy_size(policy, arguments)
+        except FileNotFoundError as error:
+            if not isinstance(find_pipeline(arguments["pretrained"]), str):
+                raise
+            unknown = str(error)  # a hub id, and no network: the counts are known all the same
+    half = arguments.get("dtype") not in (None, "float32")
+    return _PlannedPolicy(
+        guidance_scale=float(arguments["guidance_scale"]),
+        max_batch=int(arguments["max_batch"]),
+        decode_batch=int(arguments["decode_batch"]),
+        half_weights=half and not arguments.get("full_finetuning", False),
+        size=size,
+        unknown=unknown,
+    )
+
+
+def _run_evaluations(
+    iterations: Range, spent: Callable[[int], dict[str, Range]]
+) -> dict[str, Range]:
+    """Training evaluations of the whole run."""
+    long, short = spent(int(iterations.high)), spent(int(iterations.low))
+    if iterations.low == iterations.high:
+        return long
+    # A run that ends by its budget is long where iterations are cheap.
+    return {name: Range.over([long[name].low, short[name].high]) for name in long}

@@ -1,0 +1,126 @@
+"""How many iterations and validations a trainer will run, from its limits and its callbacks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+from aegpo.planned_run import PlansEvaluations, Range
+
+
+@dataclass(frozen=True)
+class RunLength:
+    """The length of a run.
+
+    Args:
+        iterations: Training iterations; None where nothing limits them.
+        per_epoch: Iterations of an epoch.
+        validations: Held-out evaluations during training; None as above.
+        val_images: Images of one of them.
+        sanity_images: Images drawn before training.
+    """
+
+    iterations: Range | None
+    per_epoch: int
+    validations: Range | None
+    val_images: int
+    sanity_images: int
+
+
+def run_length(
+    trainer: Trainer,
+    data: Any,
+    callbacks: Sequence[PlansEvaluations],
+    steps_per_iteration: int,
+    spent: Callable[[int], Range],
+) -> RunLength:
+    """Find where a run ends.
+
+    Args:
+        trainer: The trainer; what ends a run by time or by a score is unknown before.
+        data: A data module with `batches_per_epoch`, `val_images` and `val_batch_size`.
+        callbacks: The callbacks that end runs or set the rhythm of validation.
+        steps_per_iteration: Optimizer steps, which the trainer's `max_steps` counts.
+        spent: Training evaluations after a number of iterations.
+
+    Returns:
+        The length.
+    """
+    per_epoch = _limited(data.batches_per_epoch, trainer.limit_train_batches)
+    limits: list[int] = []
+    if trainer.max_epochs is not None and trainer.max_epochs >= 0:
+        limits.append(trainer.max_epochs * per_epoch)
+    if trainer.max_steps >= 0:
+        limits.append(math.ceil(trainer.max_steps / steps_per_iteration))
+    iterations = Range.exactly(min(limits)) if limits else None
+    budgets = [c.evaluation_budget for c in callbacks if c.evaluation_budget is not None]
+    for budget in budgets:
+        soonest = _first(lambda n, budget=budget: spent(n).high >= budget)
+        latest = _first(lambda n, budget=budget: spent(n).low >= budget)
+        most = iterations or Range(math.inf, math.inf)
+        iterations = Range(min(soonest, most.low), min(latest, most.high))
+    batches = 0
+    if getattr(data, "val_prompts", None):
+        number = math.ceil(data.val_images / data.val_batch_size)
+        batches = _limited(number, trainer.limit_val_batches)
+    sanity = min(batches, trainer.num_sanity_val_steps)
+    validations = None
+    if iterations is not None:
+        marks = [c.evaluations_per_validation for c in callbacks if c.evaluations_per_validation]
+        validations = _validations(trainer, iterations, per_epoch, marks, spent)
+        if budgets:  # one more may follow the stop
+            validations = Range(validations.low, validations.high + 1)
+    return RunLength(
+        iterations=iterations,
+        per_epoch=per_epoch,
+        validations=validations if batches else Range.exactly(0),
+        val_images=min(batches * data.val_batch_size, data.val_images),
+        sanity_images=int(min(sanity * data.val_batch_size, data.val_images)),
+    )
+
+
+def _limited(batches: int, limit: float | None) -> int:
+    """Lightning's limit_*_batches: a whole number of batches, or a share of them."""
+    if limit is None:
+        return batches
+    return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+
+
+def _first(reached: Callable[[int], bool]) -> int:
+    """The first number from 1 for which something that stays true is true."""
+    high = 1
+    while not reached(high):
+        high *= 2
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if reached(middle) else (middle, high)
+    return high
+
+
+def _validations(
+    trainer: Trainer,
+    iterations: Range,
+    per_epoch: int,
+    marks: Sequence[int],
+    spent: Callable[[int], Range],
+) -> Range:
+    """Validations of a run by Lightning's rhythm, or by marks of cost."""
+    bounds = (int(iterations.low), int(iterations.high))
+    if marks:
+        # No budget can be passed twice by one iteration.
+        low = min(int(spent(bounds[0]).low // marks[0]), bounds[0])
+        return Range(low, min(int(spent(bounds[1]).high // marks[0]), bounds[1]))
+    interval, epochs = trainer.val_check_interval, trainer.check_val_every_n_epoch
+    if epochs is None:
+        return Range.over(count // int(interval or 1) for count in bounds)
+    in_epoch = 1
+    if isinstance(interval, int):
+        in_epoch = per_epoch // interval
+    elif interval is not None and interval < 1:
+        in_epoch = per_epoch // max(1, int(per_epoch * interval))
+    return Range.over(count // max(1, per_epoch) // epochs * in_epoch for count in bounds)
