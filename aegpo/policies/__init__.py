@@ -13,11 +13,12 @@ from aegpo.policies.conditioning import Conditioning
 
 if TYPE_CHECKING:
     from aegpo.policies.qwen_image import QwenImage
+    from aegpo.policies.sana import Sana
     from aegpo.policies.stable_diffusion3 import StableDiffusion3
 
-__all__ = ["Conditioning", "Policy", "QwenImage", "StableDiffusion3"]
+__all__ = ["Conditioning", "Policy", "QwenImage", "Sana", "StableDiffusion3"]
 
-_FAMILIES = {"QwenImage": "qwen_image", "StableDiffusion3": "stable_diffusion3"}
+_FAMILIES = {"QwenImage": "qwen_image", "Sana": "sana", "StableDiffusion3": "stable_diffusion3"}
 
 
 def __getattr__(name: str) -> Any:

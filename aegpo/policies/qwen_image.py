@@ -126,13 +126,13 @@ class QwenImage(FlowPolicy):
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Undoes the latents' normalization and runs the decoder on a video of one frame."""
-        config = self.vae.config
+        vae: Any = self.vae
         mean, std = (
             torch.tensor(values, device=latents.device).view(1, -1, 1, 1)
-            for values in (config.latents_mean, config.latents_std)
+            for values in (vae.config.latents_mean, vae.config.latents_std)
         )
-        frames = (latents * std + mean).to(self.vae.dtype).unsqueeze(2)
-        images: Tensor = self.vae.decode(frames, return_dict=False)[0].squeeze(2)
+        frames = (latents * std + mean).to(vae.dtype).unsqueeze(2)
+        images: Tensor = vae.decode(frames, return_dict=False)[0].squeeze(2)
         return images.float() / 2 + 0.5
 
     def token_layout(self, cond: Conditioning) -> TokenLayout:
