@@ -26,7 +26,12 @@ from aegpo.schedule import ExplorationSchedule
 from aegpo.sde import ODE, FlowSDE
 from aegpo.tree import RolloutTree
 
-PROMPTS = ["a red circle", "two blue stars on one green triangle", "a"]
+PROMPTS = [
+    "a red circle",
+    "two blue stars on one green triangle and three red circles to the left of a purple square "
+    "below the yellow star",
+    "a",
+]
 STEPS = 3
 
 Build = Callable[..., DiffusersPolicy]

@@ -15,10 +15,16 @@ if TYPE_CHECKING:
     from aegpo.policies.qwen_image import QwenImage
     from aegpo.policies.sana import Sana
     from aegpo.policies.stable_diffusion3 import StableDiffusion3
+    from aegpo.policies.z_image import ZImage
 
-__all__ = ["Conditioning", "Policy", "QwenImage", "Sana", "StableDiffusion3"]
+__all__ = ["Conditioning", "Policy", "QwenImage", "Sana", "StableDiffusion3", "ZImage"]
 
-_FAMILIES = {"QwenImage": "qwen_image", "Sana": "sana", "StableDiffusion3": "stable_diffusion3"}
+_FAMILIES = {
+    "QwenImage": "qwen_image",
+    "Sana": "sana",
+    "StableDiffusion3": "stable_diffusion3",
+    "ZImage": "z_image",
+}
 
 
 def __getattr__(name: str) -> Any:

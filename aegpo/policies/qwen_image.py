@@ -95,7 +95,9 @@ class QwenImage(FlowPolicy):
             img_shapes=[[(1, height, width)]] * len(latents),
             return_dict=False,
         )[0]
-        return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (height, width)), patch)
+        return F.pixel_shuffle(
+            tokens.transpose(1, 2).reshape(len(latents), -1, height, width), patch
+        )
 
     def guide(self, conditional: Tensor, unconditional: Tensor) -> Tensor:
         """Classifier-free guidance whose tokens are as long as those of `conditional`.

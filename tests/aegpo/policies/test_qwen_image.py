@@ -11,10 +11,10 @@ from torch import Tensor
 
 from aegpo.policies import QwenImage
 
-TEXT = 24
-# The template leaves seven tokens after a prompt, five of which the tiny tokenizer spells out of
-# "assistant"; the prompts have three words, seven and one.
-LENGTHS = [3 + 9, 7 + 9, 1 + 9]
+TEXT = 40
+# The template leaves nine tokens after a prompt, five of which the tiny tokenizer spells out of
+# "assistant"; the prompts have 3 words, 22 and 1.
+LENGTHS = [3 + 9, 22 + 9, 1 + 9]
 
 
 def build(folder: Path, **arguments: Any) -> QwenImage:

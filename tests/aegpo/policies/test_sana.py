@@ -17,7 +17,7 @@ from torch import Tensor
 from aegpo.policies import Sana
 from aegpo.policies.sana import HUMAN_INSTRUCTION, flow_euler_scheduler
 
-TEXT = 12
+TEXT = 32
 INSTRUCTION = ["two stars:", "- a star "]
 
 
