@@ -12,11 +12,19 @@ from aegpo.policies.base import Policy
 from aegpo.policies.conditioning import Conditioning
 
 if TYPE_CHECKING:
+    from aegpo.policies.qwen_image import QwenImage
+    from aegpo.policies.sana import Sana
     from aegpo.policies.stable_diffusion3 import StableDiffusion3
+    from aegpo.policies.z_image import ZImage
 
-__all__ = ["Conditioning", "Policy", "StableDiffusion3"]
+__all__ = ["Conditioning", "Policy", "QwenImage", "Sana", "StableDiffusion3", "ZImage"]
 
-_FAMILIES = {"StableDiffusion3": "stable_diffusion3"}
+_FAMILIES = {
+    "QwenImage": "qwen_image",
+    "Sana": "sana",
+    "StableDiffusion3": "stable_diffusion3",
+    "ZImage": "z_image",
+}
 
 
 def __getattr__(name: str) -> Any:
