@@ -23,7 +23,7 @@ from aegpo.policies.lora import (
     lora_state_dict,
     match_targets,
 )
-from aegpo.policies.pretrained import find_pipeline, load_denoiser, load_pipeline
+from aegpo.policies.pretrained import Quantization, find_pipeline, load_denoiser, load_pipeline
 
 
 class DiffusersPolicy(Policy):
@@ -48,6 +48,8 @@ class DiffusersPolicy(Policy):
         decode_batch: Most latents in one call of the decoder.
         max_cached_prompts: Prompts whose embeddings are kept in CPU memory.
         dtype: Of the frozen weights; whatever is trained is float32.
+        quantize: Store the denoiser's frozen weights in 4 bits ("nf4") or 8 ("int8"), by
+            bitsandbytes; needs a GPU, and adapters to train.
         gradient_checkpointing: Compute activations twice instead of storing them.
         offload: Keep text encoders and decoder in CPU memory while they are idle.
         embedding_cache: Folder where embeddings of prompts are kept for later runs.
@@ -89,6 +91,7 @@ class DiffusersPolicy(Policy):
         decode_batch: int = 64,
         max_cached_prompts: int = 4096,
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        quantize: Quantization | None = None,
         gradient_checkpointing: bool = False,
         offload: bool = False,
         embedding_cache: str | None = None,
@@ -97,7 +100,15 @@ class DiffusersPolicy(Policy):
         super().__init__(guidance_scale, max_batch, decode_batch, max_cached_prompts)
         if full_finetuning and lora_targets is not None:
             raise ValueError("full_finetuning=True trains no adapters; remove lora_targets")
+        if quantize not in (None, "nf4", "int8"):
+            raise ValueError(f"quantize={quantize!r}; choose nf4, int8 or null")
+        if full_finetuning and quantize is not None:
+            raise ValueError(
+                f"full_finetuning=True trains all weights, but quantize={quantize!r} freezes them; "
+                "train adapters, or leave quantize out"
+            )
         self.full_finetuning = full_finetuning
+        self.quantize: Quantization | None = quantize
         self.negative_prompt = negative_prompt
         self.offload = offload
         self._source = find_pipeline(pretrained)
@@ -194,8 +205,9 @@ class DiffusersPolicy(Policy):
 
     def load_clean_pipeline(self) -> DiffusionPipeline:
         """Loads `pretrained` anew: the base as diffusers has it, on the CPU, without adapters."""
+        quantized = {self.denoiser_name: self.quantize} if self.quantize else None
         return load_pipeline(
-            self._source, self.pipeline_class, self._frozen_dtype, self.optional_parts
+            self._source, self.pipeline_class, self._frozen_dtype, self.optional_parts, quantized
         )
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
