@@ -12,11 +12,17 @@ from aegpo.policies.base import Policy
 from aegpo.policies.conditioning import Conditioning
 
 if TYPE_CHECKING:
+    from aegpo.policies.stable_diffusion import StableDiffusion
     from aegpo.policies.stable_diffusion3 import StableDiffusion3
+    from aegpo.policies.stable_diffusion_xl import StableDiffusionXL
 
-__all__ = ["Conditioning", "Policy", "StableDiffusion3"]
+__all__ = ["Conditioning", "Policy", "StableDiffusion", "StableDiffusion3", "StableDiffusionXL"]
 
-_FAMILIES = {"StableDiffusion3": "stable_diffusion3"}
+_FAMILIES = {
+    "StableDiffusion": "stable_diffusion",
+    "StableDiffusion3": "stable_diffusion3",
+    "StableDiffusionXL": "stable_diffusion_xl",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -63,6 +63,8 @@ class DiffusersPolicy(Policy):
     """The parts of the pipeline that encode text."""
     optional_parts: ClassVar[tuple[str, ...]] = ()
     """Parts that a saved pipeline of this kind may lack."""
+    load_options: ClassVar[Mapping[str, Any]] = {}
+    """Further arguments with which the pipeline is loaded; None for a part leaves it out."""
     lora_groups: ClassVar[Mapping[str, Sequence[str]]]
     """LoRA targets by group: names of groups and the ends of layer names they stand for."""
 
@@ -185,7 +187,11 @@ class DiffusersPolicy(Policy):
     def load_clean_pipeline(self) -> DiffusionPipeline:
         """Loads `pretrained` anew: the base as diffusers has it, on the CPU, without adapters."""
         return load_pipeline(
-            self._source, self.pipeline_class, self._frozen_dtype, self.optional_parts
+            self._source,
+            self.pipeline_class,
+            self._frozen_dtype,
+            self.optional_parts,
+            self.load_options,
         )
 
     def train(self, mode: bool = True) -> DiffusersPolicy:
