@@ -74,7 +74,7 @@ def tiny_sdxl(*, seed: int = 0, force_zeros: bool = True) -> StableDiffusionXLPi
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        # The second tokenizer does not know "circle" and spells it in six letters.
+        # The second tokenizer does not know "circle" and spells it.
         others = [word for word in WORDS if word != "circle"]
         tokenizers = [tiny_clip_tokenizer(), tiny_clip_tokenizer(words=others)]
         projecting = tiny_clip_text_encoder(tokenizers[1])

@@ -152,7 +152,7 @@ class NoiseSchedule:
 
 
 def _flow_sigma(alphas_cumprod: Tensor) -> Tensor:
-    """sigma = s / (a + s) of cumulative alphas, fp32."""
+    """Levels s / (a + s) of cumulative alphas, fp32."""
     kept = alphas_cumprod.double()
     data, noise = kept.sqrt(), (1 - kept).sqrt()
     return (noise / (data + noise)).float()

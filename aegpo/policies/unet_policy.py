@@ -22,9 +22,10 @@ class UNetPolicy(DiffusersPolicy):
     """A pipeline whose UNet denoises a variance-preserving diffusion, with the DDIM sampler.
 
     The pipeline's own scheduler gives the noise levels, and DDIM runs them whatever it is: without
-    noise that is what diffusers draws under ``DDIMScheduler.from_config(pipeline.scheduler.config)``
-    and ``eta=0``. Explore with `aegpo.sde.DDIM` (as DDPO, arXiv 2305.13301) or any other SDE; the
-    latents are those of a flow, see `aegpo.policies.noise_schedule`.
+    noise the images are those of the pipeline under `eta=0` and a scheduler made by
+    `DDIMScheduler.from_config(pipeline.scheduler.config)`. Explore with `aegpo.sde.DDIM`, as DDPO
+    does (arXiv 2305.13301), or any other SDE: the latents are those of a flow, see
+    `aegpo.policies.noise_schedule`.
 
     LoRA groups: "attention" (self- and cross-attention), "feed_forward", "proj" (the projections
     around each transformer, where they are linear: not in SD 1.5).
