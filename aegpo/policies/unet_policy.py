@@ -94,10 +94,13 @@ class UNetPolicy(DiffusersPolicy):
         return self.noise_schedule.velocity(output, noisy, sigma)
 
     def unet_inputs(self, cond: Conditioning) -> dict[str, Any]:
-        """What the UNet is told beside the text, by argument; nothing, unless the model says so.
+        """What the UNet is told beside latents, time and text; nothing, unless the model says so.
 
         Args:
             cond: n rows of conditioning.
+
+        Returns:
+            Further arguments of the UNet's forward.
         """
         del cond
         return {}
