@@ -1,294 +1,317 @@
-"""What every family of models must do, checked against the pipeline and plain arithmetic.
+"""What every family of models promises, as checks that a family's tests call on tiny pipelines.
 
-The policies come with tiny random pipelines; every function builds what it needs from `build`, a
-function that takes the policy's constructor arguments.
+A `build` makes a policy from the family's own folder and keyword arguments, `lora_rank=4` unless
+told otherwise.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import DiffusionPipeline
-from torch import Tensor
+from torch import Tensor, nn
 
 from aegpo.entropy import EntropyRecorder
-from aegpo.entropy.tokens import TokenSet
 from aegpo.noise import KeyedNoise
+from aegpo.policies import Conditioning
 from aegpo.policies.diffusers_policy import DiffusersPolicy
+from aegpo.replay import Replay
 from aegpo.rollout import rollout
 from aegpo.schedule import ExplorationSchedule
-from aegpo.sde import ODE, FlowSDE
+from aegpo.sde import ODE, SDE
 from aegpo.tree import RolloutTree
 
-PROMPTS = [
-    "a red circle",
-    "two blue stars on one green triangle and three red circles to the left of a purple square "
-    "below the yellow star",
-    "a",
-]
-STEPS = 3
+PROMPTS = ["a red circle", "two blue stars above one green square", "a"]
+NOISE = KeyedNoise(0)
+INDEX = torch.tensor([7, 3, 5])
 
 Build = Callable[..., DiffusersPolicy]
-Positions = Callable[[int, str, int, int], tuple[Tensor, Tensor] | None]
-"""Query and key positions of a row of a layer's call, from (row, layer, queries, keys)."""
+Positions = Callable[[str, int, int, Tensor], tuple[Sequence[int], Sequence[int]] | None]
+"""(layer, queries, keys, text mask of the row) to the positions of both by hand, None for none."""
 
 
-def shake(policy: DiffusersPolicy, size: float = 0.1) -> None:
+def draw(
+    policy: DiffusersPolicy,
+    num_steps: int = 3,
+    *,
+    rows: Sequence[int] = (0, 1, 2),
+    sde: SDE | None = None,
+    eta: float = 0.0,
+    observer: Any = None,
+) -> RolloutTree:
+    """One image for each of some prompts; all steps but the last are stochastic where eta > 0."""
+    schedule = ExplorationSchedule.deterministic(len(rows), num_steps)
+    if eta > 0:
+        stochastic = torch.ones(len(rows), num_steps, dtype=torch.bool)
+        stochastic[:, -1] = False
+        schedule = ExplorationSchedule.from_mask(stochastic, eta)
+    cond = policy.encode([PROMPTS[row] for row in rows])
+    ones = torch.ones(len(rows), dtype=torch.int64)
+    index = INDEX[list(rows)]
+    return rollout(policy, sde or ODE(), cond, schedule, ones, NOISE, index, observer=observer)
+
+
+def start_noise(policy: DiffusersPolicy) -> Tensor:
+    """The noise that `draw` starts all prompts from."""
+    zeros = torch.zeros_like(INDEX)
+    return NOISE.normal("start", torch.stack([INDEX, zeros, zeros], dim=1), policy.latent_shape)
+
+
+def pipeline_images(policy: DiffusersPolicy, pipeline: Any, num_steps: int = 3) -> Tensor:
+    """What the pipeline draws where the policy calls `draw`."""
+    noise = start_noise(policy)
+    with torch.no_grad():
+        return policy.pipeline_images(pipeline, PROMPTS, noise, num_steps).float()
+
+
+def inputs(policy: DiffusersPolicy) -> tuple[Tensor, Tensor, Conditioning]:
+    """Latents, levels of the policy's own schedule and conditioning, three rows."""
+    sigma = policy.sigmas(4)[[0, 1, 3]]
+    return start_noise(policy), sigma, policy.encode(PROMPTS)
+
+
+def shake(policy: DiffusersPolicy, by: float = 0.1) -> None:
     """Moves every trainable weight."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in policy.trainable_parameters():
-            parameter += size * torch.randn(parameter.shape, generator=generator)
+            parameter += by * torch.randn(parameter.shape, generator=generator)
 
 
-def start(policy: DiffusersPolicy, n: int) -> Tensor:
-    """The noise that `draw` starts from, shape (n, C, H, W)."""
-    keys = torch.stack([torch.arange(n), torch.zeros(n).long(), torch.zeros(n).long()], dim=1)
-    return KeyedNoise(0).normal("start", keys, policy.latent_shape)
+def assert_close(got: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
+    """Same shape, finite, and nowhere further apart than the tolerance."""
+    assert got.shape == expected.shape and bool(got.isfinite().all())
+    torch.testing.assert_close(got.float(), expected.float(), rtol=0, atol=tolerance)
 
 
-def draw(policy: DiffusersPolicy, steps: int = STEPS, observer: Any = None) -> RolloutTree:
-    """One deterministic image a prompt."""
-    n = len(PROMPTS)
-    return rollout(
-        policy,
-        ODE(),
-        policy.encode(PROMPTS),
-        ExplorationSchedule.deterministic(n, steps),
-        torch.ones(n).long(),
-        KeyedNoise(0),
-        torch.arange(n),
-        observer=observer,
-    )
-
-
-def predictions(policy: DiffusersPolicy) -> Tensor:
-    """One prediction a prompt, each at another noise level, shape (n, C, H, W)."""
-    n = len(PROMPTS)
-    return policy(start(policy, n), torch.linspace(1, 0.2, n), policy.encode(PROMPTS))
-
-
-def assert_rollout_is_the_pipeline(
-    policy: DiffusersPolicy, pipeline: DiffusionPipeline, steps: int = STEPS
-) -> None:
-    """A deterministic rollout gives the pipeline's own images for the same noise."""
-    n = len(PROMPTS)
-    expected = policy.pipeline_images(pipeline, PROMPTS, start(policy, n), steps)
-    images = draw(policy, steps).images
-    assert images is not None and images.shape == expected.shape
-    assert (images - expected).abs().max() <= 1e-4
-    # Not for want of anything to see.
-    assert images.std() > 0.01 and (images[0] - images[1]).abs().max() > 0.01
-
-
-def assert_rows_are_independent(policy: DiffusersPolicy) -> None:
-    """A row is predicted the same alone and beside longer texts."""
-    n = len(PROMPTS)
-    latents, sigma, cond = start(policy, n), torch.linspace(1, 0.2, n), policy.encode(PROMPTS)
-    with torch.no_grad():
-        together = policy(latents, sigma, cond)
-        for row in range(n):
-            one = slice(row, row + 1)
-            alone = policy(latents[one], sigma[one], cond.select(one))
-            torch.testing.assert_close(alone, together[one], rtol=1e-4, atol=2e-5)
-
-
-def assert_fresh_adapters_change_nothing(build: Build) -> None:
-    """With and without its fresh adapters the policy predicts the same; training is undone."""
-    policy = build()
-    with torch.no_grad():
-        fresh = predictions(policy)
-        with policy.reference():
-            base = predictions(policy)
-        assert torch.equal(fresh, base)
-        shake(policy)
-        assert (predictions(policy) - base).abs().max() > 1e-3
-        with policy.reference():
-            assert torch.equal(predictions(policy), base)
-    assert {parameter.dtype for parameter in policy.trainable_parameters()} == {torch.float32}
-
-
-def assert_full_finetuning_keeps_its_reference(build: Build) -> None:
-    """The reference of full fine-tuning predicts as the base did."""
-    policy = build(full_finetuning=True)
-    with torch.no_grad():
-        base = predictions(policy)
-        shake(policy, 0.02)
-        assert (predictions(policy) - base).abs().max() > 1e-3
-        with policy.reference():
-            assert torch.equal(predictions(policy), base)
-
-
-def assert_export_is_the_trained_policy(
-    build: Build, folder: Path, lora_targets: list[str] | None
-) -> None:
-    """Diffusers reloads what was trained and draws the policy's images with it."""
-    n = len(PROMPTS)
-    policy = build(lora_rank=4, lora_alpha=3, lora_targets=lora_targets)
-    untrained = draw(policy).images
-    shake(policy)
-    images = draw(policy).images
-    assert images is not None and untrained is not None
-    assert (images - untrained).abs().max() > 0.01
-    policy.save_pretrained(folder / "lora")
-    pipeline = policy.load_clean_pipeline()
-    pipeline.load_lora_weights(folder / "lora")
-    config = getattr(pipeline, policy.denoiser_name).peft_config["default_0"]
-    assert (config.r, config.lora_alpha) == (4, 3)
-    exported = policy.pipeline_images(pipeline, PROMPTS, start(policy, n), STEPS)
-    assert (images - exported).abs().max() <= 1e-4
-
-    full = build(full_finetuning=True)
-    shake(full, 0.02)
-    full.save_pretrained(folder / "full")
-    pipeline = type(pipeline).from_pretrained(folder / "full", local_files_only=True)
-    pipeline.set_progress_bar_config(disable=True)
-    exported = full.pipeline_images(pipeline, PROMPTS, start(full, n), STEPS)
-    trained = draw(full).images
-    assert trained is not None and (trained - exported).abs().max() <= 1e-4
-    assert (trained - untrained).abs().max() > 0.01
-
-
-def assert_ratio_is_one(policy: DiffusersPolicy) -> None:
-    """Recomputed log-probabilities are those of the rollout, and their gradient trains."""
-    shake(policy)
-    n, cond = len(PROMPTS), policy.encode(PROMPTS)
-    stochastic = torch.tensor([[True, True, False]]).expand(n, -1)
-    schedule = ExplorationSchedule.from_mask(stochastic, eta=0.7)
-    index, ones = torch.arange(n), torch.ones(n).long()
-    sde = FlowSDE()
-    tree = rollout(policy, sde, cond, schedule, ones, KeyedNoise(0), index, decode=False)
-    policy.train()
-    recorded = tree.transitions
-    for step in (0, 1):
-        rows = recorded.step == step
-        prompt = recorded.prompt[rows]
-        sigma, sigma_next, eta = (
-            value.expand(n)
-            for value in (tree.sigmas[step], tree.sigmas[step + 1], torch.tensor(0.7))
-        )
-        velocity = policy(recorded.latents[rows], sigma, cond.select(prompt))
-        gaussian = sde.step(velocity, recorded.latents[rows], sigma, sigma_next, eta)
-        log_ratio = gaussian.log_prob(recorded.next_latents[rows]) - recorded.log_prob[rows]
-        assert log_ratio.abs().max() <= 1e-6
-        log_ratio.exp().sum().backward()
-    gradients = [p.grad for p in policy.trainable_parameters() if p.grad is not None]
-    assert gradients and all(gradient.isfinite().all() for gradient in gradients)
-    assert sum(bool(gradient.any()) for gradient in gradients) > len(gradients) / 2
-
-
-def assert_checkpointing_changes_no_gradient(build: Build) -> None:
-    """Gradient checkpointing computes the same gradients."""
-    gradients = []
-    for checkpointing in (False, True):
-        policy = build(gradient_checkpointing=checkpointing).train()
-        assert policy.trained.is_gradient_checkpointing == checkpointing
-        shake(policy)
-        predictions(policy).square().mean().backward()
-        gradients.append([p.grad for p in policy.trainable_parameters()])
-    for plain, checkpointed in zip(*gradients, strict=True):
-        torch.testing.assert_close(plain, checkpointed, rtol=0, atol=1e-6)
-    assert any(gradient is not None and bool(gradient.any()) for gradient in gradients[0])
-
-
-def assert_half_precision_is_close(build: Build, atol: float = 0.1) -> None:
-    """A bfloat16 base with fp32 adapters predicts, trains and decodes as fp32 nearly does."""
-    policy, exact = build(dtype="bfloat16"), build()
-    assert {p.dtype for p in policy.trainable_parameters()} == {torch.float32}
-    prediction = predictions(policy)
-    assert prediction.dtype == torch.float32
-    with torch.no_grad():
-        expected = predictions(exact)
-    assert (prediction - expected).abs().max() <= atol * expected.abs().max()
-    prediction.square().sum().backward()
-    gradients = [p.grad for p in policy.trainable_parameters() if p.grad is not None]
-    assert gradients and all(gradient.isfinite().all() for gradient in gradients)
-    noise = start(policy, 2)
-    assert policy.decode(noise).dtype == torch.float32
-    torch.testing.assert_close(policy.decode(noise), exact.decode(noise), rtol=0, atol=0.05)
-
-
-def assert_offload_changes_no_image(build: Build) -> None:
-    """Offloaded parts are no parameters of the policy and give the same images."""
-    plain, offloaded = build(), build(offload=True)
-    images = draw(plain).images
-    assert images is not None and torch.equal(images, draw(offloaded).images)
-    names = {name.split(".")[0] for name, _ in offloaded.named_parameters()}
-    assert names == {offloaded.denoiser_name}
-    names = {name.split(".")[0] for name, _ in plain.named_parameters()}
-    assert names == {plain.denoiser_name, "vae", "text_encoders"}
+def assert_rollout_is_the_pipeline(policy: DiffusersPolicy, num_steps: int = 3) -> None:
+    """A deterministic rollout is the pipeline's own image, and a row depends on itself alone."""
+    expected = pipeline_images(policy, policy.load_clean_pipeline(), num_steps)
+    tree = draw(policy, num_steps)
+    assert_close(tree.images, expected)
+    assert expected.std() > 1e-2, "an image without contrast would hide every mistake"
+    for row in range(len(PROMPTS)):
+        assert_close(draw(policy, num_steps, rows=[row]).images, expected[row : row + 1])
 
 
 @contextmanager
-def watched_attention() -> Iterator[list[tuple[Tensor, Tensor, Tensor | None]]]:
-    """Queries, keys and masks of all calls of F.scaled_dot_product_attention inside."""
-    calls: list[tuple[Tensor, Tensor, Tensor | None]] = []
+def captured(policy: DiffusersPolicy) -> Iterator[list[tuple[str, Tensor, Tensor, Any]]]:
+    """An independent look at the denoiser: the innermost module, queries, keys, mask of a call."""
     original = F.scaled_dot_product_attention
+    calls: list[tuple[str, Tensor, Tensor, Any]] = []
+    running: list[str] = []
 
-    def watch(query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        mask = kwargs.get("attn_mask", args[1] if len(args) > 1 else None)
-        calls.append((query.double(), key.double(), mask))
-        return original(query, key, *args, **kwargs)
+    def capture(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **named: Any) -> Tensor:
+        mask = rest[0] if rest else named.get("attn_mask")
+        if running:  # else it is a text encoder's or a decoder's
+            calls.append((running[-1], query, key, mask))
+        return original(query, key, value, *rest, **named)
 
-    F.scaled_dot_product_attention = watch
+    def enter(name: str) -> Callable[[nn.Module, Any], None]:
+        return lambda module, args: running.append(name)
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        running.pop()
+
+    handles = []
+    for name, module in policy.denoiser.named_modules():
+        handles.append(module.register_forward_pre_hook(enter(name)))
+        handles.append(module.register_forward_hook(leave))
+    F.scaled_dot_product_attention = capture
     try:
         yield calls
     finally:
         F.scaled_dot_product_attention = original
+        for handle in handles:
+            handle.remove()
 
 
-def assert_every_attention_is_listed(policy: DiffusersPolicy) -> None:
-    """`attention_layers` are the layers that call softmax attention, each once a prediction."""
-    with watched_attention() as calls, torch.no_grad():
-        cond, n = policy.encode(PROMPTS), len(PROMPTS)
-        calls.clear()
-        policy(start(policy, n), torch.ones(n), cond)
-    assert len(calls) == len(policy.attention_layers()) > 0
-
-
-def assert_entropy_is_the_explicit_softmax(
-    policy: DiffusersPolicy, tokens: TokenSet, positions: Positions
-) -> None:
-    """The recorded entropy is that of a softmax in float64 over positions found by hand.
+def assert_every_attention_is_a_layer(policy: DiffusersPolicy, num_layers: int) -> None:
+    """Each softmax attention of one prediction belongs to one watched layer, and no layer to none.
 
     Args:
         policy: The policy.
-        tokens: The token set to record.
-        positions: Where a row of a layer asks and looks, or None where nothing is recorded.
+        num_layers: Their number, counted by hand.
     """
-    plain = draw(policy).latents
+    with torch.no_grad(), captured(policy) as calls:
+        policy.predict(*inputs(policy))
+    names = [name for name, _ in policy.attention_layers()]
+    assert sorted(name for name, *_ in calls) == sorted(names) and len(names) == num_layers
+
+
+def assert_recorded_entropy_is_the_explicit_softmax(
+    policy: DiffusersPolicy, tokens: Any, positions: Positions
+) -> None:
+    """Recording changes no image, and its entropies are those of a float64 softmax.
+
+    Args:
+        policy: The policy, with or without guidance.
+        tokens: Token set of the recorder.
+        positions: Which tokens it means in each layer, worked out by hand.
+    """
+    plain = draw(policy, 2).images
     recorder = EntropyRecorder(tokens=tokens, rows=None)
-    layers = [name for name, _ in policy.attention_layers()]
-    cond, n = policy.encode(PROMPTS), len(PROMPTS)
-    del cond  # the text encoders attend, too; now their texts are known
-    with watched_attention() as calls, recorder.record(policy) as recording:
-        assert torch.equal(draw(policy, observer=recording).latents, plain)
-    calls = [call for call in calls if len(call[0]) == n * policy.num_evaluations_per_sample]
-    calls = calls[: len(layers) * STEPS]  # the decoder attends after the last step
-    expected: dict[str, Tensor] = {}
-    for number, (query, key, mask) in enumerate(calls):
-        step, layer = divmod(number, len(layers))
-        for row in range(n):
-            chosen = positions(row, layers[layer], query.shape[2], key.shape[2])
-            if chosen is None:
-                continue
-            asked, looked = chosen
-            logits = query[row] @ key[row].transpose(-1, -2) / math.sqrt(query.shape[-1])
-            if mask is not None:
-                seen = mask[row].expand(logits.shape)
-                allowed = seen if seen.dtype == torch.bool else seen == 0
-                logits = logits.masked_fill(~allowed, -math.inf)
-            probability = logits[:, asked][:, :, looked].softmax(dim=-1)
-            entropy = torch.special.entr(probability).sum(dim=-1) / math.log(len(looked))
-            curve = expected.setdefault(layers[layer], torch.zeros(n, STEPS).double())
-            curve[row, step] = entropy.mean()
-    assert recording.layer_names == [name for name in layers if name in expected]
-    theirs = torch.stack([expected[name] for name in recording.layer_names], dim=1)
-    torch.testing.assert_close(recording.per_prompt_layer().double(), theirs, rtol=1e-5, atol=1e-5)
-    assert (theirs < 0.9999).any() and (theirs > 0).all()
+    with captured(policy) as calls, recorder.record(policy) as recording:
+        assert torch.equal(draw(policy, 2, observer=recording).images, plain)
+    masks = policy.encode(PROMPTS).mask
+    assert masks is not None
+
+    recorded = recording.per_prompt_layer()
+    seen: dict[str, list[Tensor]] = {}
+    for name, query, key, mask in calls:
+        values = [
+            None
+            if where is None
+            else _explicit_entropy(query[row], key[row], _row(mask, row), where)
+            for row in range(len(PROMPTS))  # with guidance the conditional rows come first
+            for where in [positions(name, query.shape[2], key.shape[2], masks[row])]
+        ]
+        if values[0] is not None:
+            seen.setdefault(name, []).append(torch.stack(values))
+    assert set(recording.layer_names) == set(seen)
+    for layer, name in enumerate(recording.layer_names):
+        expected = torch.stack(seen[name], dim=1)
+        assert_close(recorded[:, layer], expected.float(), 1e-5)
+    assert recorded.std() > 1e-5, "uniform attention would hide every mistake"
+
+
+def _row(mask: Tensor | None, row: int) -> Tensor | None:
+    """One row of an attention mask, broadcastable to (heads, queries, keys)."""
+    if mask is None:
+        return None
+    return mask[row if len(mask) > 1 else 0] if mask.dim() == 4 else mask
+
+
+def _explicit_entropy(
+    query: Tensor, key: Tensor, mask: Tensor | None, where: tuple[Sequence[int], Sequence[int]]
+) -> Tensor:
+    """Mean entropy over heads and queries, divided by the logarithm of the number of keys."""
+    asked, looked = (list(positions) for positions in where)
+    scores = query.double() @ key.double().transpose(1, 2) / math.sqrt(query.shape[-1])
+    if mask is not None:
+        barred = ~mask if mask.dtype == torch.bool else mask.isneginf()
+        scores = scores.masked_fill(barred, -math.inf)
+        scores = scores if mask.dtype == torch.bool else scores + mask.masked_fill(barred, 0)
+    scores = scores[:, asked][:, :, looked]
+    p = scores.softmax(dim=-1)
+    entropy = -torch.where(p > 0, p * p.log(), 0.0).sum(dim=-1)
+    return (entropy / scores.isfinite().sum(dim=-1).double().log()).mean()
+
+
+def assert_adapters_are_a_users_lora(build: Build, folder: Path, **arguments: Any) -> None:
+    """Fresh adapters change nothing, the reference stays the base, and diffusers loads them."""
+    policy = build(lora_alpha=3, **arguments)
+    base = pipeline_images(policy, policy.load_clean_pipeline())
+    with torch.no_grad():
+        fresh = policy(*inputs(policy))
+        with policy.reference():
+            assert torch.equal(policy(*inputs(policy)), fresh)
+        assert_close(draw(policy).images, base)
+        shake(policy)
+        with policy.reference():
+            assert torch.equal(policy(*inputs(policy)), fresh)
+    trained = draw(policy).images
+    assert (trained - base).abs().max() > 1e-3
+    policy.save_pretrained(folder)
+    pipeline = policy.load_clean_pipeline()
+    pipeline.load_lora_weights(folder)
+    loaded = getattr(pipeline, policy.denoiser_name)
+    (adapter,) = loaded.peft_config.values()
+    assert (adapter.r, adapter.lora_alpha) == (4, 3)
+    assert_close(pipeline_images(policy, pipeline), trained)
+
+
+def assert_full_finetuning_is_a_users_pipeline(build: Build, folder: Path) -> None:
+    """What was trained wholly loads as a pipeline; the reference stays the base."""
+    policy = build(full_finetuning=True)
+    base = pipeline_images(policy, policy.load_clean_pipeline())
+    shake(policy, 0.02)
+    trained = draw(policy).images
+    assert (trained - base).abs().max() > 1e-3
+    with policy.reference():
+        assert_close(draw(policy).images, base)
+    policy.save_pretrained(folder)
+    pipeline = policy.pipeline_class.from_pretrained(folder, local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    assert_close(pipeline_images(policy, pipeline), trained)
+
+
+def assert_first_ratio_is_one(policy: DiffusersPolicy, sde: SDE, eta: float) -> None:
+    """Recomputed log-probs are the rollout's, and the gradient reaches the adapters alone."""
+    tree = draw(policy, 4, sde=sde, eta=eta)
+    assert len(tree.transitions) == 3 * len(PROMPTS)
+    stochastic = torch.tensor([[True, True, True, False]]).expand(len(PROMPTS), -1)
+    schedule = ExplorationSchedule.from_mask(stochastic, eta)
+    advantages = torch.ones(len(tree.transitions))
+    replay = Replay(policy, sde, policy.encode(PROMPTS), tree, schedule, advantages)
+    for step in range(3):
+        rows = (tree.transitions.step == step).nonzero().flatten()
+        now = replay.step(rows)
+        log_ratio = now.log_prob(tree.transitions.next_latents[rows])
+        log_ratio = log_ratio - tree.transitions.log_prob[rows]
+        assert log_ratio.abs().max() <= 1e-6
+        now.log_prob(tree.transitions.next_latents[rows]).sum().backward()
+    gradients = {n: p.grad for n, p in policy.named_parameters() if p.grad is not None}
+    assert gradients.keys() <= {n for n, p in policy.named_parameters() if p.requires_grad}
+    assert all(bool(gradient.isfinite().all()) for gradient in gradients.values())
+    # Up-projections start at zero, so only they have a gradient on the first update.
+    assert any("lora_B" in name and bool(grad.any()) for name, grad in gradients.items())
+
+
+def assert_half_precision_works(build: Build, tolerance: float = 0.05) -> None:
+    """A bfloat16 base under fp32 adapters: fp32 results near the fp32 model's, and a gradient.
+
+    Args:
+        build: Of the family.
+        tolerance: Largest error of a prediction, as a share of the predictions' own deviation.
+    """
+    whole, half = build(), build(dtype="bfloat16")
+    assert {p.dtype for p in half.trainable_parameters()} == {torch.float32}
+    frozen = [p for p in half.denoiser.parameters() if not p.requires_grad]
+    assert torch.bfloat16 in {p.dtype for p in frozen}
+    expected = whole(*inputs(whole)).detach()
+    got = half(*inputs(half))
+    assert got.dtype == torch.float32
+    each = (slice(None), *[None] * (got.dim() - 1))
+    deviation = expected.flatten(1).std(1)[each]
+    assert_close(got / deviation, expected / deviation, tolerance)
+    got.square().mean().backward()
+    assert any(p.grad is not None and bool(p.grad.any()) for p in half.trainable_parameters())
+    tree = draw(half)
+    assert tree.latents.dtype == tree.images.dtype == torch.float32
+    assert bool(tree.images.isfinite().all())
+
+
+def assert_checkpointing_changes_no_gradient(build: Build) -> None:
+    """Activations that are computed twice give the gradients of those that are stored."""
+    gradients = []
+    for checkpointing in (False, True):
+        policy = build(gradient_checkpointing=checkpointing).train()
+        assert policy.denoiser.is_gradient_checkpointing == checkpointing
+        shake(policy)
+        policy(*inputs(policy)).square().mean().backward()
+        gradients.append([p.grad for p in policy.trainable_parameters()])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        assert (plain is None) == (checkpointed is None)
+        if plain is not None:
+            torch.testing.assert_close(plain, checkpointed, rtol=1e-5, atol=1e-7)
+
+
+def assert_offload_hides_what_is_idle(build: Build) -> None:
+    """The same images, with encoders and decoder outside of what moves with the policy."""
+    policy = build(offload=True)
+    assert {name.split(".")[0] for name, _ in policy.named_parameters()} == {policy.denoiser_name}
+    assert torch.equal(draw(policy).images, draw(build()).images)
+
+
+def assert_autocast_rounds_no_row_of_text(build: Build) -> None:
+    """Under autocast predictions are fp32 and cached embeddings what anybody else gets."""
+    policy, other = build(guidance_scale=3.0), build(guidance_scale=3.0)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert policy(*inputs(policy)).dtype == torch.float32
+    assert torch.equal(policy.encode(PROMPTS).embeds, other.encode(PROMPTS).embeds)

@@ -97,7 +97,8 @@ def check_token_set(tokens: str, layout: TokenLayout | None = None) -> None:
         layout: Layout to serve, or None to check the name alone.
 
     Raises:
-        ValueError: If the name is unknown, or the set needs text and a row has no real text token.
+        ValueError: If the name is unknown, the set needs text and a row has no real text token, or
+            text asks where there is cross-attention only.
     """
     if tokens not in get_args(TokenSet):
         raise ValueError(
@@ -105,6 +106,11 @@ def check_token_set(tokens: str, layout: TokenLayout | None = None) -> None:
         )
     if layout is None or tokens not in ("image_to_text", "text_to_image"):
         return
+    if tokens == "text_to_image" and layout.cross_layers:
+        raise ValueError(
+            f"token set {tokens!r}: no attention of this model has text queries, its image tokens "
+            "look at text in cross-attention; use image_to_text"
+        )
     if layout.num_text == 0 or (
         layout.text_mask is not None and not bool(layout.text_mask.any(dim=1).all())
     ):

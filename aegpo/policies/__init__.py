@@ -14,15 +14,28 @@ from aegpo.policies.conditioning import Conditioning
 if TYPE_CHECKING:
     from aegpo.policies.qwen_image import QwenImage
     from aegpo.policies.sana import Sana
+    from aegpo.policies.stable_diffusion import StableDiffusion
     from aegpo.policies.stable_diffusion3 import StableDiffusion3
+    from aegpo.policies.stable_diffusion_xl import StableDiffusionXL
     from aegpo.policies.z_image import ZImage
 
-__all__ = ["Conditioning", "Policy", "QwenImage", "Sana", "StableDiffusion3", "ZImage"]
+__all__ = [
+    "Conditioning",
+    "Policy",
+    "QwenImage",
+    "Sana",
+    "StableDiffusion",
+    "StableDiffusion3",
+    "StableDiffusionXL",
+    "ZImage",
+]
 
 _FAMILIES = {
     "QwenImage": "qwen_image",
     "Sana": "sana",
+    "StableDiffusion": "stable_diffusion",
     "StableDiffusion3": "stable_diffusion3",
+    "StableDiffusionXL": "stable_diffusion_xl",
     "ZImage": "z_image",
 }
 

@@ -68,6 +68,8 @@ class DiffusersPolicy(Policy):
     """The parts of the pipeline that encode text."""
     optional_parts: ClassVar[tuple[str, ...]] = ()
     """Parts that a saved pipeline of this kind may lack."""
+    load_options: ClassVar[Mapping[str, Any]] = {}
+    """Further arguments with which the pipeline is loaded; None for a part leaves it out."""
     lora_groups: ClassVar[Mapping[str, Sequence[str]]]
     """LoRA targets by group: names of groups and the ends of layer names they stand for."""
     text_arguments: ClassVar[tuple[str, ...]] = ("negative_prompt", "max_sequence_length")
@@ -207,7 +209,12 @@ class DiffusersPolicy(Policy):
         """Loads `pretrained` anew: the base as diffusers has it, on the CPU, without adapters."""
         quantized = {self.denoiser_name: self.quantize} if self.quantize else None
         return load_pipeline(
-            self._source, self.pipeline_class, self._frozen_dtype, self.optional_parts, quantized
+            self._source,
+            self.pipeline_class,
+            self._frozen_dtype,
+            self.optional_parts,
+            self.load_options,
+            quantized,
         )
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,12 +50,15 @@ def find_pipeline(pretrained: str) -> str | Path:
     )
 
 
-def read_model_index(source: str | Path, pipeline: type[DiffusionPipeline]) -> dict[str, Any]:
+def read_model_index(
+    source: str | Path, pipeline: type[DiffusionPipeline], unused: Collection[str] = ()
+) -> dict[str, Any]:
     """Reads which parts a pipeline has, and refuses another kind of pipeline.
 
     Args:
         source: Folder or hub id, from `find_pipeline`.
         pipeline: The class that the caller can drive.
+        unused: Parts that will not be loaded, and whose folders may be missing.
 
     Returns:
         The content of model_index.json; the value of a part that is absent is [None, None].
@@ -87,7 +90,7 @@ def read_model_index(source: str | Path, pipeline: type[DiffusionPipeline]) -> d
         raise ValueError(f"{source} is a {index.get('_class_name')}; {accepted}")
     if isinstance(source, Path):
         parts = [name for name, part in index.items() if isinstance(part, list) and any(part)]
-        absent = [name for name in parts if not (source / name).is_dir()]
+        absent = [n for n in parts if n not in unused and not (source / n).is_dir()]
         if absent:
             raise FileNotFoundError(f"{source} lacks the folders {absent}; {accepted}")
     return index
@@ -98,6 +101,7 @@ def load_pipeline(
     pipeline: type[DiffusionPipeline],
     dtype: torch.dtype,
     optional: Sequence[str] = (),
+    options: Mapping[str, Any] | None = None,
     quantized: Mapping[str, Quantization] | None = None,
 ) -> DiffusionPipeline:
     """Loads a pipeline on the CPU, after a look at its index.
@@ -107,6 +111,7 @@ def load_pipeline(
         pipeline: The class that the caller can drive.
         dtype: Of all weights, except an autoencoder that asks for fp32 (SDXL's overflows below).
         optional: Parts whose absence is no error, for instance SD3's T5.
+        options: Further arguments of the pipeline; None for a part leaves it unloaded.
         quantized: Parts whose frozen weights are stored in fewer bits; they land on the GPU.
 
     Returns:
@@ -116,7 +121,8 @@ def load_pipeline(
         FileNotFoundError: If a part is missing.
         ValueError: If it is another kind of pipeline, or quantization is not possible here.
     """
-    index = read_model_index(source, pipeline)
+    options = options or {}
+    index = read_model_index(source, pipeline, options)
     absent: dict[str, Any] = {part: None for part in optional if not any(index.get(part) or [None])}
     if quantized:
         absent["quantization_config"] = _quantization(quantized, dtype)
@@ -127,6 +133,7 @@ def load_pipeline(
             use_safetensors=True,
             local_files_only=isinstance(source, Path),
             **absent,
+            **options,
         )
     except (RuntimeError, ImportError) as error:
         if not quantized:

@@ -116,6 +116,9 @@ def test_a_unet_has_levels_and_cross_attention() -> None:
     # 16 + 4 tokens would be joint attention, which such a model has not.
     with pytest.raises(ValueError, match="known are image-only attention over 16, 4"):
         select_tokens("all_to_all", layout, 20, 20, "down.attn1")
+    check_token_set("image_to_text", layout)
+    with pytest.raises(ValueError, match="no attention of this model has text queries"):
+        check_token_set("text_to_image", layout)
 
 
 def test_layers_of_text_alone_are_not_measured() -> None:

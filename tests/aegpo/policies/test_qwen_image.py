@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import policy_contract as contract
+import policy_contract_masked as contract
 import pytest
 import torch
 from diffusers import QwenImagePipeline, QwenImageTransformer2DModel
