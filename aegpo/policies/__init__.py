@@ -12,11 +12,18 @@ from aegpo.policies.base import Policy
 from aegpo.policies.conditioning import Conditioning
 
 if TYPE_CHECKING:
+    from aegpo.policies.flux import Flux
+    from aegpo.policies.flux2 import Flux2, Flux2Klein
     from aegpo.policies.stable_diffusion3 import StableDiffusion3
 
-__all__ = ["Conditioning", "Policy", "StableDiffusion3"]
+__all__ = ["Conditioning", "Flux", "Flux2", "Flux2Klein", "Policy", "StableDiffusion3"]
 
-_FAMILIES = {"StableDiffusion3": "stable_diffusion3"}
+_FAMILIES = {
+    "Flux": "flux",
+    "Flux2": "flux2",
+    "Flux2Klein": "flux2",
+    "StableDiffusion3": "stable_diffusion3",
+}
 
 
 def __getattr__(name: str) -> Any:
