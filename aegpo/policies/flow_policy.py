@@ -33,10 +33,13 @@ class FlowPolicy(DiffusersPolicy):
         self.sigma_spacing: Spacing = sigma_spacing
 
     def shift_mu(self, num_steps: int) -> float | None:
-        """The shift for the present resolution, None where the scheduler does not ask for one.
+        """The scheduler's dynamic shift for the present resolution.
 
         Args:
             num_steps: Denoising steps T, for models whose shift depends on it.
+
+        Returns:
+            The shift mu, None where the scheduler does not ask for one.
         """
         del num_steps
         scheduler = self.pipeline.scheduler

@@ -181,7 +181,7 @@ class FluxPolicy(FlowPolicy):
 
 def to_patches(latents: Tensor) -> Tensor:
     """Turns latents into tokens: (n, C, H, W) to (n, H/2 * W/2, 4 C)."""
-    return F.pixel_unshuffle(latents, PATCH).flatten(2).transpose(1, 2)
+    return F.pixel_unshuffle(latents, PATCH).flatten(2).mT
 
 
 def from_patches(tokens: Tensor, height: int, width: int) -> Tensor:
@@ -195,4 +195,4 @@ def from_patches(tokens: Tensor, height: int, width: int) -> Tensor:
     Returns:
         Latents, shape (n, C, 2 height, 2 width).
     """
-    return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (height, width)), PATCH)
+    return F.pixel_shuffle(tokens.mT.reshape(len(tokens), -1, height, width), PATCH)

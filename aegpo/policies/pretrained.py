@@ -136,6 +136,9 @@ def read_part_config(source: str | Path, model: type[ModelMixin], name: str) -> 
         source: Folder or hub id, from `find_pipeline`.
         model: Class of the part.
         name: Name of the part: "transformer" or "unet".
+
+    Returns:
+        The content of the part's config.json.
     """
     config: dict[str, Any] = model.load_config(
         source, subfolder=name, local_files_only=isinstance(source, Path)
