@@ -138,8 +138,9 @@ def assert_every_attention_is_a_layer(policy: DiffusersPolicy, num_layers: int) 
         policy: The policy.
         num_layers: Their number, counted by hand.
     """
+    given = inputs(policy)  # outside, for text encoders attend too
     with torch.no_grad(), captured(policy) as calls:
-        policy.predict(*inputs(policy))
+        policy.predict(*given)
     names = [name for name, _ in policy.attention_layers()]
     assert sorted(name for name, *_ in calls) == sorted(names) and len(names) == num_layers
 

@@ -89,13 +89,17 @@ class Flux(FluxPolicy):
         image = torch.cartesian_prod(torch.arange(1), torch.arange(height), torch.arange(width))
         return torch.zeros(num_text, 3, dtype=torch.int64), image
 
+    def pipeline_arguments(self, num_steps: int) -> dict[str, Any]:
+        """As for every FLUX, and classifier-free guidance if it is on."""
+        arguments = super().pipeline_arguments(num_steps)
+        if self.num_evaluations_per_sample == 2:
+            arguments["true_cfg_scale"] = self.guidance_scale
+            arguments["negative_prompt"] = self.negative_prompt
+        return arguments
+
     def _pipeline_latents(self, noise: Tensor) -> Tensor:
         return to_patches(noise)
 
-    def _pipeline_guidance(self, pipeline: DiffusionPipeline, num_prompts: int) -> dict[str, Any]:
+    def _pipeline_negative(self, pipeline: DiffusionPipeline, num_prompts: int) -> dict[str, Any]:
         guided = self.num_evaluations_per_sample == 2
-        return {
-            "guidance_scale": self.distilled_guidance,
-            "true_cfg_scale": self.guidance_scale,
-            "negative_prompt": [self.negative_prompt] * num_prompts if guided else None,
-        }
+        return {"negative_prompt": [self.negative_prompt] * num_prompts} if guided else {}

@@ -128,10 +128,6 @@ class Flux2(_Flux2Family):
             **common,
         )
 
-    def _pipeline_guidance(self, pipeline: DiffusionPipeline, num_prompts: int) -> dict[str, Any]:
-        # Where the transformer has no embedding the pipeline still wants a number.
-        return {"guidance_scale": self.distilled_guidance or 0.0}
-
 
 class Flux2Klein(_Flux2Family):
     """A FLUX.2 [klein] pipeline: the base model, or the one that is distilled to few steps.
@@ -164,11 +160,16 @@ class Flux2Klein(_Flux2Family):
             pretrained, distilled_guidance=None, guidance_scale=guidance_scale, **common
         )
 
-    def _pipeline_guidance(self, pipeline: DiffusionPipeline, num_prompts: int) -> dict[str, Any]:
-        if self.num_evaluations_per_sample == 1:
-            return {"guidance_scale": 1.0}
+    def pipeline_arguments(self, num_steps: int) -> dict[str, Any]:
+        """As for every FLUX, and the weight of classifier-free guidance."""
+        return super().pipeline_arguments(num_steps) | {"guidance_scale": self.guidance_scale}
+
+    def _pipeline_negative(self, pipeline: DiffusionPipeline, num_prompts: int) -> dict[str, Any]:
+        # The pipeline's own negative text is empty, and another can be given by embeddings only.
+        if self.num_evaluations_per_sample == 1 or not self.negative_prompt:
+            return {}
         negative, _ = pipeline.encode_prompt(
             prompt=[self.negative_prompt] * num_prompts,
             max_sequence_length=self.max_sequence_length,
         )
-        return {"guidance_scale": self.guidance_scale, "negative_prompt_embeds": negative}
+        return {"negative_prompt_embeds": negative}

@@ -124,6 +124,29 @@ class FluxPolicy(FlowPolicy):
             text_mask=cond.mask,
         )
 
+    def pipeline_arguments(self, num_steps: int) -> dict[str, Any]:
+        """The arguments with which the pipeline's own call computes what the policy computes.
+
+        Args:
+            num_steps: Denoising steps T.
+
+        Returns:
+            Plain values by name, without prompt, latents and output type.
+        """
+        arguments: dict[str, Any] = {
+            "num_inference_steps": num_steps,
+            "height": self.pixels,
+            "width": self.pixels,
+            "max_sequence_length": self.max_sequence_length,
+        }
+        if self.distilled_guidance is not None:
+            arguments["guidance_scale"] = self.distilled_guidance
+        if self.sigma_spacing == "scheduler":
+            scheduler = self.pipeline.scheduler
+            spaced = np.linspace(scheduler.sigma_max, scheduler.sigma_min, num_steps)
+            arguments["sigmas"] = spaced.tolist()
+        return arguments
+
     def pipeline_images(
         self, pipeline: DiffusionPipeline, prompts: Sequence[str], noise: Tensor, num_steps: int
     ) -> Tensor:
@@ -136,30 +159,26 @@ class FluxPolicy(FlowPolicy):
             num_steps: Denoising steps T.
 
         Returns:
-            Images in [0, 1], shape (n, 3, H, W).
+            Images in [0, 1], shape (n, 3, H, W) fp32.
         """
-        scheduler = pipeline.scheduler
-        own = np.linspace(scheduler.sigma_max, scheduler.sigma_min, num_steps).tolist()
+        arguments = self.pipeline_arguments(num_steps)
+        arguments |= self._pipeline_negative(pipeline, len(prompts))
         images: Tensor = pipeline(
             prompt=list(prompts),
-            height=self.pixels,
-            width=self.pixels,
-            num_inference_steps=num_steps,
-            sigmas=own if self.sigma_spacing == "scheduler" else None,
-            latents=self._pipeline_latents(noise),
-            max_sequence_length=self.max_sequence_length,
+            latents=self._pipeline_latents(noise).to(pipeline.device),
             output_type="pt",
-            **self._pipeline_guidance(pipeline, len(prompts)),
+            **arguments,
         ).images
-        return images
+        return images.float()
 
     @abc.abstractmethod
     def _pipeline_latents(self, noise: Tensor) -> Tensor:
         """Noise (n, C, H, W) in the form that the pipeline's call takes."""
 
-    @abc.abstractmethod
-    def _pipeline_guidance(self, pipeline: DiffusionPipeline, num_prompts: int) -> dict[str, Any]:
-        """The arguments of the pipeline's call that say how it guides."""
+    def _pipeline_negative(self, pipeline: DiffusionPipeline, num_prompts: int) -> dict[str, Any]:
+        """What the pipeline's call must be told about the negative prompt, row by row."""
+        del pipeline, num_prompts
+        return {}
 
     @classmethod
     def _choose_guidance(cls, pretrained: str, guidance_scale: float | None) -> float | None:
