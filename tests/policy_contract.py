@@ -101,15 +101,15 @@ def assert_rollout_is_the_pipeline(policy: DiffusersPolicy, num_steps: int = 3) 
 
 @contextmanager
 def captured(policy: DiffusersPolicy) -> Iterator[list[tuple[str, Tensor, Tensor, Any]]]:
-    """An independent look at attention: the innermost module, queries, keys and mask of a call."""
+    """An independent look at the denoiser: the innermost module, queries, keys, mask of a call."""
     original = F.scaled_dot_product_attention
     calls: list[tuple[str, Tensor, Tensor, Any]] = []
     running: list[str] = []
 
     def capture(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **named: Any) -> Tensor:
         mask = rest[0] if rest else named.get("attn_mask")
-        # A projection that belongs to an attention has left by the time that this is called.
-        calls.append((running[-1] if running else "", query, key, mask))
+        if running:  # else it is a text encoder's or a decoder's
+            calls.append((running[-1], query, key, mask))
         return original(query, key, value, *rest, **named)
 
     def enter(name: str) -> Callable[[nn.Module, Any], None]:
@@ -138,9 +138,8 @@ def assert_every_attention_is_a_layer(policy: DiffusersPolicy, num_layers: int) 
         policy: The policy.
         num_layers: Their number, counted by hand.
     """
-    given = inputs(policy)  # outside, for text encoders attend too
     with torch.no_grad(), captured(policy) as calls:
-        policy.predict(*given)
+        policy.predict(*inputs(policy))
     names = [name for name, _ in policy.attention_layers()]
     assert sorted(name for name, *_ in calls) == sorted(names) and len(names) == num_layers
 
