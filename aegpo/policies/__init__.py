@@ -12,6 +12,8 @@ from aegpo.policies.base import Policy
 from aegpo.policies.conditioning import Conditioning
 
 if TYPE_CHECKING:
+    from aegpo.policies.flux import Flux
+    from aegpo.policies.flux2 import Flux2, Flux2Klein
     from aegpo.policies.qwen_image import QwenImage
     from aegpo.policies.sana import Sana
     from aegpo.policies.stable_diffusion import StableDiffusion
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Conditioning",
+    "Flux",
+    "Flux2",
+    "Flux2Klein",
     "Policy",
     "QwenImage",
     "Sana",
@@ -31,6 +36,9 @@ __all__ = [
 ]
 
 _FAMILIES = {
+    "Flux": "flux",
+    "Flux2": "flux2",
+    "Flux2Klein": "flux2",
     "QwenImage": "qwen_image",
     "Sana": "sana",
     "StableDiffusion": "stable_diffusion",

@@ -32,8 +32,16 @@ class FlowPolicy(DiffusersPolicy):
         super().__init__(pretrained, **common)
         self.sigma_spacing: Spacing = sigma_spacing
 
-    def shift_mu(self) -> float | None:
-        """The shift for the present resolution, None where the scheduler does not ask for one."""
+    def shift_mu(self, num_steps: int) -> float | None:
+        """The scheduler's dynamic shift for the present resolution.
+
+        Args:
+            num_steps: Denoising steps T, for models whose shift depends on it.
+
+        Returns:
+            The shift mu, None where the scheduler does not ask for one.
+        """
+        del num_steps
         scheduler = self.pipeline.scheduler
         if not scheduler.config.use_dynamic_shifting:
             return None
@@ -42,7 +50,7 @@ class FlowPolicy(DiffusersPolicy):
     def sigmas(self, num_steps: int) -> Tensor:
         """Noise levels from 1 to 0 under `sigma_spacing`, shape (num_steps + 1,) fp32."""
         return scheduler_sigmas(
-            self.pipeline.scheduler, num_steps, self.sigma_spacing, mu=self.shift_mu()
+            self.pipeline.scheduler, num_steps, self.sigma_spacing, mu=self.shift_mu(num_steps)
         )
 
     def timestep(self, sigma: Tensor) -> Tensor:

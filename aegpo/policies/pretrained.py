@@ -163,6 +163,23 @@ def _quantization(parts: Mapping[str, Quantization], dtype: torch.dtype) -> Any:
     return PipelineQuantizationConfig(quant_mapping=settings)
 
 
+def read_part_config(source: str | Path, model: type[ModelMixin], name: str) -> dict[str, Any]:
+    """Reads the configuration of one part, so that arguments can be checked before any loading.
+
+    Args:
+        source: Folder or hub id, from `find_pipeline`.
+        model: Class of the part.
+        name: Name of the part: "transformer" or "unet".
+
+    Returns:
+        The content of the part's config.json.
+    """
+    config: dict[str, Any] = model.load_config(
+        source, subfolder=name, local_files_only=isinstance(source, Path)
+    )
+    return config
+
+
 def load_denoiser(source: str | Path, model: type[ModelMixin], name: str) -> ModelMixin:
     """Loads a frozen fp32 denoiser on the CPU, the reference of full fine-tuning.
 
