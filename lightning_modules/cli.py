@@ -5,6 +5,7 @@ Model and data are any class of ours or yours by ``class_path``; several ``--con
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -15,6 +16,7 @@ from typing import Any, NoReturn
 
 import torch
 import yaml
+from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.callbacks import Checkpoint
@@ -29,10 +31,20 @@ from lightning_modules.cli_errors import (
     unknown_empty_keys,
 )
 from lightning_modules.memory_errors import explain_memory, is_out_of_memory
+from lightning_modules.run_record import RunRecord
 from lightning_modules.trainer import AEGPOTrainer
 
 DEFAULT_SEED = 0
 OUR_PACKAGES = ("aegpo", "lightning_modules", "datamodules", "callbacks")
+
+WITH_CHECKPOINT = ("signals", "export", "sample")
+"""Commands of ours that look at a checkpoint, also at ``--ckpt_path last``."""
+
+WITHOUT_DATA = ("export", "sample")
+"""Commands that run where the data of the config no longer is."""
+
+RUN_KEYS = ("seed_everything", "trainer", "model", "data")
+"""Sections of a config that belong to the run, not to a command."""
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "logger": {
@@ -64,7 +76,7 @@ class AEGPOArgumentParser(LightningArgumentParser):
 
 
 class AEGPOCLI(LightningCLI):
-    """Lightning's four commands, ``doctor`` and ``signals`` from one set of YAML files.
+    """Lightning's four commands and those of `AEGPOTrainer` from one set of YAML files.
 
     Args:
         args: Arguments to parse instead of those of the process.
@@ -90,7 +102,13 @@ class AEGPOCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """Name every subcommand with those arguments of its method that are not options."""
         ours = {"model", "datamodule"}
-        return {**LightningCLI.subcommands(), "doctor": ours, "signals": ours}
+        return {
+            **LightningCLI.subcommands(),
+            "doctor": ours,
+            "signals": ours,
+            "export": ours | {"run"},
+            "sample": ours,
+        }
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, then refuse the unknown keys that jsonargparse lets through.
@@ -99,7 +117,9 @@ class AEGPOCLI(LightningCLI):
             parser: The main parser.
             args: Arguments to parse instead of those of the process.
         """
-        super().parse_arguments(parser, args)
+        if args is None:
+            sys.argv[1:] = join_texts(sys.argv[1:])
+        super().parse_arguments(parser, join_texts(args) if isinstance(args, list) else args)
         section = self.config[self.config.subcommand]
         parsed = section.as_dict()
         for file in section.get("config") or []:
@@ -128,6 +148,10 @@ class AEGPOCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build the configured objects; what goes wrong in there is the config's mistake."""
+        if self.subcommand in WITHOUT_DATA:
+            section = self.config[self.config.subcommand]
+            self._of_run = self._run_config()
+            self._data = Namespace(data=section.pop("data", None))
         try:
             super().instantiate_classes()
         except (
@@ -148,7 +172,7 @@ class AEGPOCLI(LightningCLI):
         Returns:
             The trainer.
         """
-        if self.subcommand in ("doctor", "signals"):
+        if self.subcommand in ("doctor", *WITH_CHECKPOINT):
             self.save_config_callback = None
             kwargs |= {
                 "logger": False,
@@ -164,10 +188,11 @@ class AEGPOCLI(LightningCLI):
                 "max_time": None,
                 "limit_train_batches": 1,
                 "limit_val_batches": 0,
+                "limit_predict_batches": 1.0,
                 "num_sanity_val_steps": 0,
                 "fast_dev_run": False,
             }
-        if self.subcommand == "signals":  # whoever wrote checkpoints knows which is the last
+        if self.subcommand in WITH_CHECKPOINT:  # whoever wrote checkpoints knows which is the last
             configured = self._get(self.config_init, "trainer.callbacks") or []
             kept = [callback for callback in configured if isinstance(callback, Checkpoint)]
             kwargs |= {"callbacks": kept, "enable_checkpointing": bool(kept)}
@@ -184,6 +209,38 @@ class AEGPOCLI(LightningCLI):
         assert isinstance(self.trainer, AEGPOTrainer)
         if not self.trainer.doctor(**arguments):
             raise SystemExit(1)
+
+    def export(self, **arguments: Any) -> None:
+        """Hand the trainer's export what only the command line knows of the run.
+
+        Args:
+            **arguments: What ``AEGPOTrainer.export`` takes.
+        """
+        assert isinstance(self.trainer, AEGPOTrainer)
+        run = RunRecord(self._of_run, self._log_folders(), self._held_out_prompts())
+        self.trainer.export(**arguments, run=run)
+
+    def _run_config(self) -> dict[str, Any]:
+        """The merged config as a run of ``fit`` would save it, without this command's own keys."""
+        section = self.config[self.config.subcommand]
+        config = yaml.safe_load(self._parser(self.subcommand).dump(section, skip_none=False))
+        return {key: config[key] for key in RUN_KEYS if key in config}
+
+    def _log_folders(self) -> list[Path]:
+        """Beside the given configs, because a run saves its own there, then the loggers' own."""
+        files = self.config[self.config.subcommand].get("config") or []
+        loggers = self._get(self.config_init, "trainer.logger")
+        loggers = loggers if isinstance(loggers, list) else [loggers]
+        own = [getattr(logger, "log_dir", None) for logger in loggers]
+        return [Path(str(file)).parent for file in files] + [Path(path) for path in own if path]
+
+    def _held_out_prompts(self) -> list[str]:
+        """The first held-out prompts, or none where the data is no longer there."""
+        try:
+            data: Any = self._parser(self.subcommand).instantiate_classes(self._data).data
+            return list(next(iter(data.val_dataloader())).prompts)
+        except Exception:  # a user's data may raise anything, and the export does not need it
+            return []
 
 
 def main(args: list[str] | None = None) -> None:
@@ -235,6 +292,29 @@ def is_user_error(error: BaseException) -> bool:
     ours = any(root in Path(frames[-1].filename).parents for root in roots)
     # An operation of torch fails in the frame that called it, so the frame alone does not tell.
     return ours and (frames[-1].line or "").startswith("raise ")
+
+
+def join_texts(args: list[str]) -> list[str]:
+    """Let ``--prompts`` of ``export`` and ``sample`` take texts as they are.
+
+    jsonargparse reads a list as one argument in YAML or JSON, which nobody wants to type in a
+    shell.
+
+    Args:
+        args: Arguments of the process.
+
+    Returns:
+        The same, with the texts after ``--prompts`` as one JSON list; one that is a list already
+        stays.
+    """
+    if not args or args[0] not in WITHOUT_DATA or "--prompts" not in args:
+        return args
+    first = args.index("--prompts") + 1
+    after = next((i for i in range(first, len(args)) if args[i].startswith("--")), len(args))
+    texts = args[first:after]
+    if len(texts) == 1 and texts[0].startswith("["):
+        return args
+    return [*args[:first], json.dumps(texts), *args[after:]]
 
 
 def differing_hyperparameters(saved: dict[str, Any], model: dict[str, Any]) -> list[str]:

@@ -26,6 +26,8 @@ COMMANDS = {
     "compare": "methods x seeds at equal compute, from one file: table and curves",
     "replay": "what another allocator or step selector would have decided in a logged run",
     "signals": "measure what attention entropy predicts for a policy and a reward",
+    "export": "write a checkpoint for diffusers, checked against diffusers, with a model card",
+    "sample": "draw prompts from a checkpoint beside the base, with scores",
 }
 """The subcommands and what ``--help`` says of each."""
 

@@ -1,0 +1,84 @@
+"""What is known of a run besides its weights: its config, its logged scores, its prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from lightning_modules.run_logs import read_scalars
+
+EXAMPLES = ("a red circle", "two blue stars", "a yellow square", "three green triangles")
+"""Prompts that any text-to-image model can draw, where the run's own cannot be read."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run as the command line knows it.
+
+    Attributes:
+        config: Seed, trainer, model and data as configured.
+        log_folders: Where its loggers may have written; the first one with logs counts.
+        held_out: Prompts of its evaluation, none where they cannot be read.
+    """
+
+    config: dict[str, Any] = field(default_factory=dict)
+    log_folders: list[Path] = field(default_factory=list)
+    held_out: list[str] = field(default_factory=list)
+
+    @property
+    def pretrained(self) -> str | None:
+        """What was trained, as the config names it."""
+        model: Any = self.config.get("model") or {}
+        for part in ("init_args", "policy", "init_args"):
+            model = model.get(part) or {}
+        name = model.get("pretrained")
+        return None if name is None else str(name)
+
+    def examples(self, count: int) -> list[str]:
+        """Return at most `count` different prompts to draw, held-out ones if there are any."""
+        return list(dict.fromkeys(self.held_out or EXAMPLES))[:count]
+
+    def scores(self, rewards: Sequence[str], iteration: int) -> dict[str, dict[int, float]]:
+        """Read the held-out scores.
+
+        Args:
+            rewards: Names of the rewards.
+            iteration: Iteration of the checkpoint; what was logged after it is left out.
+
+        Returns:
+            For each reward its score by iteration; empty where nothing was logged.
+        """
+        tags = [f"val/{name}" for name in rewards]
+        for folder in self.log_folders:
+            logged = read_scalars(folder, tags)
+            if any(logged.values()):
+                return {
+                    name: {at: score for at, score in logged[tag].items() if at <= iteration}
+                    for name, tag in zip(rewards, tags, strict=True)
+                }
+        return {name: {} for name in rewards}
+
+
+def draw_scores(scores: dict[str, dict[int, float]]) -> Figure:
+    """Draw the held-out scores over the iterations, each reward on its own scale.
+
+    Args:
+        scores: For each reward its score by iteration; at least one is not empty.
+
+    Returns:
+        The figure.
+    """
+    logged = {name: values for name, values in scores.items() if values}
+    figure = Figure(figsize=(4 * len(logged), 3), layout="constrained")
+    for axes, (name, values) in zip(
+        figure.subplots(1, len(logged), squeeze=False)[0], logged.items(), strict=True
+    ):
+        iterations = sorted(values)
+        axes.plot(iterations, [values[at] for at in iterations], "-o", markersize=3)
+        axes.set_title(name, fontsize="medium")
+        axes.set_xlabel("iteration")
+    return figure
