@@ -188,7 +188,7 @@ class AEGPOCLI(LightningCLI):
                 "max_time": None,
                 "limit_train_batches": 1,
                 "limit_val_batches": 0,
-                "limit_predict_batches": 1.0,
+                "limit_predict_batches": None,
                 "num_sanity_val_steps": 0,
                 "fast_dev_run": False,
             }

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from lightning_modules.run_logs import read_scalars
 
-EXAMPLES = ("a red circle", "two blue stars", "a yellow square", "three green triangles")
+EXAMPLES = ("a red circle", "two blue circles", "a green square", "three red triangles")
 """Prompts that any text-to-image model can draw, where the run's own cannot be read."""
 
 

@@ -154,18 +154,16 @@ class _Samples:
                 scores = self._score(model, drawn, prompt, batch.metadata[row])
                 for image, picture in enumerate(drawn):
                     name = f"{model}/{index:04d}_{image}.png"
-                    own = {reward: values[image] for reward, values in scores.items()}
-                    info = PngInfo()
-                    for key, value in {"prompt": prompt, "image": str(image), **facts}.items():
-                        info.add_text(key, value)
-                    to_picture(picture).save(self.folder / name, pnginfo=info)
-                    found = {key: v if math.isfinite(v) else None for key, v in own.items()}
-                    record = {"file": name, "prompt": prompt, "model": model, "scores": found}
+                    about = {"prompt": prompt, "image": str(image), **facts}
+                    _save(picture, self.folder / name, about)
+                    own = {reward: _finite(values[image]) for reward, values in scores.items()}
+                    record = {"file": name, "prompt": prompt, "model": model, "scores": own}
                     file.write(json.dumps(record, ensure_ascii=False) + "\n")
                     if index < GRID_PROMPTS:
-                        shown = " / ".join(f"{value:.2f}" for value in own.values())
+                        shown = ["–" if v is None else f"{v:.2f}" for v in own.values()]
+                        caption = f"{' / '.join(shown)} {prompt}".strip()
                         self.images.setdefault(model, []).append(picture.cpu())
-                        self.captions.setdefault(model, []).append(f"{shown} {prompt}".strip())
+                        self.captions.setdefault(model, []).append(caption)
 
     def write_grid(self) -> None:
         """Write `grid.png`, the models side by side."""
@@ -195,3 +193,16 @@ class _Samples:
         for name, values in scores.items():
             self.scores.setdefault(model, {}).setdefault(name, []).extend(values)
         return scores
+
+
+def _finite(value: float) -> float | None:
+    """What JSON can say of a score: null where there is none."""
+    return value if math.isfinite(value) else None
+
+
+def _save(picture: Tensor, file: Path, about: dict[str, str]) -> None:
+    """Write a PNG file that says what it shows."""
+    info = PngInfo()
+    for key, value in about.items():
+        info.add_text(key, value)
+    to_picture(picture).save(file, pnginfo=info)
