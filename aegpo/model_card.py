@@ -41,6 +41,7 @@ class Facts:
         check: What the comparison with diffusers measured.
         scores: For each reward its held-out score by iteration; empty where nothing was logged.
         iteration: Iterations that the exported weights were trained for.
+        averaged: Whether the weights are the average that the run kept.
         evaluations: Model evaluations spent, by purpose.
         training_evaluations: Those of them that are the cost of training.
         seed: Of the run.
@@ -55,6 +56,7 @@ class Facts:
     check: str
     scores: Mapping[str, Mapping[int, float]]
     iteration: int
+    averaged: bool
     evaluations: Mapping[str, int]
     training_evaluations: int
     seed: int
@@ -78,11 +80,12 @@ def model_card(facts: Facts) -> ModelCard:
     )
     settings = facts.config.get("model", {}).get("init_args", {})
     kind = "all weights" if facts.full else "LoRA adapters"
+    average = " These are weights averaged over the training." if facts.averaged else ""
     lines = [
         f"# {facts.name}",
         "",
         f"`{facts.base}`, {kind} trained by reinforcement learning with AEGPO for "
-        f"{facts.iteration:,} iterations. Seed {facts.seed}.",
+        f"{facts.iteration:,} iterations. Seed {facts.seed}.{average}",
         "",
         "```python",
         facts.code,

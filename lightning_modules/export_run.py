@@ -17,7 +17,7 @@ from aegpo.policies.exportable import Exportable
 from aegpo.prompts import PromptBatch
 from aegpo.rollout import start_noise
 from aegpo.sampling import deterministic_rollout
-from lightning_modules.inside_trainer import inside_trainer
+from lightning_modules.inside_trainer import Weights, inside_trainer
 from lightning_modules.out_folder import check_new_folder, published
 from lightning_modules.policy_module import EVALUATION_NOISE, PolicyModule
 from lightning_modules.run_record import RunRecord, draw_scores
@@ -33,6 +33,7 @@ def run_export(
     model: LightningModule,
     ckpt_path: str | None,
     weights_only: bool | None,
+    weights: Weights,
     out: str,
     prompts: Sequence[str] | None,
     run: RunRecord,
@@ -44,6 +45,7 @@ def run_export(
         model: A module that trains a policy.
         ckpt_path: The checkpoint.
         weights_only: Passed to its loading.
+        weights: The averaged weights, if the checkpoint has an average, or the last ones.
         out: Folder to write; it appears only if the comparison held.
         prompts: What is drawn for the comparison; None for the run's own held-out prompts.
         run: Config and logs, for the model card.
@@ -61,6 +63,7 @@ def run_export(
     folder = check_new_folder(out)
     texts = list(dict.fromkeys(prompts or run.examples(NUM_PROMPTS)))
     batch = PromptBatch(texts, torch.arange(len(texts)), [{} for _ in texts])
+    model.prefers_averaged = weights == "ema"
     # Nothing is scored here, and a reward may need gigabytes of weights to be set up.
     rewards, model.evaluation_rewards = model.evaluation_rewards, []
 
@@ -83,6 +86,7 @@ def run_export(
                 check=str(check),
                 scores=scores,
                 iteration=model.iteration,
+                averaged=model.averaged is not None and model.prefers_averaged,
                 evaluations=spent[0],
                 training_evaluations=spent[1],
                 seed=model.noise.seed,
@@ -101,7 +105,7 @@ def _write_checked(
     model: PolicyModule, batch: PromptBatch, folder: Path, out: str, pretrained: str | None
 ) -> tuple[str, ExportCheck]:
     """Write weights and grid; the code that loads them, and how far they are from the policy."""
-    policy, num_steps = model.policy, model.num_steps
+    policy, num_steps = model.policy, model.evaluation_steps
     if not isinstance(policy, Exportable):
         raise ValueError(
             f"{type(policy).__name__} cannot be exported: it does not say how diffusers loads and "
@@ -117,7 +121,10 @@ def _write_checked(
 
     device = policy.device
     # Who loads the export computes in its own dtype, whatever the precision of the training was.
-    with torch.autocast(device.type, enabled=False):
+    with (
+        torch.autocast(device.type, enabled=False),
+        policy.at_resolution(model.evaluation_resolution),
+    ):
         tuned = drawn()
         with policy.reference():
             base = drawn()
@@ -129,6 +136,7 @@ def _write_checked(
         index = batch.index.cpu()
         noise = start_noise(EVALUATION_NOISE, index, torch.zeros_like(index), policy.latent_shape)
         theirs = policy.pipeline_images(pipeline.to(device), batch.prompts, noise, num_steps)
+        arguments = policy.pipeline_arguments(num_steps)
     half = denoiser.dtype != torch.float32
     check = ExportCheck(apart, image_difference(tuned, theirs), half)
     if not check.passed:
@@ -140,5 +148,4 @@ def _write_checked(
     side_by_side({"base": base, "tuned": tuned}, captions).save(folder / GRID)
     full = (folder / "model_index.json").is_file()
     source = "" if full else pretrained or str(pipeline.name_or_path)
-    arguments = policy.pipeline_arguments(num_steps)
     return loading_code(pipeline, source, out, batch.prompts[0], arguments), check

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader
 
 from aegpo.prompts import PromptBatch
+
+Weights = Literal["ema", "last"]
+"""Which weights of a checkpoint: the average that a callback kept, if one did, or the last ones."""
 
 
 def inside_trainer(

@@ -36,7 +36,7 @@ class PolicyModule(L.LightningModule):
 
     A callback may keep an average of the trained weights in `averaged` (name to tensor, as
     `Policy.trainable_state_dict`). It travels in the checkpoint, and every command but `fit` then
-    loads it in place of the weights.
+    loads it in place of the weights, unless `prefers_averaged` is set to false.
 
     Args:
         policy: Builds the pipeline; called when the run starts, after all settings were checked.
@@ -80,6 +80,7 @@ class PolicyModule(L.LightningModule):
         self.iteration = 0
         self.held_out = HeldOut()
         self.averaged: dict[str, Tensor] | None = None
+        self.prefers_averaged = True
         self.policy: Policy
 
     def configure_model(self) -> None:
@@ -182,6 +183,7 @@ class PolicyModule(L.LightningModule):
         self.iteration = int(checkpoint["aegpo"]["iteration"])
         self.policy.evaluations.load_state_dict(checkpoint["aegpo"]["evaluations"])
         self.averaged = checkpoint["aegpo"].get("averaged")
-        if self.averaged is not None and self.trainer.state.fn != TrainerFn.FITTING:
+        fitting = self.trainer.state.fn == TrainerFn.FITTING
+        if self.averaged is not None and self.prefers_averaged and not fitting:
             average = {f"policy.{name}": value for name, value in self.averaged.items()}
             checkpoint["state_dict"] = average

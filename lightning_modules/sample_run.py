@@ -24,7 +24,7 @@ from aegpo.rewards.base import Reward
 from aegpo.rewards.guarded import guarded_scores
 from aegpo.sampling import deterministic_rollout
 from aegpo.schedule import require_positive
-from lightning_modules.inside_trainer import inside_trainer
+from lightning_modules.inside_trainer import Weights, inside_trainer
 from lightning_modules.out_folder import check_new_folder
 from lightning_modules.policy_module import PolicyModule
 
@@ -37,6 +37,7 @@ def run_sample(
     model: LightningModule,
     ckpt_path: str | None,
     weights_only: bool | None,
+    weights: Weights,
     prompts: Sequence[str] | None,
     prompt_file: str | None,
     images_per_prompt: int,
@@ -51,6 +52,7 @@ def run_sample(
         model: A module with a policy.
         ckpt_path: Checkpoint of the policy, drawn beside the base; None for the base alone.
         weights_only: Passed to the loading of that checkpoint.
+        weights: The averaged weights, if the checkpoint has an average, or the last ones.
         prompts: What is drawn.
         prompt_file: A file of prompts instead.
         images_per_prompt: Images per prompt.
@@ -78,9 +80,10 @@ def run_sample(
     if not texts:
         raise ValueError("--prompts is empty; give at least one text")
     batch = PromptBatch(texts, torch.arange(len(texts)), records)
+    model.prefers_averaged = weights == "ema"
     # A reward that cannot be set up costs its scores here, not the pictures.
     rewards, model.evaluation_rewards = model.evaluation_rewards, []
-    steps = num_steps or model.num_steps
+    steps = num_steps or model.evaluation_steps
     noise = KeyedNoise(seed).fixed()
 
     def work(batch: PromptBatch) -> None:
@@ -97,7 +100,7 @@ def run_sample(
                 status.update(f"drawing prompt {int(rows[0]) + 1} of {len(batch)}")
                 part = batch.select(rows)
                 for name, context in models.items():
-                    with context():
+                    with context(), policy.at_resolution(model.evaluation_resolution):
                         images = deterministic_rollout(
                             policy, part.prompts, part.index, steps, noise, images_per_prompt
                         ).images

@@ -5,6 +5,7 @@ from __future__ import annotations
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from lightning_modules.export_run import run_export
+from lightning_modules.inside_trainer import Weights
 from lightning_modules.preflight import run_preflight
 from lightning_modules.run_record import RunRecord
 from lightning_modules.sample_run import run_sample
@@ -92,6 +93,7 @@ class AEGPOTrainer(Trainer):
         weights_only: bool | None = None,
         *,
         out: str,
+        weights: Weights = "ema",
         prompts: list[str] | None = None,
         run: RunRecord | None = None,
     ) -> None:
@@ -103,11 +105,13 @@ class AEGPOTrainer(Trainer):
             ckpt_path: Checkpoint to export: a file, or last for the run's last one.
             weights_only: Whether to load that checkpoint without unpickling objects.
             out: Folder to write, new or empty.
+            weights: The averaged weights, if the run kept an average, or the last ones.
             prompts: Texts to draw for the comparison and the card; the run's first held-out
                 prompts by default.
             run: Config and logs, for the model card.
         """
-        run_export(self, model, ckpt_path, weights_only, out, prompts, run or RunRecord())
+        run = run or RunRecord()
+        run_export(self, model, ckpt_path, weights_only, weights, out, prompts, run)
 
     def sample(
         self,
@@ -117,6 +121,7 @@ class AEGPOTrainer(Trainer):
         weights_only: bool | None = None,
         *,
         out: str,
+        weights: Weights = "ema",
         prompts: list[str] | None = None,
         prompt_file: str | None = None,
         images_per_prompt: int = 4,
@@ -132,6 +137,7 @@ class AEGPOTrainer(Trainer):
                 alone without it.
             weights_only: Whether to load that checkpoint without unpickling objects.
             out: Folder of the pictures, new or empty.
+            weights: The averaged weights, if the run kept an average, or the last ones.
             prompts: Texts to draw.
             prompt_file: A .txt, .jsonl or .csv file of prompts instead, or shapes:heldout.
             images_per_prompt: Images per prompt.
@@ -143,6 +149,7 @@ class AEGPOTrainer(Trainer):
             model,
             ckpt_path,
             weights_only,
+            weights=weights,
             prompts=prompts,
             prompt_file=prompt_file,
             images_per_prompt=images_per_prompt,

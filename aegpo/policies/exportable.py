@@ -56,25 +56,28 @@ class Exportable(abc.ABC):
     ) -> Tensor:
         """Draws what a user of diffusers would get, starting at given noise.
 
-        This is for pipelines that take ``latents`` in the policy's own shape. A policy whose
-        pipeline packs them, scales them by its scheduler or takes guidance apart from
-        `pipeline_arguments` overrides it: it brings `noise` into the form that the pipeline
-        expects of ``latents`` and calls it once. Noise levels, encoding, guidance and decoding are
-        left to the pipeline.
+        This is for pipelines that take ``latents`` in the policy's own shape, as standard normal
+        noise. A policy whose pipeline packs them, or wants them scaled, overrides it: it brings
+        `noise` into the form that the pipeline expects of ``latents`` and calls it once, with
+        `pipeline_arguments`. Noise levels, encoding, guidance and decoding are left to the
+        pipeline.
 
         Args:
             pipeline: What `load_exported` returned, on any device.
             prompts: n texts.
-            noise: Standard normal latents as the policy's rollout starts from, (n, C, H, W) fp32.
+            noise: Standard normal, before `Policy.initial_latents`, shape (n, C, H, W) fp32.
             num_steps: Denoising steps T, at least 1.
 
         Returns:
             Images in [0, 1], shape (n, 3, H', W') fp32.
         """
+        arguments = self.pipeline_arguments(num_steps)
+        if "negative_prompt" in arguments:  # some pipelines want as many as there are prompts
+            arguments["negative_prompt"] = [arguments["negative_prompt"]] * len(prompts)
         images: Tensor = pipeline(
             prompt=list(prompts),
-            latents=noise.to(pipeline.device),
+            latents=noise.to(pipeline.device, pipeline.dtype),
             output_type="pt",
-            **self.pipeline_arguments(num_steps),
+            **arguments,
         ).images
         return images.float()

@@ -54,7 +54,9 @@ def trained(tmp_path: Path, folder: Path, **policy: Any) -> tuple[AEGPOModule, s
     return module, str(tmp_path / "last.ckpt")
 
 
-def exported(tmp_path: Path, folder: Path, checkpoint: str, **policy: Any) -> Path:
+def exported(
+    tmp_path: Path, folder: Path, checkpoint: str, weights: Any = "ema", **policy: Any
+) -> Path:
     """Run the command on a fresh module; the folder that it wrote."""
     config = {
         "seed_everything": 3,
@@ -75,7 +77,7 @@ def exported(tmp_path: Path, folder: Path, checkpoint: str, **policy: Any) -> Pa
     run = RunRecord(config, [tmp_path / "nothing", tmp_path / "log"])
     trainer = tiny_trainer(tmp_path, [])
     module = built(folder, **policy)
-    run_export(trainer, module, checkpoint, None, str(out), PROMPTS, run)
+    run_export(trainer, module, checkpoint, None, weights, str(out), PROMPTS, run)
     return out
 
 
@@ -194,6 +196,22 @@ def test_the_card_says_what_was_done(tiny_sd3_folder: Path, tmp_path: Path) -> N
     assert yaml.safe_load((out / "config.yaml").read_text())["seed_everything"] == 3
 
 
+@pytest.mark.parametrize(("weights", "scale"), [("ema", 0.5), ("last", 1.0)])
+def test_averaged_or_last_weights(
+    weights: str, scale: float, lora_run: str, tiny_sd3_folder: Path, tmp_path: Path
+) -> None:
+    saved = torch.load(lora_run, weights_only=True)
+    last = {name.removeprefix("policy."): value for name, value in saved["state_dict"].items()}
+    saved["aegpo"]["averaged"] = {name: value / 2 for name, value in last.items()}
+    torch.save(saved, tmp_path / "averaged.ckpt")
+    out = exported(tmp_path, tiny_sd3_folder, str(tmp_path / "averaged.ckpt"), weights)
+    tensors = load_file(out / LORA_FILE)
+    name = "transformer.transformer_blocks.1.attn.to_q.lora_B"
+    expected = scale * last[f"{name}.default.weight"]
+    assert torch.equal(tensors[f"{name}.weight"], expected) and expected.abs().max() > 0
+    assert ("averaged over the training" in (out / "README.md").read_text()) == (weights == "ema")
+
+
 def double_alpha(folder: Path) -> None:
     """Corrupt the scale in the file's metadata; no tensor changes."""
     with safe_open(folder / LORA_FILE, "pt") as file:
@@ -249,7 +267,7 @@ def test_a_pipeline_that_is_called_differently_is_refused(
 def test_wrong_requests_are_refused_in_words(tiny_sd3_folder: Path, tmp_path: Path) -> None:
     def export(checkpoint: str | None, out: Path) -> None:
         module, trainer = built(tiny_sd3_folder), tiny_trainer(tmp_path, [])
-        run_export(trainer, module, checkpoint, None, str(out), PROMPTS, RunRecord())
+        run_export(trainer, module, checkpoint, None, "ema", str(out), PROMPTS, RunRecord())
 
     with pytest.raises(ValueError, match="give --ckpt_path last"):
         export(None, tmp_path / "new")

@@ -47,7 +47,9 @@ def sampled(
     settings: dict[str, Any] = {"prompts": PROMPTS, "prompt_file": None, "num_steps": None}
     settings |= {"images_per_prompt": 2, "seed": 0} | arguments
     out = tmp_path / name
-    run_sample(tiny_trainer(tmp_path, []), module, checkpoint, None, out=str(out), **settings)
+    run_sample(
+        tiny_trainer(tmp_path, []), module, checkpoint, None, "ema", out=str(out), **settings
+    )
     return out
 
 
