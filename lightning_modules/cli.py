@@ -5,7 +5,6 @@ Model and data are any class of ours or yours by ``class_path``; several ``--con
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -31,7 +30,8 @@ from lightning_modules.cli_errors import (
     unknown_empty_keys,
 )
 from lightning_modules.memory_errors import explain_memory, is_out_of_memory
-from lightning_modules.run_record import RunRecord
+from lightning_modules.run_record import RunRecord, held_out_prompts, log_folders, run_config
+from lightning_modules.text_arguments import join_texts
 from lightning_modules.trainer import AEGPOTrainer
 
 DEFAULT_SEED = 0
@@ -42,9 +42,6 @@ WITH_CHECKPOINT = ("signals", "export", "sample")
 
 WITHOUT_DATA = ("export", "sample")
 """Commands that run where the data of the config no longer is."""
-
-RUN_KEYS = ("seed_everything", "trainer", "model", "data")
-"""Sections of a config that belong to the run, not to a command."""
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "logger": {
@@ -150,7 +147,9 @@ class AEGPOCLI(LightningCLI):
         """Build the configured objects; what goes wrong in there is the config's mistake."""
         if self.subcommand in WITHOUT_DATA:
             section = self.config[self.config.subcommand]
-            self._of_run = self._run_config()
+            self._run_config = run_config(
+                self._parser(self.subcommand).dump(section, skip_none=False)
+            )
             self._data = Namespace(data=section.pop("data", None))
         try:
             super().instantiate_classes()
@@ -217,30 +216,12 @@ class AEGPOCLI(LightningCLI):
             **arguments: What ``AEGPOTrainer.export`` takes.
         """
         assert isinstance(self.trainer, AEGPOTrainer)
-        run = RunRecord(self._of_run, self._log_folders(), self._held_out_prompts())
-        self.trainer.export(**arguments, run=run)
-
-    def _run_config(self) -> dict[str, Any]:
-        """The merged config as a run of ``fit`` would save it, without this command's own keys."""
-        section = self.config[self.config.subcommand]
-        config = yaml.safe_load(self._parser(self.subcommand).dump(section, skip_none=False))
-        return {key: config[key] for key in RUN_KEYS if key in config}
-
-    def _log_folders(self) -> list[Path]:
-        """Beside the given configs, because a run saves its own there, then the loggers' own."""
         files = self.config[self.config.subcommand].get("config") or []
-        loggers = self._get(self.config_init, "trainer.logger")
-        loggers = loggers if isinstance(loggers, list) else [loggers]
-        own = [getattr(logger, "log_dir", None) for logger in loggers]
-        return [Path(str(file)).parent for file in files] + [Path(path) for path in own if path]
-
-    def _held_out_prompts(self) -> list[str]:
-        """The first held-out prompts, or none where the data is no longer there."""
-        try:
-            data: Any = self._parser(self.subcommand).instantiate_classes(self._data).data
-            return list(next(iter(data.val_dataloader())).prompts)
-        except Exception:  # a user's data may raise anything, and the export does not need it
-            return []
+        folders = log_folders(files, self._get(self.config_init, "trainer.logger"))
+        parser = self._parser(self.subcommand)
+        prompts = held_out_prompts(lambda: parser.instantiate_classes(self._data).data)
+        run = RunRecord(self._run_config, folders, prompts)
+        self.trainer.export(**arguments, run=run)
 
 
 def main(args: list[str] | None = None) -> None:
@@ -292,29 +273,6 @@ def is_user_error(error: BaseException) -> bool:
     ours = any(root in Path(frames[-1].filename).parents for root in roots)
     # An operation of torch fails in the frame that called it, so the frame alone does not tell.
     return ours and (frames[-1].line or "").startswith("raise ")
-
-
-def join_texts(args: list[str]) -> list[str]:
-    """Let ``--prompts`` of ``export`` and ``sample`` take texts as they are.
-
-    jsonargparse reads a list as one argument in YAML or JSON, which nobody wants to type in a
-    shell.
-
-    Args:
-        args: Arguments of the process.
-
-    Returns:
-        The same, with the texts after ``--prompts`` as one JSON list; one that is a list already
-        stays.
-    """
-    if not args or args[0] not in WITHOUT_DATA or "--prompts" not in args:
-        return args
-    first = args.index("--prompts") + 1
-    after = next((i for i in range(first, len(args)) if args[i].startswith("--")), len(args))
-    texts = args[first:after]
-    if len(texts) == 1 and texts[0].startswith("["):
-        return args
-    return [*args[:first], json.dumps(texts), *args[after:]]
 
 
 def differing_hyperparameters(saved: dict[str, Any], model: dict[str, Any]) -> list[str]:

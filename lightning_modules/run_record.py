@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from matplotlib.figure import Figure
 
 from lightning_modules.run_logs import read_scalars
 
 EXAMPLES = ("a red circle", "two blue circles", "a green square", "three red triangles")
 """Prompts that any text-to-image model can draw, where the run's own cannot be read."""
+
+RUN_KEYS = ("seed_everything", "trainer", "model", "data")
+"""Sections of a config that belong to the run, not to a command."""
 
 
 @dataclass(frozen=True)
@@ -82,3 +86,46 @@ def draw_scores(scores: dict[str, dict[int, float]]) -> Figure:
         axes.set_title(name, fontsize="medium")
         axes.set_xlabel("iteration")
     return figure
+
+
+def run_config(dumped: str) -> dict[str, Any]:
+    """Keep of a command's merged config what a run of ``fit`` has, in words as configured.
+
+    Args:
+        dumped: The config as YAML.
+
+    Returns:
+        The sections `RUN_KEYS`; not the command's own arguments, which name files of the user.
+    """
+    config = yaml.safe_load(dumped)
+    return {key: config[key] for key in RUN_KEYS if key in config}
+
+
+def log_folders(files: Sequence[Any], loggers: Any) -> list[Path]:
+    """Say where the logs of a run may lie.
+
+    Args:
+        files: The given configs; a run saves its own beside its logs.
+        loggers: What the config has as loggers: one, several, or none.
+
+    Returns:
+        Folders, the most likely one first.
+    """
+    several = loggers if isinstance(loggers, list) else [loggers]
+    own = [getattr(logger, "log_dir", None) for logger in several]
+    return [Path(str(file)).parent for file in files] + [Path(path) for path in own if path]
+
+
+def held_out_prompts(build: Callable[[], Any]) -> list[str]:
+    """Read the first held-out prompts.
+
+    Args:
+        build: Builds the run's data.
+
+    Returns:
+        The prompts of the first batch; none where the data is no longer there.
+    """
+    try:
+        return list(next(iter(build().val_dataloader())).prompts)
+    except Exception:  # a user's data may raise anything, and nobody depends on it here
+        return []

@@ -26,9 +26,9 @@ from torch import Tensor
 from aegpo.noise import KeyedNoise
 from aegpo.policies import StableDiffusion3
 from lightning_modules import AEGPOModule, entry
-from lightning_modules.cli import join_texts
 from lightning_modules.export_run import run_export
 from lightning_modules.run_record import RunRecord
+from lightning_modules.text_arguments import join_texts
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 PROMPTS = ["a red circle", "two blue stars", "three green squares"]
