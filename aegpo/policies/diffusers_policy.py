@@ -16,6 +16,7 @@ from aegpo.noise import run_seed
 from aegpo.policies.base import Policy
 from aegpo.policies.conditioning import Conditioning
 from aegpo.policies.embedding_cache import EmbeddingFolder
+from aegpo.policies.exportable import Exportable
 from aegpo.policies.lora import (
     ADAPTER,
     adapters_disabled,
@@ -26,7 +27,7 @@ from aegpo.policies.lora import (
 from aegpo.policies.pretrained import Quantization, find_pipeline, load_denoiser, load_pipeline
 
 
-class DiffusersPolicy(Policy):
+class DiffusersPolicy(Policy, Exportable):
     """A diffusers pipeline whose denoiser is trained, by LoRA or wholly.
 
     Text encoders and autoencoder are frozen. A family of models is a subclass that says which
@@ -287,6 +288,27 @@ class DiffusersPolicy(Policy):
             ].to_dict(),
         }
         self.pipeline_class.save_lora_weights(folder, **layers)
+
+    def load_exported(self, folder: str | Path) -> DiffusionPipeline:
+        """The pretrained pipeline with the folder's adapters, or the folder's own pipeline."""
+        if not self.full_finetuning:
+            pipeline = self.load_clean_pipeline()
+            pipeline.load_lora_weights(folder, adapter_name=ADAPTER)
+            return pipeline
+        return load_pipeline(
+            Path(folder), self.pipeline_class, self._frozen_dtype, self.optional_parts
+        )
+
+    def pipeline_arguments(self, num_steps: int) -> dict[str, Any]:
+        """Steps, guidance, size and what the text encoders are told."""
+        arguments: dict[str, Any] = {
+            "num_inference_steps": num_steps,
+            "guidance_scale": self.guidance_scale,
+            "height": self.pixels,
+            "width": self.pixels,
+        }
+        texts = {name: getattr(self, name, None) for name in self.text_arguments}
+        return arguments | {name: value for name, value in texts.items() if value not in (None, "")}
 
     @contextmanager
     def at_resolution(self, resolution: int | None) -> Iterator[None]:

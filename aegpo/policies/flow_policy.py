@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from aegpo.policies.diffusers_policy import DiffusersPolicy
-from aegpo.sigmas import Spacing, resolution_mu, scheduler_sigmas
+from aegpo.sigmas import Spacing, even_sigmas, resolution_mu, scheduler_sigmas
 
 
 class FlowPolicy(DiffusersPolicy):
@@ -52,6 +52,14 @@ class FlowPolicy(DiffusersPolicy):
         return scheduler_sigmas(
             self.pipeline.scheduler, num_steps, self.sigma_spacing, mu=self.shift_mu(num_steps)
         )
+
+    def pipeline_arguments(self, num_steps: int) -> dict[str, Any]:
+        """Those of every pipeline, and the noise levels unless they are the scheduler's own."""
+        arguments = super().pipeline_arguments(num_steps)
+        if self.sigma_spacing == "uniform":
+            # 0.4 for 0.3999999999999999: the same in fp32, and it is printed in the model card.
+            arguments["sigmas"] = [round(sigma, 12) for sigma in even_sigmas(num_steps)]
+        return arguments
 
     def timestep(self, sigma: Tensor) -> Tensor:
         """Noise levels on the scale of the denoiser's timesteps, fp32: sigma times 1,000."""
