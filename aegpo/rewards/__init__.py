@@ -14,20 +14,28 @@ from aegpo.rewards.jpeg import JpegCompressibility, JpegIncompressibility
 from aegpo.rewards.weighted_sum import WeightedSum
 
 if TYPE_CHECKING:
+    from aegpo.rewards.open_clip_similarity import CLIPScore, OpenCLIPSimilarity
     from aegpo.shapes.judge import ShapesJudge
     from aegpo.shapes.match import ShapesMatch
 
 __all__ = [
+    "CLIPScore",
     "JpegCompressibility",
     "JpegIncompressibility",
+    "OpenCLIPSimilarity",
     "Reward",
     "ShapesJudge",
     "ShapesMatch",
     "WeightedSum",
 ]
 
-# Found here, defined with the Shapes world; loaded on first use, because they import this package.
-_ELSEWHERE = {"ShapesJudge": "aegpo.shapes.judge", "ShapesMatch": "aegpo.shapes.match"}
+# Loaded on first use: those of the Shapes world import this package, the others large libraries.
+_ELSEWHERE = {
+    "CLIPScore": "aegpo.rewards.open_clip_similarity",
+    "OpenCLIPSimilarity": "aegpo.rewards.open_clip_similarity",
+    "ShapesJudge": "aegpo.shapes.judge",
+    "ShapesMatch": "aegpo.shapes.match",
+}
 
 
 def __getattr__(name: str) -> Any:
