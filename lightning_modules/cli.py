@@ -29,6 +29,7 @@ from lightning_modules.cli_errors import (
     explain_parsing,
     unknown_empty_keys,
 )
+from lightning_modules.config_differences import differing_hyperparameters
 from lightning_modules.memory_errors import explain_memory, is_out_of_memory
 from lightning_modules.run_record import RunRecord, held_out_prompts, log_folders, run_config
 from lightning_modules.text_arguments import join_texts
@@ -51,6 +52,27 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "log_every_n_steps": 1,  # a step is a whole rollout and its updates
 }
 """What the Trainer does unless a config says otherwise."""
+
+
+QUIET_TRAINER: dict[str, Any] = {
+    "logger": False,
+    "callbacks": [],
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "devices": 1,
+    "num_nodes": 1,
+    "strategy": "auto",
+    "max_epochs": 1,
+    "max_steps": -1,
+    "max_time": None,
+    "limit_train_batches": 1,
+    "limit_val_batches": 0,
+    "limit_predict_batches": None,
+    "num_sanity_val_steps": 0,
+    "fast_dev_run": False,
+}
+"""A trainer that writes nothing and stops after a batch, for commands that only look."""
 
 
 class AEGPOArgumentParser(LightningArgumentParser):
@@ -180,24 +202,7 @@ class AEGPOCLI(LightningCLI):
             kwargs |= {"logger": False, **single}
         if self.subcommand in ("doctor", *WITH_CHECKPOINT):
             self.save_config_callback = None
-            kwargs |= {
-                "logger": False,
-                "callbacks": [],
-                "enable_checkpointing": False,
-                "enable_progress_bar": False,
-                "enable_model_summary": False,
-                "devices": 1,
-                "num_nodes": 1,
-                "strategy": "auto",
-                "max_epochs": 1,
-                "max_steps": -1,
-                "max_time": None,
-                "limit_train_batches": 1,
-                "limit_val_batches": 0,
-                "limit_predict_batches": None,
-                "num_sanity_val_steps": 0,
-                "fast_dev_run": False,
-            }
+            kwargs |= QUIET_TRAINER
         if self.subcommand in WITH_CHECKPOINT:  # whoever wrote checkpoints knows which is the last
             configured = self._get(self.config_init, "trainer.callbacks") or []
             kept = [callback for callback in configured if isinstance(callback, Checkpoint)]
@@ -317,38 +322,6 @@ def is_user_error(error: BaseException) -> bool:
     ours = any(root in Path(frames[-1].filename).parents for root in roots)
     # An operation of torch fails in the frame that called it, so the frame alone does not tell.
     return ours and (frames[-1].line or "").startswith("raise ")
-
-
-def differing_hyperparameters(saved: dict[str, Any], model: dict[str, Any]) -> list[str]:
-    """Compare a checkpoint's hyperparameters with the model's part of the config.
-
-    Args:
-        saved: What ``save_hyperparameters`` stored: the arguments, perhaps with ``_class_path``.
-        model: ``class_path`` and ``init_args`` as configured now.
-
-    Returns:
-        One line for each argument that differs.
-    """
-    saved = {key: value for key, value in saved.items() if key != "_instantiator"}
-    class_path = saved.pop("_class_path", model.get("class_path"))
-    before = {"class_path": class_path, **_flat(saved)}
-    now = {"class_path": model.get("class_path"), **_flat(model.get("init_args") or {})}
-    return [
-        f"model.{key}: the checkpoint was made with {before[key]!r}, this run uses {now[key]!r}"
-        for key in before
-        if key in now and before[key] != now[key]
-    ]
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Turn nested dictionaries into dotted keys."""
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            leaves |= _flat(value, f"{prefix}{key}.")
-        else:
-            leaves[f"{prefix}{key}"] = value
-    return leaves
 
 
 def _at(tree: dict[str, Any], dotted: str) -> dict[str, Any]:
