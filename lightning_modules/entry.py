@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import difflib
+import logging
 import os
 import sys
 from importlib import import_module
@@ -92,6 +93,8 @@ def main() -> None:
             return
     _keep_freed_memory()
     _respect_cpu_quota()
+    # Where it is installed for 8-bit optimizers, it warns of a kernel that is used on CPUs only.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # So that `class_path: my_module.MyReward` finds a file beside the user's config. Last, so that
     # a folder named `callbacks` in there does not stand in for ours.
     if os.getcwd() not in sys.path and "" not in sys.path:
