@@ -6,11 +6,13 @@ import json
 import lightning as L
 import pytest
 import torch
-from tiny_training import entropy_callbacks, tiny_data, tiny_module
+from tiny_training import Redness, entropy_callbacks, tiny_data, tiny_module
 
+from aegpo.advantages_by_reward import PerReward
 from aegpo.allocation import MedianSplitAllocator, ProportionalAllocator
 from aegpo.exploration import EntropyPeaks, NoSteps
 from aegpo.objectives import NFT
+from aegpo.rewards import JpegCompressibility, WeightedSum
 from aegpo.tree_advantages import DepthCredit
 from callbacks import CostLogger, RewardSpread, TreeSpread, TrialSpread
 
@@ -85,11 +87,20 @@ def compare(one, two, names=("reward/mean", "reward/std", "update/gradient_norm"
     ("probe", "settings"),
     [
         ({}, {}),
-        ({}, {"allocator": ProportionalAllocator(images_per_prompt=3)}),
+        (
+            {},
+            {
+                "allocator": ProportionalAllocator(images_per_prompt=3),
+                "reward": WeightedSum([Redness(), JpegCompressibility()]),
+                "evaluation_rewards": [Redness()],
+                "advantage": PerReward(normalize_batch=True),
+                "overlap_chunks": 2,
+            },
+        ),
         ({"source": "rollouts"}, {}),
         ({}, {"step_selector": NoSteps(), "objective": NFT(decay_rate=0.2)}),
     ],
-    ids=["median", "ragged", "entropy of the rollouts", "nft"],
+    ids=["median", "ragged, rewards by part", "entropy of the rollouts", "nft"],
 )
 def test_two_ranks_follow_the_curve_of_one(tmp_path, tiny_sd3_folder, probe, settings):
     one, two = (
