@@ -159,6 +159,7 @@ class AEGPOCLI(LightningCLI):
             kwargs |= {
                 "logger": False,
                 "callbacks": [],
+                "without_callbacks": None,
                 "enable_checkpointing": False,
                 "enable_progress_bar": False,
                 "enable_model_summary": False,
