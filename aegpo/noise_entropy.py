@@ -28,7 +28,8 @@ class NoiseEntropy(StepSelector):
         eta: Noise level of the steps, in the units of the SDE; above 0.
         sde: The SDE in use; None for `FlowSDE`.
         shift: Shift s of the schedule, sigma = s u / (1 + (s - 1) u) for u from 1 to 0 in equal
-            steps; 1 where sigma itself falls in equal steps.
+            steps; 1 where sigma itself falls in equal steps. The levels of SD 1.5 and SDXL are none
+            of these, but there too noise falls from the first step on: 1 chooses the same steps.
         branching: Children of every tree node at each of the steps; 1 grows chains.
 
     Raises:

@@ -7,6 +7,7 @@ the policy; a node that parts into several children is evaluated once.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -112,8 +113,7 @@ def rollout(
     waiting = roots.clone() if shared_start else torch.ones_like(roots)
     started = torch.ones_like(roots) if shared_start else roots
     prompt, number = _part(started)
-    start_keys = torch.stack([index[prompt], number, torch.zeros_like(number)], dim=1)
-    start = noise.normal("start", start_keys, policy.latent_shape)
+    start = start_noise(noise, index[prompt], number, policy.latent_shape)
     nodes = _Nodes(
         latents=policy.initial_latents(start, float(sigmas[0])).to(device),
         prompt=prompt,
@@ -184,6 +184,21 @@ def rollout(
         sigmas=level_sigmas,
         num_nodes=num_nodes,
     )
+
+
+def start_noise(noise: KeyedNoise, index: Tensor, root: Tensor, shape: Sequence[int]) -> Tensor:
+    """The noise that images start from.
+
+    Args:
+        noise: The noise of this iteration.
+        index: (n,) int64 dataset row of each image's prompt.
+        root: (n,) int64 number of the image, or of the tree it hangs on, among its prompt's.
+        shape: Shape of one latent.
+
+    Returns:
+        (n, *shape) fp32 on the CPU.
+    """
+    return noise.normal("start", torch.stack([index, root, torch.zeros_like(root)], 1), shape)
 
 
 def _count_roots(

@@ -58,8 +58,7 @@ def scheduler_sigmas(
     if spacing == "scheduler":
         copied.set_timesteps(num_steps, mu=mu)
     else:
-        even = np.linspace(1.0, 1.0 / num_steps, num_steps)
-        copied.set_timesteps(sigmas=even.tolist(), mu=mu)
+        copied.set_timesteps(sigmas=even_sigmas(num_steps), mu=mu)
     sigmas: Tensor = copied.sigmas.detach().to("cpu", torch.float32).clone()
     # A rollout starts at pure noise, and Flow-SDE singles out sigma = 1, so rounding in the shift
     # must not leave 0.9999999 there.
@@ -73,6 +72,12 @@ def scheduler_sigmas(
             "scheduler's configuration"
         )
     return sigmas
+
+
+def even_sigmas(num_steps: int) -> list[float]:
+    """``linspace(1, 1/T, T)``, what the spacing "uniform" hands to a scheduler or a pipeline."""
+    even: list[float] = np.linspace(1.0, 1.0 / num_steps, num_steps).tolist()
+    return even
 
 
 def resolution_mu(scheduler: FlowMatchEulerDiscreteScheduler, num_tokens: int) -> float:

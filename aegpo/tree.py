@@ -97,7 +97,7 @@ class RolloutTree:
         transitions: The E stochastic edges. A parent always comes before its children.
         parent: (E,) int64, the edge before each edge, -1 for the first one on its path.
         leaf_edge: (N,) int64, the last stochastic edge of each image, -1 if it has none.
-        sigmas: (T + 1,) fp32, from 1 to 0.
+        sigmas: (T + 1,) fp32, falling from (about) 1 to (about) 0, as `Policy.sigmas` gives them.
         num_nodes: Nodes whose velocity was predicted; model evaluations are this many times
             `Policy.num_evaluations_per_sample`.
     """

@@ -33,7 +33,8 @@ class ExportPipeline(Callback):
         if not callable(getattr(pl_module, "export", None)):
             raise TypeError(
                 f"ExportPipeline needs a module with export(folder); {type(pl_module).__name__} "
-                "has none; remove the callback or use FlowMatchingModule or AutoencoderModule"
+                "has none; remove the callback or use FlowMatchingModule, AutoencoderModule or "
+                "CLIPModule"
             )
 
     def on_validation_epoch_end(

@@ -9,9 +9,9 @@ import lightning as L
 import numpy as np
 import torch
 
+from aegpo.image_grid import image_grid
 from aegpo.prompts import PromptBatch
 from callbacks.curve_logger import tensorboard_writers
-from callbacks.image_grid import image_grid
 
 
 class SampleLogger(L.Callback):

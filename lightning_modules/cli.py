@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 import torch
 import yaml
+from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.callbacks import Checkpoint
@@ -29,10 +30,18 @@ from lightning_modules.cli_errors import (
     unknown_empty_keys,
 )
 from lightning_modules.memory_errors import explain_memory, is_out_of_memory
+from lightning_modules.run_record import RunRecord, held_out_prompts, log_folders, run_config
+from lightning_modules.text_arguments import join_texts
 from lightning_modules.trainer import AEGPOTrainer
 
 DEFAULT_SEED = 0
 OUR_PACKAGES = ("aegpo", "lightning_modules", "datamodules", "callbacks")
+
+WITH_CHECKPOINT = ("signals", "export", "sample")
+"""Commands of ours that look at a checkpoint, also at ``--ckpt_path last``."""
+
+WITHOUT_DATA = ("export", "sample")
+"""Commands that run where the data of the config no longer is."""
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "logger": {
@@ -64,7 +73,7 @@ class AEGPOArgumentParser(LightningArgumentParser):
 
 
 class AEGPOCLI(LightningCLI):
-    """Lightning's four commands, ``plan``, ``doctor`` and ``signals`` from one set of YAML files.
+    """Lightning's four commands and those of `AEGPOTrainer` from one set of YAML files.
 
     Args:
         args: Arguments to parse instead of those of the process.
@@ -90,7 +99,14 @@ class AEGPOCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """Name every subcommand with those arguments of its method that are not options."""
         ours = {"model", "datamodule"}
-        return {**LightningCLI.subcommands(), "plan": ours, "doctor": ours, "signals": ours}
+        return {
+            **LightningCLI.subcommands(),
+            "plan": ours,
+            "doctor": ours,
+            "signals": ours,
+            "export": ours | {"run"},
+            "sample": ours,
+        }
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, then refuse the unknown keys that jsonargparse lets through.
@@ -99,7 +115,9 @@ class AEGPOCLI(LightningCLI):
             parser: The main parser.
             args: Arguments to parse instead of those of the process.
         """
-        super().parse_arguments(parser, args)
+        if args is None:
+            sys.argv[1:] = join_texts(sys.argv[1:])
+        super().parse_arguments(parser, join_texts(args) if isinstance(args, list) else args)
         section = self.config[self.config.subcommand]
         parsed = section.as_dict()
         for file in section.get("config") or []:
@@ -128,6 +146,12 @@ class AEGPOCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build the configured objects; what goes wrong in there is the config's mistake."""
+        if self.subcommand in WITHOUT_DATA:
+            section = self.config[self.config.subcommand]
+            self._run_config = run_config(
+                self._parser(self.subcommand).dump(section, skip_none=False)
+            )
+            self._data = Namespace(data=section.pop("data", None))
         try:
             super().instantiate_classes()
         except (
@@ -154,7 +178,7 @@ class AEGPOCLI(LightningCLI):
             self.save_config_callback = None
             single = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto"}
             kwargs |= {"logger": False, **single}
-        if self.subcommand in ("doctor", "signals"):
+        if self.subcommand in ("doctor", *WITH_CHECKPOINT):
             self.save_config_callback = None
             kwargs |= {
                 "logger": False,
@@ -171,10 +195,11 @@ class AEGPOCLI(LightningCLI):
                 "max_time": None,
                 "limit_train_batches": 1,
                 "limit_val_batches": 0,
+                "limit_predict_batches": None,
                 "num_sanity_val_steps": 0,
                 "fast_dev_run": False,
             }
-        if self.subcommand == "signals":  # whoever wrote checkpoints knows which is the last
+        if self.subcommand in WITH_CHECKPOINT:  # whoever wrote checkpoints knows which is the last
             configured = self._get(self.config_init, "trainer.callbacks") or []
             kept = [callback for callback in configured if isinstance(callback, Checkpoint)]
             kwargs |= {"callbacks": kept, "enable_checkpointing": bool(kept)}
@@ -205,6 +230,20 @@ class AEGPOCLI(LightningCLI):
         assert isinstance(self.trainer, AEGPOTrainer)
         if not self.trainer.doctor(**arguments):
             raise SystemExit(1)
+
+    def export(self, **arguments: Any) -> None:
+        """Hand the trainer's export what only the command line knows of the run.
+
+        Args:
+            **arguments: What ``AEGPOTrainer.export`` takes.
+        """
+        assert isinstance(self.trainer, AEGPOTrainer)
+        files = self.config[self.config.subcommand].get("config") or []
+        folders = log_folders(files, self._get(self.config_init, "trainer.logger"))
+        parser = self._parser(self.subcommand)
+        prompts = held_out_prompts(lambda: parser.instantiate_classes(self._data).data)
+        run = RunRecord(self._run_config, folders, prompts)
+        self.trainer.export(**arguments, run=run)
 
 
 def main(args: list[str] | None = None) -> None:

@@ -28,6 +28,8 @@ COMMANDS = {
     "replay": "what another allocator or step selector would have decided in a logged run",
     "signals": "measure what attention entropy predicts for a policy and a reward",
     "check-reward": "try a reward out: form, range, determinism, batches, broken input, time",
+    "export": "write a checkpoint for diffusers, checked against diffusers, with a model card",
+    "sample": "draw prompts from a checkpoint beside the base, with scores",
 }
 """The subcommands and what ``--help`` says of each."""
 

@@ -13,14 +13,12 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from aegpo.distributed import world
-from aegpo.exploration import ExplorationSchedule
 from aegpo.noise import KeyedNoise, run_seed
 from aegpo.policies.base import Policy
 from aegpo.prompts import PromptBatch
 from aegpo.rewards.base import Reward
 from aegpo.rewards.guarded import guarded_scores
-from aegpo.rollout import rollout
-from aegpo.sde import ODE
+from aegpo.sampling import deterministic_rollout
 from aegpo.tree import RolloutTree
 from lightning_modules.held_out import Evaluated, HeldOut
 from lightning_modules.phases import PhaseTimer
@@ -38,7 +36,7 @@ class PolicyModule(L.LightningModule):
 
     A callback may keep an average of the trained weights in `averaged` (name to tensor, as
     `Policy.trainable_state_dict`). It travels in the checkpoint, and every command but `fit` then
-    loads it in place of the weights.
+    loads it in place of the weights, unless `prefers_averaged` is set to false.
 
     Args:
         policy: Builds the pipeline; called when the run starts, after all settings were checked.
@@ -84,6 +82,7 @@ class PolicyModule(L.LightningModule):
         self.iteration = 0
         self.held_out = HeldOut()
         self.averaged: dict[str, Tensor] | None = None
+        self.prefers_averaged = True
         self.policy: Policy
 
     def configure_model(self) -> None:
@@ -116,13 +115,13 @@ class PolicyModule(L.LightningModule):
 
     def draw(self, batch: PromptBatch) -> RolloutTree:
         """Draw one image a prompt with the deterministic sampler and noise fixed by its index."""
-        ones = torch.ones(len(batch), dtype=torch.int64)
-        schedule = ExplorationSchedule.deterministic(len(batch), self.evaluation_steps)
-        cond = self.policy.encode(batch.prompts)
+        policy, steps = self.policy, self.evaluation_steps
         with ExitStack() as stack:
-            stack.enter_context(self.policy.evaluations.charge("validation"))
-            stack.enter_context(self.policy.at_resolution(self.evaluation_resolution))
-            return rollout(self.policy, ODE(), cond, schedule, ones, EVALUATION_NOISE, batch.index)
+            stack.enter_context(policy.evaluations.charge("validation"))
+            stack.enter_context(policy.at_resolution(self.evaluation_resolution))
+            return deterministic_rollout(
+                policy, batch.prompts, batch.index, steps, EVALUATION_NOISE
+            )
 
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> Evaluated:
         """Draw this rank's part of the held-out images and score them with every reward."""
@@ -186,6 +185,7 @@ class PolicyModule(L.LightningModule):
         self.iteration = int(checkpoint["aegpo"]["iteration"])
         self.policy.evaluations.load_state_dict(checkpoint["aegpo"]["evaluations"])
         self.averaged = checkpoint["aegpo"].get("averaged")
-        if self.averaged is not None and self.trainer.state.fn != TrainerFn.FITTING:
+        fitting = self.trainer.state.fn == TrainerFn.FITTING
+        if self.averaged is not None and self.prefers_averaged and not fitting:
             average = {f"policy.{name}": value for name, value in self.averaged.items()}
             checkpoint["state_dict"] = average

@@ -12,7 +12,6 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
-from torch.utils.data import DataLoader
 
 from aegpo.noise import KeyedNoise
 from aegpo.prompts import PromptBatch
@@ -24,6 +23,7 @@ from aegpo.signal_report import (
     write_report,
 )
 from aegpo.signals import SignalProbe
+from lightning_modules.inside_trainer import inside_trainer
 
 NEEDED = ("policy_factory", "sde", "reward", "step_selector", "noise", "num_steps")
 PRINTED_ROWS = 12
@@ -47,9 +47,6 @@ def run_signals(
     out: str,
 ) -> Report:
     """Measure, print and write the two tables.
-
-    The measurement stands in for ``predict_step`` on a single batch, so that it sees the device,
-    the precision and the checkpoint as every other command does.
 
     Args:
         trainer: A trainer of one process.
@@ -89,9 +86,7 @@ def run_signals(
     console = Console(width=max(Console().width, PRINTED_WIDTH))
     reports: list[Report] = []
 
-    def measure(batch: PromptBatch, batch_idx: int) -> torch.Tensor:
-        if ckpt_path is not None and trainer.ckpt_path is None:
-            raise ValueError(f"--ckpt_path {ckpt_path}: no checkpoint was found; give its file")
+    def measure(batch: PromptBatch) -> None:
         with console.status("measuring") as status:
             probe = SignalProbe(
                 module.policy,
@@ -121,20 +116,8 @@ def run_signals(
         if ckpt_before is not None:
             settings["before"] = ckpt_before
         reports.append(make_report(signals, top_k, settings))
-        return torch.empty(0)
 
-    original = model.predict_step
-    model.predict_step = measure  # type: ignore[method-assign, assignment]
-    try:
-        trainer.predict(
-            model,
-            dataloaders=DataLoader([batch], batch_size=None),  # type: ignore[arg-type]
-            ckpt_path=ckpt_path,
-            weights_only=weights_only,
-            return_predictions=False,
-        )
-    finally:
-        model.predict_step = original  # type: ignore[method-assign]
+    inside_trainer(trainer, model, batch, measure, ckpt_path, weights_only)
     report = reports[0]
     files = write_report(report, Path(out))
     print_report(report, console)

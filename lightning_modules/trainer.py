@@ -9,9 +9,13 @@ from typing import Any
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from rich.console import Console
 
+from lightning_modules.export_run import run_export
+from lightning_modules.inside_trainer import Weights
 from lightning_modules.plan import make_plan
 from lightning_modules.plan_page import page
 from lightning_modules.preflight import run_preflight
+from lightning_modules.run_record import RunRecord
+from lightning_modules.sample_run import run_sample
 from lightning_modules.signals_run import run_signals
 
 
@@ -125,6 +129,80 @@ class AEGPOTrainer(Trainer):
             trajectories=trajectories,
             rows=rows,
             top_k=top_k,
+            out=out,
+        )
+
+    def export(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: str | None = None,
+        weights_only: bool | None = None,
+        *,
+        out: str,
+        weights: Weights = "ema",
+        prompts: list[str] | None = None,
+        run: RunRecord | None = None,
+    ) -> None:
+        """Write what was trained for diffusers, checked against diffusers, with a model card.
+
+        Args:
+            model: The configured module.
+            datamodule: Not used.
+            ckpt_path: Checkpoint to export: a file, or last for the run's last one.
+            weights_only: Whether to load that checkpoint without unpickling objects.
+            out: Folder to write, new or empty.
+            weights: The averaged weights, if the run kept an average, or the last ones.
+            prompts: Texts to draw for the comparison and the card; the run's first held-out
+                prompts by default.
+            run: Config and logs, for the model card.
+        """
+        run = run or RunRecord()
+        run_export(self, model, ckpt_path, weights_only, weights, out, prompts, run)
+
+    def sample(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: str | None = None,
+        weights_only: bool | None = None,
+        *,
+        out: str,
+        weights: Weights = "ema",
+        prompts: list[str] | None = None,
+        prompt_file: str | None = None,
+        images_per_prompt: int = 4,
+        num_steps: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Draw prompts from a checkpoint beside the base, with the scores of all rewards.
+
+        Args:
+            model: The configured module.
+            datamodule: Not used.
+            ckpt_path: Checkpoint to draw from: a file, or last for the run's last one; the base
+                alone without it.
+            weights_only: Whether to load that checkpoint without unpickling objects.
+            out: Folder of the pictures, new or empty.
+            weights: The averaged weights, if the run kept an average, or the last ones.
+            prompts: Texts to draw.
+            prompt_file: A .txt, .jsonl or .csv file of prompts instead, or a bundled
+                split, such as shapes:heldout.
+            images_per_prompt: Images per prompt.
+            num_steps: Denoising steps; the config's by default.
+            seed: Of the noise that the images start from.
+        """
+        run_sample(
+            self,
+            model,
+            ckpt_path,
+            weights_only,
+            weights=weights,
+            prompts=prompts,
+            prompt_file=prompt_file,
+            images_per_prompt=images_per_prompt,
+            num_steps=num_steps,
+            seed=seed,
             out=out,
         )
 

@@ -33,3 +33,19 @@ def tiny_sd3_dual_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny_pipelines import save_tiny_sd3
 
     return save_tiny_sd3(tmp_path_factory.mktemp("tiny_sd3_dual"), dual_attention=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_sd15_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the random `tiny_sd15` pipeline; read it, never write to it."""
+    from tiny_unet import save_tiny_sd15
+
+    return save_tiny_sd15(tmp_path_factory.mktemp("tiny_sd15"))
+
+
+@pytest.fixture(scope="session")
+def tiny_sdxl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the random `tiny_sdxl` pipeline; read it, never write to it."""
+    from tiny_unet import save_tiny_sdxl
+
+    return save_tiny_sdxl(tmp_path_factory.mktemp("tiny_sdxl"))

@@ -50,12 +50,16 @@ def tiny_module(
     lr: float = 1e-3,
     **settings: Any,
 ) -> AEGPOModule:
-    """AEGPO on the tiny pipeline, 5 steps, groups of 2 or 4."""
-    settings = {"num_steps": 5, "micro_batch_size": 8, "clip_range": 1e-3} | settings
+    """AEGPO on the tiny pipeline, SD3 by default, 5 steps, groups of 2 or 4."""
+    settings = {
+        "policy": partial(StableDiffusion3, str(folder), lora_rank=4, max_sequence_length=4),
+        "sde": FlowSDE(),
+        "num_steps": 5,
+        "micro_batch_size": 8,
+        "clip_range": 1e-3,
+    } | settings
     return AEGPOModule(
-        policy=partial(StableDiffusion3, str(folder), lora_rank=4, max_sequence_length=4),
         reward=reward or Redness(),
-        sde=FlowSDE(),
         step_selector=step_selector or EntropyPeaks(top_k=2),
         allocator=allocator or MedianSplitAllocator(low=2, high=4),
         optimizer=partial(torch.optim.AdamW, lr=lr),

@@ -28,9 +28,12 @@ class TokenLayout:
             ("attn2" of a UNet). A model that has them has no joint attention.
         text_layers: Parts of the names of layers where text looks at text; they have no image
             tokens and are never measured.
+        ragged: Whether a call may end before the last text token, where no row of it has text: a
+            model may pad to the longest text of a call instead of all S tokens (Z-Image).
 
     Raises:
-        ValueError: If a count is out of range or the mask has another dtype or width.
+        ValueError: If a count is out of range, the mask has another dtype or width, or `ragged` is
+            without `image_first`.
     """
 
     num_image: int
@@ -40,6 +43,7 @@ class TokenLayout:
     image_sizes: tuple[int, ...] = ()
     cross_layers: tuple[str, ...] = ()
     text_layers: tuple[str, ...] = ()
+    ragged: bool = False
 
     def __post_init__(self) -> None:
         if self.num_image < 1 or self.num_text < 0:
@@ -47,6 +51,8 @@ class TokenLayout:
                 f"a layout of {self.num_image} image and {self.num_text} text tokens; "
                 "num_image must be >= 1 and num_text >= 0"
             )
+        if self.ragged and not self.image_first:
+            raise ValueError("a ragged layout must have image_first=True: its text ends the call")
         mask = self.text_mask
         if mask is not None and (
             mask.dtype != torch.bool or mask.dim() != 2 or mask.shape[1] != self.num_text
@@ -61,6 +67,11 @@ class TokenLayout:
         if self.text_mask is None:
             return self
         return replace(self, text_mask=self.text_mask[rows])
+
+    def cut(self, num_text: int) -> TokenLayout:
+        """The layout of a call that has only the first `num_text` text tokens."""
+        mask = None if self.text_mask is None else self.text_mask[:, :num_text]
+        return replace(self, num_text=num_text, text_mask=mask)
 
 
 @dataclass(frozen=True)
@@ -86,7 +97,8 @@ def check_token_set(tokens: str, layout: TokenLayout | None = None) -> None:
         layout: Layout to serve, or None to check the name alone.
 
     Raises:
-        ValueError: If the name is unknown, or the set needs text and a row has no real text token.
+        ValueError: If the name is unknown, the set needs text and a row has no real text token, or
+            text asks where there is cross-attention only.
     """
     if tokens not in get_args(TokenSet):
         raise ValueError(
@@ -94,6 +106,11 @@ def check_token_set(tokens: str, layout: TokenLayout | None = None) -> None:
         )
     if layout is None or tokens not in ("image_to_text", "text_to_image"):
         return
+    if tokens == "text_to_image" and layout.cross_layers:
+        raise ValueError(
+            f"token set {tokens!r}: no attention of this model has text queries, its image tokens "
+            "look at text in cross-attention; use image_to_text"
+        )
     if layout.num_text == 0 or (
         layout.text_mask is not None and not bool(layout.text_mask.any(dim=1).all())
     ):
@@ -127,6 +144,8 @@ def select_tokens(
     Raises:
         ValueError: If the lengths fit no known kind of call.
     """
+    if layout.ragged and 0 < num_keys - layout.num_image < layout.num_text:
+        layout = layout.cut(num_keys - layout.num_image)
     image, text = layout.num_image, layout.num_text
     if any(part in layer for part in layout.text_layers):
         return None
@@ -141,9 +160,10 @@ def select_tokens(
             + (f"joint attention over {joint} tokens and " if joint else "")
             + f"image-only attention over {', '.join(map(str, image_sizes))}"
         )
+    textless = layout.ragged and layout.text_mask is not None and not layout.text_mask.any()
+    if tokens in ("image_to_text", "text_to_image") and (num_keys in image_sizes or textless):
+        return None
     if num_keys in image_sizes:
-        if tokens in ("image_to_text", "text_to_image"):
-            return None
         return TokenSelection(torch.arange(num_keys), None, None)
 
     asks, _, looks = tokens.partition("_to_")

@@ -205,7 +205,7 @@ class ForwardSamples(Samples):
         """Noise the images, predict with old, new and reference weights; see `Samples.loss`."""
         objective, experience = self.objective, self.experience
         policy, image, sigma = experience.policy, self.image[rows], self.sigma[rows]
-        clean = experience.tree.latents[image]
+        clean = policy.clean_latents(experience.tree.latents[image])
         draw = experience.noise.normal("forward", self.keys[rows.cpu()], clean.shape[1:])
         noised = torch.lerp(clean, draw.to(clean.device), sigma.view(-1, *[1] * (clean.dim() - 1)))
         cond = experience.cond.select(experience.tree.prompt[image])

@@ -12,11 +12,40 @@ from aegpo.policies.base import Policy
 from aegpo.policies.conditioning import Conditioning
 
 if TYPE_CHECKING:
+    from aegpo.policies.flux import Flux
+    from aegpo.policies.flux2 import Flux2, Flux2Klein
+    from aegpo.policies.qwen_image import QwenImage
+    from aegpo.policies.sana import Sana
+    from aegpo.policies.stable_diffusion import StableDiffusion
     from aegpo.policies.stable_diffusion3 import StableDiffusion3
+    from aegpo.policies.stable_diffusion_xl import StableDiffusionXL
+    from aegpo.policies.z_image import ZImage
 
-__all__ = ["Conditioning", "Policy", "StableDiffusion3"]
+__all__ = [
+    "Conditioning",
+    "Flux",
+    "Flux2",
+    "Flux2Klein",
+    "Policy",
+    "QwenImage",
+    "Sana",
+    "StableDiffusion",
+    "StableDiffusion3",
+    "StableDiffusionXL",
+    "ZImage",
+]
 
-_FAMILIES = {"StableDiffusion3": "stable_diffusion3"}
+_FAMILIES = {
+    "Flux": "flux",
+    "Flux2": "flux2",
+    "Flux2Klein": "flux2",
+    "QwenImage": "qwen_image",
+    "Sana": "sana",
+    "StableDiffusion": "stable_diffusion",
+    "StableDiffusion3": "stable_diffusion3",
+    "StableDiffusionXL": "stable_diffusion_xl",
+    "ZImage": "z_image",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -108,7 +108,7 @@ class Policy(nn.Module, abc.ABC):
         """Runs the decoder once; `decode` is the chunked way to it.
 
         Args:
-            latents: Clean latents, shape (n, C, H, W) fp32.
+            latents: Latents at the end of a trajectory, shape (n, C, H, W) fp32.
 
         Returns:
             Images, shape (n, 3, H, W), of any dtype; values may leave [0, 1].
@@ -168,6 +168,17 @@ class Policy(nn.Module, abc.ABC):
         """
         del sigma
         return noise
+
+    def clean_latents(self, latents: Tensor) -> Tensor:
+        """Data that the end of a trajectory stands for: the latents, unless the model says else.
+
+        Args:
+            latents: Latents at the schedule's last noise level, shape (n, C, H, W).
+
+        Returns:
+            What the model was trained to call data, shape (n, C, H, W).
+        """
+        return latents
 
     def guide(self, conditional: Tensor, unconditional: Tensor) -> Tensor:
         """Classifier-free guidance, ``uncond + g (cond - uncond)``.
@@ -277,10 +288,10 @@ class Policy(nn.Module, abc.ABC):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Turns clean latents into images, `decode_batch` at a time, without gradient.
+        """Turns latents into images, `decode_batch` at a time, without gradient.
 
         Args:
-            latents: Clean latents, shape (n, C, H, W).
+            latents: Latents at the end of a trajectory, shape (n, C, H, W).
 
         Returns:
             Images in [0, 1], shape (n, 3, H, W) fp32 on the latents' device.

@@ -16,6 +16,7 @@ from aegpo.noise import run_seed
 from aegpo.policies.base import Policy
 from aegpo.policies.conditioning import Conditioning
 from aegpo.policies.embedding_cache import EmbeddingFolder
+from aegpo.policies.exportable import Exportable
 from aegpo.policies.lora import (
     ADAPTER,
     adapters_disabled,
@@ -23,10 +24,10 @@ from aegpo.policies.lora import (
     lora_state_dict,
     match_targets,
 )
-from aegpo.policies.pretrained import find_pipeline, load_denoiser, load_pipeline
+from aegpo.policies.pretrained import Quantization, find_pipeline, load_denoiser, load_pipeline
 
 
-class DiffusersPolicy(Policy):
+class DiffusersPolicy(Policy, Exportable):
     """A diffusers pipeline whose denoiser is trained, by LoRA or wholly.
 
     Text encoders and autoencoder are frozen. A family of models is a subclass that says which
@@ -48,6 +49,8 @@ class DiffusersPolicy(Policy):
         decode_batch: Most latents in one call of the decoder.
         max_cached_prompts: Prompts whose embeddings are kept in CPU memory.
         dtype: Of the frozen weights; whatever is trained is float32.
+        quantize: Store the denoiser's frozen weights in 4 bits ("nf4") or 8 ("int8"), by
+            bitsandbytes; needs a GPU, and adapters to train.
         gradient_checkpointing: Compute activations twice instead of storing them.
         offload: Keep text encoders and decoder in CPU memory while they are idle.
         embedding_cache: Folder where embeddings of prompts are kept for later runs.
@@ -66,6 +69,8 @@ class DiffusersPolicy(Policy):
     """The parts of the pipeline that encode text."""
     optional_parts: ClassVar[tuple[str, ...]] = ()
     """Parts that a saved pipeline of this kind may lack."""
+    load_options: ClassVar[Mapping[str, Any]] = {}
+    """Further arguments with which the pipeline is loaded; None for a part leaves it out."""
     lora_groups: ClassVar[Mapping[str, Sequence[str]]]
     """LoRA targets by group: names of groups and the ends of layer names they stand for."""
     text_arguments: ClassVar[tuple[str, ...]] = ("negative_prompt", "max_sequence_length")
@@ -89,6 +94,7 @@ class DiffusersPolicy(Policy):
         decode_batch: int = 64,
         max_cached_prompts: int = 4096,
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        quantize: Quantization | None = None,
         gradient_checkpointing: bool = False,
         offload: bool = False,
         embedding_cache: str | None = None,
@@ -97,7 +103,15 @@ class DiffusersPolicy(Policy):
         super().__init__(guidance_scale, max_batch, decode_batch, max_cached_prompts)
         if full_finetuning and lora_targets is not None:
             raise ValueError("full_finetuning=True trains no adapters; remove lora_targets")
+        if quantize not in (None, "nf4", "int8"):
+            raise ValueError(f"quantize={quantize!r}; choose nf4, int8 or null")
+        if full_finetuning and quantize is not None:
+            raise ValueError(
+                f"full_finetuning=True trains all weights, but quantize={quantize!r} freezes them; "
+                "train adapters, or leave quantize out"
+            )
         self.full_finetuning = full_finetuning
+        self.quantize: Quantization | None = quantize
         self.negative_prompt = negative_prompt
         self.offload = offload
         self._source = find_pipeline(pretrained)
@@ -194,8 +208,14 @@ class DiffusersPolicy(Policy):
 
     def load_clean_pipeline(self) -> DiffusionPipeline:
         """Loads `pretrained` anew: the base as diffusers has it, on the CPU, without adapters."""
+        quantized = {self.denoiser_name: self.quantize} if self.quantize else None
         return load_pipeline(
-            self._source, self.pipeline_class, self._frozen_dtype, self.optional_parts
+            self._source,
+            self.pipeline_class,
+            self._frozen_dtype,
+            self.optional_parts,
+            self.load_options,
+            quantized,
         )
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
@@ -268,6 +288,27 @@ class DiffusersPolicy(Policy):
             ].to_dict(),
         }
         self.pipeline_class.save_lora_weights(folder, **layers)
+
+    def load_exported(self, folder: str | Path) -> DiffusionPipeline:
+        """The pretrained pipeline with the folder's adapters, or the folder's own pipeline."""
+        if not self.full_finetuning:
+            pipeline = self.load_clean_pipeline()
+            pipeline.load_lora_weights(folder, adapter_name=ADAPTER)
+            return pipeline
+        return load_pipeline(
+            Path(folder), self.pipeline_class, self._frozen_dtype, self.optional_parts
+        )
+
+    def pipeline_arguments(self, num_steps: int) -> dict[str, Any]:
+        """Steps, guidance, size and what the text encoders are told."""
+        arguments: dict[str, Any] = {
+            "num_inference_steps": num_steps,
+            "guidance_scale": self.guidance_scale,
+            "height": self.pixels,
+            "width": self.pixels,
+        }
+        texts = {name: getattr(self, name, None) for name in self.text_arguments}
+        return arguments | {name: value for name, value in texts.items() if value not in (None, "")}
 
     @contextmanager
     def at_resolution(self, resolution: int | None) -> Iterator[None]:

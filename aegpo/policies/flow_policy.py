@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from aegpo.policies.diffusers_policy import DiffusersPolicy
-from aegpo.sigmas import Spacing, resolution_mu, scheduler_sigmas
+from aegpo.sigmas import Spacing, even_sigmas, resolution_mu, scheduler_sigmas
 
 
 class FlowPolicy(DiffusersPolicy):
@@ -32,8 +32,16 @@ class FlowPolicy(DiffusersPolicy):
         super().__init__(pretrained, **common)
         self.sigma_spacing: Spacing = sigma_spacing
 
-    def shift_mu(self) -> float | None:
-        """The shift for the present resolution, None where the scheduler does not ask for one."""
+    def shift_mu(self, num_steps: int) -> float | None:
+        """The scheduler's dynamic shift for the present resolution.
+
+        Args:
+            num_steps: Denoising steps T, for models whose shift depends on it.
+
+        Returns:
+            The shift mu, None where the scheduler does not ask for one.
+        """
+        del num_steps
         scheduler = self.pipeline.scheduler
         if not scheduler.config.use_dynamic_shifting:
             return None
@@ -42,8 +50,16 @@ class FlowPolicy(DiffusersPolicy):
     def sigmas(self, num_steps: int) -> Tensor:
         """Noise levels from 1 to 0 under `sigma_spacing`, shape (num_steps + 1,) fp32."""
         return scheduler_sigmas(
-            self.pipeline.scheduler, num_steps, self.sigma_spacing, mu=self.shift_mu()
+            self.pipeline.scheduler, num_steps, self.sigma_spacing, mu=self.shift_mu(num_steps)
         )
+
+    def pipeline_arguments(self, num_steps: int) -> dict[str, Any]:
+        """Those of every pipeline, and the noise levels unless they are the scheduler's own."""
+        arguments = super().pipeline_arguments(num_steps)
+        if self.sigma_spacing == "uniform":
+            # 0.4 for 0.3999999999999999: the same in fp32, and it is printed in the model card.
+            arguments["sigmas"] = [round(sigma, 12) for sigma in even_sigmas(num_steps)]
+        return arguments
 
     def timestep(self, sigma: Tensor) -> Tensor:
         """Noise levels on the scale of the denoiser's timesteps, fp32: sigma times 1,000."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 
 import torch
 from diffusers import ModelMixin
@@ -24,7 +25,8 @@ def match_targets(
     Args:
         model: The model that will get the adapters.
         targets: Each the name of a group, or the end of a module's name ("to_q", "attn.to_q",
-            "transformer_blocks.0.attn.to_q").
+            "transformer_blocks.0.attn.to_q"), in which * stands for anything
+            ("single_transformer_blocks.*.proj_out").
         groups: Group names and the module-name endings that they stand for. A model need not
             have all layers of a group, but it must have one.
 
@@ -40,7 +42,9 @@ def match_targets(
     matched: set[str] = set()
     for target in targets:
         endings = groups.get(target, (target,))
-        found = [name for name in linear if any(f".{name}".endswith(f".{end}") for end in endings)]
+        found = [
+            name for name in linear if any(fnmatchcase(f".{name}", f"*.{end}") for end in endings)
+        ]
         if not found:
             raise ValueError(
                 f"LoRA target {target!r} matches no linear layer of {type(model).__name__}; use a "

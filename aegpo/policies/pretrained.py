@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from diffusers import DiffusionPipeline, ModelMixin
+from diffusers import BitsAndBytesConfig, DiffusionPipeline, ModelMixin, PipelineQuantizationConfig
 from huggingface_hub.errors import GatedRepoError
+
+Quantization = Literal["nf4", "int8"]
+"""How frozen weights may be stored: 4 bits (QLoRA, arXiv 2305.14314) or 8 (arXiv 2208.07339)."""
 
 BUNDLED = {"shapes": Path(__file__).parent.parent / "shapes" / "base"}
 """Pipelines that come with the package, by the name that stands for them."""
@@ -47,12 +50,15 @@ def find_pipeline(pretrained: str) -> str | Path:
     )
 
 
-def read_model_index(source: str | Path, pipeline: type[DiffusionPipeline]) -> dict[str, Any]:
+def read_model_index(
+    source: str | Path, pipeline: type[DiffusionPipeline], unused: Collection[str] = ()
+) -> dict[str, Any]:
     """Reads which parts a pipeline has, and refuses another kind of pipeline.
 
     Args:
         source: Folder or hub id, from `find_pipeline`.
         pipeline: The class that the caller can drive.
+        unused: Parts that will not be loaded, and whose folders may be missing.
 
     Returns:
         The content of model_index.json; the value of a part that is absent is [None, None].
@@ -84,7 +90,7 @@ def read_model_index(source: str | Path, pipeline: type[DiffusionPipeline]) -> d
         raise ValueError(f"{source} is a {index.get('_class_name')}; {accepted}")
     if isinstance(source, Path):
         parts = [name for name, part in index.items() if isinstance(part, list) and any(part)]
-        absent = [name for name in parts if not (source / name).is_dir()]
+        absent = [n for n in parts if n not in unused and not (source / n).is_dir()]
         if absent:
             raise FileNotFoundError(f"{source} lacks the folders {absent}; {accepted}")
     return index
@@ -95,6 +101,8 @@ def load_pipeline(
     pipeline: type[DiffusionPipeline],
     dtype: torch.dtype,
     optional: Sequence[str] = (),
+    options: Mapping[str, Any] | None = None,
+    quantized: Mapping[str, Quantization] | None = None,
 ) -> DiffusionPipeline:
     """Loads a pipeline on the CPU, after a look at its index.
 
@@ -103,23 +111,36 @@ def load_pipeline(
         pipeline: The class that the caller can drive.
         dtype: Of all weights, except an autoencoder that asks for fp32 (SDXL's overflows below).
         optional: Parts whose absence is no error, for instance SD3's T5.
+        options: Further arguments of the pipeline; None for a part leaves it unloaded.
+        quantized: Parts whose frozen weights are stored in fewer bits; they land on the GPU.
 
     Returns:
         The pipeline, in evaluation mode, without a progress bar.
 
     Raises:
         FileNotFoundError: If a part is missing.
-        ValueError: If it is another kind of pipeline.
+        ValueError: If it is another kind of pipeline, or quantization is not possible here.
     """
-    index = read_model_index(source, pipeline)
+    options = options or {}
+    index = read_model_index(source, pipeline, options)
     absent: dict[str, Any] = {part: None for part in optional if not any(index.get(part) or [None])}
-    loaded: DiffusionPipeline = pipeline.from_pretrained(
-        source,
-        torch_dtype=dtype,
-        use_safetensors=True,
-        local_files_only=isinstance(source, Path),
-        **absent,
-    )
+    if quantized:
+        absent["quantization_config"] = _quantization(quantized, dtype)
+    try:
+        loaded: DiffusionPipeline = pipeline.from_pretrained(
+            source,
+            torch_dtype=dtype,
+            use_safetensors=True,
+            local_files_only=isinstance(source, Path),
+            **absent,
+            **options,
+        )
+    except (RuntimeError, ImportError) as error:
+        if not quantized:
+            raise
+        raise ValueError(
+            f"quantize needs a GPU and bitsandbytes (pip install 'aegpo[bitsandbytes]'): {error}"
+        ) from error
     loaded.set_progress_bar_config(disable=True)
     for part in loaded.components.values():
         if isinstance(part, torch.nn.Module):
@@ -127,6 +148,36 @@ def load_pipeline(
     if getattr(loaded.vae.config, "force_upcast", False) and dtype == torch.float16:
         loaded.vae.float()
     return loaded
+
+
+def _quantization(parts: Mapping[str, Quantization], dtype: torch.dtype) -> Any:
+    """What diffusers wants to know to load some parts quantized."""
+    settings: dict[str, Any] = {}
+    for name, kind in parts.items():
+        if kind == "nf4":
+            settings[name] = BitsAndBytesConfig(
+                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+            )
+        else:
+            settings[name] = BitsAndBytesConfig(load_in_8bit=True)
+    return PipelineQuantizationConfig(quant_mapping=settings)
+
+
+def read_part_config(source: str | Path, model: type[ModelMixin], name: str) -> dict[str, Any]:
+    """Reads the configuration of one part, so that arguments can be checked before any loading.
+
+    Args:
+        source: Folder or hub id, from `find_pipeline`.
+        model: Class of the part.
+        name: Name of the part: "transformer" or "unet".
+
+    Returns:
+        The content of the part's config.json.
+    """
+    config: dict[str, Any] = model.load_config(
+        source, subfolder=name, local_files_only=isinstance(source, Path)
+    )
+    return config
 
 
 def load_denoiser(source: str | Path, model: type[ModelMixin], name: str) -> ModelMixin:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from aegpo.rewards.hpsv2 import HPSv21
     from aegpo.rewards.image_reward import ImageReward
     from aegpo.rewards.ocr import OCRAccuracy
+    from aegpo.rewards.open_clip_similarity import CLIPScore, OpenCLIPSimilarity
     from aegpo.rewards.pickscore import PickScore
     from aegpo.rewards.vlm_judge import VLMJudge
     from aegpo.shapes.judge import ShapesJudge
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AestheticV2",
+    "CLIPScore",
     "GenEvalReward",
     "GroupDiversity",
     "GroupReward",
@@ -35,6 +37,7 @@ __all__ = [
     "JpegCompressibility",
     "JpegIncompressibility",
     "OCRAccuracy",
+    "OpenCLIPSimilarity",
     "PickScore",
     "Reward",
     "ShapesJudge",
@@ -47,10 +50,12 @@ __all__ = [
 # that take seconds.
 _ELSEWHERE = {
     "AestheticV2": "aegpo.rewards.aesthetic",
+    "CLIPScore": "aegpo.rewards.open_clip_similarity",
     "GenEvalReward": "aegpo.rewards.geneval",
     "HPSv21": "aegpo.rewards.hpsv2",
     "ImageReward": "aegpo.rewards.image_reward",
     "OCRAccuracy": "aegpo.rewards.ocr",
+    "OpenCLIPSimilarity": "aegpo.rewards.open_clip_similarity",
     "PickScore": "aegpo.rewards.pickscore",
     "ShapesJudge": "aegpo.shapes.judge",
     "ShapesMatch": "aegpo.shapes.match",

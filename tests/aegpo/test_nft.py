@@ -207,6 +207,20 @@ def test_an_image_is_noised_at_different_levels_with_noise_of_its_own() -> None:
     assert float(noise.mean().abs()) < 0.25 and 0.8 < float(noise.std()) < 1.2
 
 
+def test_what_is_noised_is_what_the_model_calls_data() -> None:
+    """A diffusion model's schedule ends above 0, in latents of another scale than its data."""
+    seen = []
+    for scale in (1.0, 1.5):
+        policy = ToyPolicy()
+        policy.clean_latents = lambda latents, scale=scale: scale * latents  # type: ignore[method-assign]
+        samples = forward_samples(NFT(times_per_image=2), policy)
+        samples.loss(torch.arange(20))
+        seen.append(policy.seen[0])
+    data = samples.experience.tree.latents[samples.image]
+    expected = 0.5 * (1 - samples.sigma.view(-1, 1, 1, 1)) * data
+    torch.testing.assert_close(seen[1] - seen[0], expected, rtol=1e-4, atol=1e-6)
+
+
 def test_levels_may_be_those_of_the_steps_that_the_selector_chose() -> None:
     objective = NFT(times_per_image=2, levels="selected")
     chosen = [[0, 1, 3], [2], [1, 2]]

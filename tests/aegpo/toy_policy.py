@@ -86,6 +86,9 @@ class ToyPolicy(nn.Module):
     def initial_latents(self, noise: Tensor, sigma: float) -> Tensor:
         return noise
 
+    def clean_latents(self, latents: Tensor) -> Tensor:
+        return latents
+
     def decode(self, latents: Tensor) -> Tensor:
         return torch.sigmoid(latents).expand(-1, 3, -1, -1)
 

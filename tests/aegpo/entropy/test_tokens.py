@@ -116,9 +116,37 @@ def test_a_unet_has_levels_and_cross_attention() -> None:
     # 16 + 4 tokens would be joint attention, which such a model has not.
     with pytest.raises(ValueError, match="known are image-only attention over 16, 4"):
         select_tokens("all_to_all", layout, 20, 20, "down.attn1")
+    check_token_set("image_to_text", layout)
+    with pytest.raises(ValueError, match="no attention of this model has text queries"):
+        check_token_set("text_to_image", layout)
 
 
 def test_layers_of_text_alone_are_not_measured() -> None:
     layout = TokenLayout(16, 4, True, text_layers=("context_refiner",))
     assert select_tokens("all_to_all", layout, 4, 4, "context_refiner.0.attention") is None
     assert select_tokens("all_to_all", layout, 20, 20, "layers.0.attention") is not None
+
+
+def test_a_ragged_call_ends_before_the_last_text_token() -> None:
+    mask = torch.tensor([[False, True, True, False, False], [False, True, False, False, False]])
+    layout = TokenLayout(2, 5, image_first=True, text_mask=mask, ragged=True)
+    chosen = select_tokens("image_to_text", layout, 5, 5)
+    assert chosen is not None and chosen.key_mask is not None
+    assert chosen.queries.tolist() == [0, 1]
+    assert chosen.key_mask.tolist() == [
+        [False, False, False, True, True],
+        [False, False, False, True, False],
+    ]
+    # One token after the image is padding in every row: no text, and no key of an image.
+    assert select_tokens("image_to_text", layout, 3, 3) is None
+    assert select_tokens("text_to_image", layout, 3, 3) is None
+    image = select_tokens("image_to_all", layout, 3, 3)
+    assert image is not None and image.key_mask is not None
+    assert image.queries.tolist() == [0, 1]
+    assert image.key_mask.tolist() == [[True, True, False]] * 2
+    with pytest.raises(ValueError, match="does not fit"):
+        select_tokens("image_to_all", layout, 8, 8)
+    with pytest.raises(ValueError, match="does not fit"):
+        select_tokens("image_to_all", TokenLayout(2, 5, True, mask), 5, 5)
+    with pytest.raises(ValueError, match="image_first"):
+        TokenLayout(2, 5, image_first=False, ragged=True)

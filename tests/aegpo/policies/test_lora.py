@@ -25,6 +25,10 @@ def test_targets_match_whole_name_endings() -> None:
     assert len(match_targets(model, ["to_q"], GROUPS)) == 3
     exact = match_targets(model, ["transformer_blocks.0.attn2.to_q", "attn2.to_q"], GROUPS)
     assert exact == ["transformer_blocks.0.attn2.to_q"]
+    starred = match_targets(model, ["transformer_blocks.*.ff.net.2"], GROUPS)
+    assert starred == [f"transformer_blocks.{block}.ff.net.2" for block in (0, 1)]
+    with pytest.raises(ValueError, match="matches no linear layer"):
+        match_targets(model, ["blocks.*.ff.net.2"], GROUPS)
 
 
 @pytest.mark.parametrize("targets", [["attention", "nothing"], ["o_q"], ["attn"], []])

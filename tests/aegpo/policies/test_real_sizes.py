@@ -96,3 +96,44 @@ def test_a_compiled_denoiser_draws_the_same_and_can_be_recorded(
     assert recording.curve().shape == (2, 3) and len(graphs) == made
     draw(compiled)
     assert len(graphs) == made, "recording must not throw the compiled code away"
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_adapters_train_on_quantized_weights(
+    tiny_sd3_folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    import bitsandbytes as bnb
+    from diffusers.quantizers.bitsandbytes import bnb_quantizer
+
+    # diffusers asks for a GPU before it tries; bitsandbytes itself also computes on the CPU.
+    for name in ("BnB4BitDiffusersQuantizer", "BnB8BitDiffusersQuantizer"):
+        quantizer = getattr(bnb_quantizer, name)
+        monkeypatch.setattr(quantizer, "validate_environment", lambda *_, **__: None)
+        monkeypatch.setattr(quantizer, "update_device_map", lambda *_: {"": "cpu"})
+    plain = build(tiny_sd3_folder, dtype="bfloat16")
+    policy = build(tiny_sd3_folder, dtype="bfloat16", quantize=kind)
+    layer = policy.transformer.transformer_blocks[0].attn.to_q.base_layer
+    assert isinstance(layer, bnb.nn.Linear4bit if kind == "nf4" else bnb.nn.Linear8bitLt)
+    assert {p.dtype for p in policy.trainable_parameters()} == {torch.float32}
+    if kind == "nf4":  # its CPU kernel wants rows of 64, which the tiny model has not
+        assert layer.compute_dtype == torch.bfloat16 and layer.weight.quant_type == "nf4"
+        return
+    latents, sigma = torch.randn(2, *policy.latent_shape), torch.tensor([1.0, 0.4])
+    prediction = policy(latents, sigma, policy.encode(PROMPTS))
+    expected = plain(latents, sigma, plain.encode(PROMPTS))
+    torch.testing.assert_close(prediction, expected, rtol=0, atol=0.2)
+    assert not torch.equal(prediction, expected)
+    prediction.square().mean().backward()
+    gradients = [p.grad for n, p in policy.named_parameters() if "lora_B" in n and p.requires_grad]
+    assert all(gradient is not None for gradient in gradients)
+    assert any(bool(gradient.any()) for gradient in gradients if gradient is not None)
+
+
+def test_quantization_is_refused_where_it_cannot_work(tiny_sd3_folder: Path) -> None:
+    with pytest.raises(ValueError, match="trains all weights"):
+        build(tiny_sd3_folder, full_finetuning=True, quantize="nf4")
+    with pytest.raises(ValueError, match="choose nf4, int8 or null"):
+        build(tiny_sd3_folder, quantize="fp4")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="quantize needs a GPU and bitsandbytes"):
+            build(tiny_sd3_folder, quantize="nf4")

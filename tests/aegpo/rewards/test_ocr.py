@@ -128,8 +128,6 @@ def test_an_engine_that_reads_nothing_is_not_believed(monkeypatch: pytest.Monkey
 
 
 def test_real_letters_are_read() -> None:
-    pytest.importorskip("rapidocr")
-    pytest.importorskip("onnxruntime")
     reward = OCRAccuracy(reader=RapidOCRReader(num_threads=1))
     reward.setup(torch.device("cpu"))
     images = torch.stack(

@@ -1,0 +1,89 @@
+"""Pictures of image tensors: one image, and a grid with a caption under each."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+
+def to_picture(image: Tensor) -> Image.Image:
+    """One image as 8-bit RGB.
+
+    Args:
+        image: Shape (3, H, W); values outside [0, 1] are clipped.
+
+    Returns:
+        The picture.
+    """
+    pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray(pixels)
+
+
+def image_grid(
+    images: Tensor, captions: list[str], columns: int = 8, side: int = 128
+) -> Image.Image:
+    """Lay images out in rows, with their captions.
+
+    Args:
+        images: Shape (n, 3, H, W) in [0, 1].
+        captions: One caption an image; wrapped to the width of a cell.
+        columns: Images per row.
+        side: Longer side of an image in the grid, in pixels; small images are enlarged without
+            smoothing.
+
+    Returns:
+        The grid as an RGB image.
+    """
+    height, width = images.shape[-2:]
+    scale = side / max(height, width)
+    cell = (round(width * scale), round(height * scale))
+    text_height = 40
+    rows = math.ceil(len(images) / columns)
+    grid = Image.new(
+        "RGB", (columns * (cell[0] + 4), rows * (cell[1] + text_height)), color=(255, 255, 255)
+    )
+    draw = ImageDraw.Draw(grid)
+    font = ImageFont.load_default(size=11)
+    mode = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BICUBIC
+    for number, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        left = number % columns * (cell[0] + 4)
+        top = number // columns * (cell[1] + text_height)
+        grid.paste(to_picture(image).resize(cell, mode), (left, top))
+        lines = "\n".join(textwrap.wrap(caption, width=max(cell[0] // 6, 8))[:3])
+        draw.multiline_text(
+            (left + 2, top + cell[1] + 1), lines, fill=(0, 0, 0), font=font, spacing=1
+        )
+    return grid
+
+
+def side_by_side(
+    images: Mapping[str, Tensor], captions: Mapping[str, Sequence[str]], images_per_prompt: int = 1
+) -> Image.Image:
+    """Lay out the images of several models so that those of one prompt stand together.
+
+    Args:
+        images: For each model n * k images, those of one prompt side by side,
+            shape (n * k, 3, H, W) in [0, 1].
+        captions: For each model n * k captions, to which its name is added.
+        images_per_prompt: k.
+
+    Returns:
+        The grid; about 8 images in a row, and always whole prompts.
+    """
+    block = images_per_prompt * len(images)
+    shown: list[Tensor] = []
+    labels: list[str] = []
+    total = len(next(iter(images.values())))
+    for first in range(0, total, images_per_prompt):
+        rows = slice(first, first + images_per_prompt)
+        for model, drawn in images.items():
+            shown += drawn[rows].cpu()
+            labels += [f"{model}: {caption}" for caption in captions[model][rows]]
+    stacked = torch.stack(shown)
+    columns = block * min(max(1, 8 // block), total // images_per_prompt)
+    return image_grid(stacked, labels, columns, side=min(max(128, stacked.shape[-1]), 256))

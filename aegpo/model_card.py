@@ -1,0 +1,223 @@
+"""The README of an exported model: what it is, what it was trained for, how to load it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from huggingface_hub import ModelCard, ModelCardData
+
+from aegpo import __version__
+from aegpo.policies.pretrained import BUNDLED, find_pipeline
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+METHOD_KEYS = (
+    *("objective", "sde", "step_selector", "allocator", "transition_weight", "advantage"),
+    *("credit", "pruning"),
+)
+"""Arguments of the module that say which method this is, in the order of the card."""
+
+REWARD_KEYS = ("reward", "evaluation_rewards")
+VERSIONS = ("torch", "diffusers", "peft", "transformers", "lightning")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a card says of a run.
+
+    Attributes:
+        name: Title of the card.
+        base: What was trained, as the config names it: hub id, folder or bundled name.
+        full: Whether the folder holds a whole pipeline instead of adapters.
+        config: The run's config, `model` and `trainer` among its keys.
+        code: Python that loads the model and draws an image.
+        check: What the comparison with diffusers measured.
+        scores: For each reward its held-out score by iteration; empty where nothing was logged.
+        iteration: Iterations that the exported weights were trained for.
+        averaged: Whether the weights are the average that the run kept.
+        evaluations: Model evaluations spent, by purpose.
+        training_evaluations: Those of them that are the cost of training.
+        seed: Of the run.
+        pictures: Files in the folder with what they show.
+    """
+
+    name: str
+    base: str
+    full: bool
+    config: Mapping[str, Any]
+    code: str
+    check: str
+    scores: Mapping[str, Mapping[int, float]]
+    iteration: int
+    averaged: bool
+    evaluations: Mapping[str, int]
+    training_evaluations: int
+    seed: int
+    pictures: Mapping[str, str]
+
+
+def model_card(facts: Facts) -> ModelCard:
+    """Write the card.
+
+    Args:
+        facts: What it says.
+
+    Returns:
+        The card, with the front matter by which the hub files a model.
+    """
+    data = ModelCardData(
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        base_model=facts.base if isinstance(_source(facts.base), str) else None,
+        tags=[*([] if facts.full else ["lora"]), "reinforcement-learning", "aegpo"],
+    )
+    settings = facts.config.get("model", {}).get("init_args", {})
+    kind = "all weights" if facts.full else "LoRA adapters"
+    average = " These are weights averaged over the training." if facts.averaged else ""
+    lines = [
+        f"# {facts.name}",
+        "",
+        f"`{facts.base}`, {kind} trained by reinforcement learning with AEGPO for "
+        f"{facts.iteration:,} iterations. Seed {facts.seed}.{average}",
+        "",
+        "```python",
+        facts.code,
+        "```",
+        "",
+        f"Loaded back into diffusers before it was published: {facts.check}.",
+        "",
+        *(f"![{what}]({file})\n\n{what}\n" for file, what in facts.pictures.items()),
+        *_score_table(facts.scores),
+        "## Training",
+        "",
+        "| | |",
+        "| --- | --- |",
+        *(f"| {key.replace('_', ' ')} | {value} |" for key, value in _method(facts, settings)),
+        f"| model evaluations | {facts.training_evaluations:,} ({_parts(facts.evaluations)}) |",
+        f"| versions | {_versions()} |",
+        "",
+        "`config.yaml` is the whole configuration.",
+    ]
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines) + "\n")
+
+
+def loading_code(
+    pipeline: DiffusionPipeline, base: str, folder: str, prompt: str, arguments: Mapping[str, Any]
+) -> str:
+    """Write the Python that a user of diffusers needs, and no more.
+
+    Args:
+        pipeline: The reloaded pipeline; its class, dtype and absent parts are taken over.
+        base: Hub id, folder or bundled name of what was trained; "" if the folder has it all.
+        folder: Where the export lies.
+        prompt: What the example draws.
+        arguments: Arguments of the pipeline's ``__call__``.
+
+    Returns:
+        The lines; they leave a picture in ``image``.
+    """
+    name = type(pipeline).__name__
+    options = [] if pipeline.dtype == torch.float32 else [f"torch_dtype={pipeline.dtype}"]
+    optional = type(pipeline)._optional_components
+    absent = [part for part, value in pipeline.components.items() if value is None]
+    options += [f"{part}=None" for part in absent if part not in optional]
+    bundled = base in BUNDLED
+    source = f"find_pipeline({_literal(base)})" if bundled else _literal(base or folder)
+    lines = ["import torch"] if pipeline.dtype != torch.float32 else []
+    lines.append(f"from diffusers import {name}")
+    if bundled:
+        lines.append("from aegpo.policies.pretrained import find_pipeline")
+    loaded = ", ".join([source, *options])
+    lines += ["", f"pipeline = {name}.from_pretrained(", f"    {loaded}", ")"]
+    if base:
+        lines.append(f"pipeline.load_lora_weights({_literal(folder)})")
+    settings = [f"    {key}={_literal(value)}," for key, value in arguments.items()]
+    lines += ["image = pipeline(", f"    {_literal(prompt)},", *settings, ").images[0]"]
+    return "\n".join(lines)
+
+
+def describe(value: Any) -> str:
+    """Put a part of a config on one line, as `EntropyPeaks(top_k=4, eta=0.7)`.
+
+    Args:
+        value: A class with its arguments, a list of such, or a plain value.
+
+    Returns:
+        The text; arguments that are null are left out.
+    """
+    if isinstance(value, Mapping) and "class_path" in value:
+        arguments = value.get("init_args") or {}
+        inner = ", ".join(
+            f"{key}={describe(part)}" for key, part in arguments.items() if part is not None
+        )
+        return f"{value['class_path'].rpartition('.')[2]}({inner})"
+    if isinstance(value, list):
+        return f"[{', '.join(map(describe, value))}]"
+    return str(value)
+
+
+def _literal(value: Any) -> str:
+    """Python for a plain value; texts in double quotes."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+
+
+def _method(facts: Facts, settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Rows of the training table from the config."""
+    rows = {key: settings.get(key) for key in (*REWARD_KEYS, *METHOD_KEYS)}
+    described = {key: f"`{describe(value)}`" for key, value in rows.items() if value}
+    if rows["objective"] is None and "clip_range" in settings:
+        described["objective"] = (
+            f"clipped policy gradient, `clip_range={settings['clip_range']}`, "
+            f"`kl_coeff={settings.get('kl_coeff')}`"
+        )
+    callbacks = facts.config.get("trainer", {}).get("callbacks") or []
+    names = [str(callback["class_path"]).rpartition(".")[2] for callback in callbacks]
+    if names:
+        described["callbacks"] = ", ".join(f"`{name}`" for name in names)
+    if "num_steps" in settings:
+        described["denoising steps"] = str(settings["num_steps"])
+    return list(described.items())
+
+
+def _score_table(scores: Mapping[str, Mapping[int, float]]) -> list[str]:
+    rows = []
+    for reward, values in scores.items():
+        if values:
+            first, last = min(values), max(values)
+            after = "not evaluated | "
+            if last > first:
+                change = values[last] - values[first]
+                after = f"{values[last]:.4f} (iteration {last}) | {change:+.4f}"
+            rows.append(f"| {reward} | {values[first]:.4f} (iteration {first}) | {after} |")
+    if not rows:
+        return ["Held-out scores were not logged.", ""]
+    heading = ["## Held-out scores", "", "| reward | before | after | change |"]
+    return [*heading, "| --- | ---: | ---: | ---: |", *rows, ""]
+
+
+def _parts(evaluations: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in evaluations.items() if count)
+
+
+def _versions() -> str:
+    found = [f"aegpo {__version__}"]
+    for name in VERSIONS:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            continue  # lightning is also distributed as pytorch-lightning
+    return ", ".join(found)
+
+
+def _source(base: str) -> str | Path | None:
+    try:
+        return find_pipeline(base)
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,83 @@
+"""What a policy says about the diffusers pipeline that its user will run after an export."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+
+class Exportable(abc.ABC):
+    """A policy whose `save_pretrained` can be checked against diffusers itself.
+
+    `aegpo.export.check_export` draws the same images twice: by the policy's deterministic rollout
+    and by the ``__call__`` of a pipeline that shares no module with the policy. A policy says here
+    how to build that pipeline and how to call it, and nothing more: the closer this stays to what
+    a user of diffusers would type, the more the check is worth.
+    """
+
+    @abc.abstractmethod
+    def load_exported(self, folder: str | Path) -> DiffusionPipeline:
+        """Builds a pipeline from what `save_pretrained` wrote, as a user of diffusers does.
+
+        Adapters are loaded onto the pretrained pipeline, read again from where the policy came
+        from; a whole pipeline is loaded from the folder alone. No tensor is shared with the policy.
+
+        Args:
+            folder: What `save_pretrained` wrote.
+
+        Returns:
+            A pipeline on the CPU, in the policy's dtype, without a progress bar.
+        """
+
+    @abc.abstractmethod
+    def pipeline_arguments(self, num_steps: int) -> dict[str, Any]:
+        """The arguments with which ``pipeline(prompt, ...)`` computes what the policy computes.
+
+        Steps, guidance, resolution, text length, noise levels: all that is not the default of the
+        pipeline's ``__call__``. Plain numbers, strings and lists of them, because they are printed
+        in the model card.
+
+        Args:
+            num_steps: Denoising steps T, at least 1.
+
+        Returns:
+            Arguments by name, without prompt, latents and output type.
+        """
+
+    def pipeline_images(
+        self, pipeline: DiffusionPipeline, prompts: Sequence[str], noise: Tensor, num_steps: int
+    ) -> Tensor:
+        """Draws what a user of diffusers would get, starting at given noise.
+
+        This is for pipelines that take ``latents`` in the policy's own shape, as standard normal
+        noise. A policy whose pipeline packs them, or wants them scaled, overrides it: it brings
+        `noise` into the form that the pipeline expects of ``latents`` and calls it once, with
+        `pipeline_arguments`. Noise levels, encoding, guidance and decoding are left to the
+        pipeline.
+
+        Args:
+            pipeline: What `load_exported` returned, on any device.
+            prompts: n texts.
+            noise: Standard normal, before `Policy.initial_latents`, shape (n, C, H, W) fp32.
+            num_steps: Denoising steps T, at least 1.
+
+        Returns:
+            Images in [0, 1], shape (n, 3, H', W') fp32.
+        """
+        arguments = self.pipeline_arguments(num_steps)
+        if "negative_prompt" in arguments:  # some pipelines want as many as there are prompts
+            arguments["negative_prompt"] = [arguments["negative_prompt"]] * len(prompts)
+        images: Tensor = pipeline(
+            prompt=list(prompts),
+            latents=noise.to(pipeline.device, pipeline.dtype),
+            output_type="pt",
+            **arguments,
+        ).images
+        return images.float()

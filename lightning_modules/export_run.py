@@ -1,0 +1,151 @@
+"""What `aegpo export` does: write the weights, load them back by diffusers, compare, describe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import yaml
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from aegpo.export import ExportCheck, image_difference, weight_difference
+from aegpo.image_grid import side_by_side
+from aegpo.model_card import Facts, loading_code, model_card
+from aegpo.policies.exportable import Exportable
+from aegpo.prompts import PromptBatch
+from aegpo.rollout import start_noise
+from aegpo.sampling import deterministic_rollout
+from lightning_modules.inside_trainer import Weights, inside_trainer
+from lightning_modules.out_folder import check_new_folder, published
+from lightning_modules.policy_module import EVALUATION_NOISE, PolicyModule
+from lightning_modules.run_record import RunRecord, draw_scores
+
+NUM_PROMPTS = 8
+"""Images compared and shown, if no prompts are given."""
+
+GRID, CURVE = "base_and_tuned.png", "scores.png"
+
+
+def run_export(
+    trainer: Trainer,
+    model: LightningModule,
+    ckpt_path: str | None,
+    weights_only: bool | None,
+    weights: Weights,
+    out: str,
+    prompts: Sequence[str] | None,
+    run: RunRecord,
+) -> None:
+    """Export a checkpoint, or refuse to.
+
+    Args:
+        trainer: A trainer of one process.
+        model: A module that trains a policy.
+        ckpt_path: The checkpoint.
+        weights_only: Passed to its loading.
+        weights: The averaged weights, if the checkpoint has an average, or the last ones.
+        out: Folder to write; it appears only if the comparison held.
+        prompts: What is drawn for the comparison; None for the run's own held-out prompts.
+        run: Config and logs, for the model card.
+
+    Raises:
+        ValueError: If the module has no policy, there is no checkpoint, the folder is taken, or
+            the export does not compute what the policy computes.
+    """
+    if not isinstance(model, PolicyModule):
+        raise ValueError(
+            f"aegpo export writes a trained policy, and {type(model).__name__} trains none"
+        )
+    if ckpt_path is None:
+        raise ValueError("aegpo export needs the weights: give --ckpt_path last, or a file")
+    folder = check_new_folder(out)
+    texts = list(dict.fromkeys(prompts or run.examples(NUM_PROMPTS)))
+    batch = PromptBatch(texts, torch.arange(len(texts)), [{} for _ in texts])
+    model.prefers_averaged = weights == "ema"
+    # Nothing is scored here, and a reward may need gigabytes of weights to be set up.
+    rewards, model.evaluation_rewards = model.evaluation_rewards, []
+
+    def work(batch: PromptBatch) -> None:
+        spent = model.policy.evaluations.state_dict(), model.policy.evaluations.total
+        scores = run.scores([reward.name for reward in rewards], model.iteration)
+        with published(folder) as partial:
+            code, check = _write_checked(model, batch, partial, out, run.pretrained)
+            pictures = {GRID: "The base beside the tuned model, same noise."}
+            if any(scores.values()):
+                draw_scores(scores).savefig(partial / CURVE, dpi=120)
+                pictures[CURVE] = "Held-out scores over the training."
+            (partial / "config.yaml").write_text(yaml.safe_dump(run.config, sort_keys=False))
+            facts = Facts(
+                name=folder.resolve().name,
+                base=run.pretrained or type(model.policy).__name__,
+                full=(partial / "model_index.json").is_file(),
+                config=run.config,
+                code=code,
+                check=str(check),
+                scores=scores,
+                iteration=model.iteration,
+                averaged=model.averaged is not None and model.prefers_averaged,
+                evaluations=spent[0],
+                training_evaluations=spent[1],
+                seed=model.noise.seed,
+                pictures=pictures,
+            )
+            model_card(facts).save(partial / "README.md")
+        print(f"{out}: exported; {check}")
+
+    try:
+        inside_trainer(trainer, model, batch, work, ckpt_path, weights_only)
+    finally:
+        model.evaluation_rewards = rewards
+
+
+def _write_checked(
+    model: PolicyModule, batch: PromptBatch, folder: Path, out: str, pretrained: str | None
+) -> tuple[str, ExportCheck]:
+    """Write weights and grid; the code that loads them, and how far they are from the policy."""
+    policy, num_steps = model.policy, model.evaluation_steps
+    if not isinstance(policy, Exportable):
+        raise ValueError(
+            f"{type(policy).__name__} cannot be exported: it does not say how diffusers loads and "
+            "calls it; derive it from aegpo.policies.exportable.Exportable"
+        )
+
+    def drawn() -> Tensor:
+        tree = deterministic_rollout(
+            policy, batch.prompts, batch.index, num_steps, EVALUATION_NOISE
+        )
+        assert tree.images is not None
+        return tree.images
+
+    device = policy.device
+    # Who loads the export computes in its own dtype, whatever the precision of the training was.
+    with (
+        torch.autocast(device.type, enabled=False),
+        policy.at_resolution(model.evaluation_resolution),
+    ):
+        tuned = drawn()
+        with policy.reference():
+            base = drawn()
+        policy.save_pretrained(folder)
+        pipeline = policy.load_exported(folder)
+        denoiser = getattr(pipeline, "transformer", None) or pipeline.unet
+        apart = weight_difference(policy.denoiser, denoiser)
+        policy.to("cpu")  # one of the two on the device at a time
+        index = batch.index.cpu()
+        noise = start_noise(EVALUATION_NOISE, index, torch.zeros_like(index), policy.latent_shape)
+        theirs = policy.pipeline_images(pipeline.to(device), batch.prompts, noise, num_steps)
+        arguments = policy.pipeline_arguments(num_steps)
+    half = denoiser.dtype != torch.float32
+    check = ExportCheck(apart, image_difference(tuned, theirs), half)
+    if not check.passed:
+        raise ValueError(
+            f"the export is not the trained model, and nothing was written to {out}: {check}; "
+            "compare the policy's load_exported and pipeline_arguments with the training"
+        )
+    captions = {name: batch.prompts for name in ("base", "tuned")}
+    side_by_side({"base": base, "tuned": tuned}, captions).save(folder / GRID)
+    full = (folder / "model_index.json").is_file()
+    source = "" if full else pretrained or str(pipeline.name_or_path)
+    return loading_code(pipeline, source, out, batch.prompts[0], arguments), check

@@ -1,0 +1,60 @@
+"""Runs work where `predict_step` would run: on the device, with the checkpoint loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch.utils.data import DataLoader
+
+from aegpo.prompts import PromptBatch
+
+Weights = Literal["ema", "last"]
+"""Which weights of a checkpoint: the average that a callback kept, if one did, or the last ones."""
+
+
+def inside_trainer(
+    trainer: Trainer,
+    model: LightningModule,
+    batch: PromptBatch,
+    work: Callable[[PromptBatch], None],
+    ckpt_path: str | None,
+    weights_only: bool | None,
+) -> None:
+    """Call `work` once in place of the module's ``predict_step``.
+
+    So it sees the device, the precision and the checkpoint as every other command does, and no
+    gradients.
+
+    Args:
+        trainer: A trainer of one process.
+        model: The module.
+        batch: What is handed to `work`, on the module's device.
+        work: What is to be done.
+        ckpt_path: Checkpoint of the policy, also ``last`` or ``best``; None for the base.
+        weights_only: Passed to the loading of that checkpoint.
+
+    Raises:
+        ValueError: If a checkpoint was asked for and there is none.
+    """
+
+    def step(batch: PromptBatch, batch_idx: int) -> torch.Tensor:
+        if ckpt_path is not None and trainer.ckpt_path is None:
+            raise ValueError(f"--ckpt_path {ckpt_path}: no checkpoint was found; give its file")
+        work(batch)
+        return torch.empty(0)
+
+    original: Any = model.predict_step
+    model.predict_step = step  # type: ignore[method-assign, assignment]
+    try:
+        trainer.predict(
+            model,
+            dataloaders=DataLoader([batch], batch_size=None),  # type: ignore[arg-type]
+            ckpt_path=ckpt_path,
+            weights_only=weights_only,
+            return_predictions=False,
+        )
+    finally:
+        model.predict_step = original  # type: ignore[method-assign]

@@ -1,0 +1,211 @@
+"""What `aegpo sample` does: draws prompts from a checkpoint beside the base, scores and writes."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from PIL.PngImagePlugin import PngInfo
+from rich.console import Console
+from torch import Tensor
+
+from aegpo.image_grid import side_by_side, to_picture
+from aegpo.noise import KeyedNoise
+from aegpo.prompt_files import read_prompts
+from aegpo.prompts import PromptBatch
+from aegpo.rewards.base import Reward
+from aegpo.rewards.guarded import guarded_scores
+from aegpo.sampling import deterministic_rollout
+from aegpo.schedule import require_positive
+from lightning_modules.inside_trainer import Weights, inside_trainer
+from lightning_modules.out_folder import check_new_folder
+from lightning_modules.policy_module import PolicyModule
+
+GRID_PROMPTS = 32
+"""Prompts that the grid shows; the files have all of them."""
+
+
+def run_sample(
+    trainer: Trainer,
+    model: LightningModule,
+    ckpt_path: str | None,
+    weights_only: bool | None,
+    weights: Weights,
+    prompts: Sequence[str] | None,
+    prompt_file: str | None,
+    images_per_prompt: int,
+    num_steps: int | None,
+    seed: int,
+    out: str,
+) -> None:
+    """Draw, score and write.
+
+    Args:
+        trainer: A trainer of one process.
+        model: A module with a policy.
+        ckpt_path: Checkpoint of the policy, drawn beside the base; None for the base alone.
+        weights_only: Passed to the loading of that checkpoint.
+        weights: The averaged weights, if the checkpoint has an average, or the last ones.
+        prompts: What is drawn.
+        prompt_file: A file of prompts instead.
+        images_per_prompt: Images per prompt.
+        num_steps: Denoising steps; None for the config's.
+        seed: Of the noise.
+        out: Folder of the pictures, new or empty.
+
+    Raises:
+        ValueError: If the module has no policy, there are no prompts, or the folder is taken.
+    """
+    if not isinstance(model, PolicyModule):
+        raise ValueError(f"aegpo sample draws from a policy, and {type(model).__name__} has none")
+    if (prompts is None) == (prompt_file is None):
+        raise ValueError("give what to draw: either --prompts 'a red circle' ... or --prompt_file")
+    require_positive("images_per_prompt", images_per_prompt)
+    if num_steps is not None:
+        require_positive("num_steps", num_steps)
+    folder = check_new_folder(out)
+    records: list[dict[str, Any]] = (
+        [{"prompt": text} for text in prompts or []]
+        if prompt_file is None
+        else read_prompts(prompt_file, "prompt")
+    )
+    texts = [record.pop("prompt") for record in records]
+    if not texts:
+        raise ValueError("--prompts is empty; give at least one text")
+    batch = PromptBatch(texts, torch.arange(len(texts)), records)
+    model.prefers_averaged = weights == "ema"
+    # A reward that cannot be set up costs its scores here, not the pictures.
+    rewards, model.evaluation_rewards = model.evaluation_rewards, []
+    steps = num_steps or model.evaluation_steps
+    noise = KeyedNoise(seed).fixed()
+
+    def work(batch: PromptBatch) -> None:
+        policy = model.policy
+        models: dict[str, Callable[[], AbstractContextManager[None]]] = {"base": nullcontext}
+        if ckpt_path is not None:
+            models = {"base": policy.reference, "tuned": nullcontext}
+        folder.mkdir(parents=True, exist_ok=True)
+        sampled = _Samples(folder, _ready(rewards, model.device), images_per_prompt)
+        samples = policy.max_batch // policy.num_evaluations_per_sample
+        at_once = max(1, samples // images_per_prompt)
+        with Console().status("drawing") as status:
+            for rows in torch.arange(len(batch)).split(at_once):
+                status.update(f"drawing prompt {int(rows[0]) + 1} of {len(batch)}")
+                part = batch.select(rows)
+                for name, context in models.items():
+                    with context(), policy.at_resolution(model.evaluation_resolution):
+                        images = deterministic_rollout(
+                            policy, part.prompts, part.index, steps, noise, images_per_prompt
+                        ).images
+                    assert images is not None
+                    facts = {"model": name, "steps": str(steps), "seed": str(seed)}
+                    sampled.add(part, images, facts)
+        sampled.write_grid()
+        for line in sampled.summary():
+            print(line)
+        print(f"{out}: {len(batch)} prompts, {images_per_prompt} images each")
+
+    try:
+        inside_trainer(trainer, model, batch, work, ckpt_path, weights_only)
+    finally:
+        model.evaluation_rewards = rewards
+
+
+def _ready(rewards: Sequence[Reward], device: torch.device) -> list[Reward]:
+    """Those rewards that can be set up."""
+    ready = []
+    for reward in rewards:
+        try:
+            reward.setup(device)
+        except Exception as error:  # a user's reward may raise anything
+            warnings.warn(f"reward {reward.name!r} is left out: {error}", stacklevel=2)
+            continue
+        ready.append(reward)
+    return ready
+
+
+class _Samples:
+    """Writes pictures and their scores as they come, and remembers what the grid shows.
+
+    Args:
+        folder: Where to.
+        rewards: What scores the pictures.
+        count: Images per prompt.
+    """
+
+    def __init__(self, folder: Path, rewards: Sequence[Reward], count: int) -> None:
+        self.folder, self.rewards, self.count = folder, rewards, count
+        self.images: dict[str, list[Tensor]] = {}
+        self.captions: dict[str, list[str]] = {}
+        self.scores: dict[str, dict[str, list[float]]] = {}
+
+    def add(self, batch: PromptBatch, images: Tensor, facts: dict[str, str]) -> None:
+        """Write the images of one model, (n * k, 3, H, W), and what they score."""
+        model = facts["model"]
+        (self.folder / model).mkdir(exist_ok=True)
+        with (self.folder / "scores.jsonl").open("a", encoding="utf-8") as file:
+            for row, index in enumerate(batch.index.tolist()):
+                prompt = batch.prompts[row]
+                drawn = images[row * self.count : (row + 1) * self.count]
+                scores = self._score(model, drawn, prompt, batch.metadata[row])
+                for image, picture in enumerate(drawn):
+                    name = f"{model}/{index:04d}_{image}.png"
+                    about = {"prompt": prompt, "image": str(image), **facts}
+                    _save(picture, self.folder / name, about)
+                    own = {reward: _finite(values[image]) for reward, values in scores.items()}
+                    record = {"file": name, "prompt": prompt, "model": model, "scores": own}
+                    file.write(json.dumps(record, ensure_ascii=False) + "\n")
+                    if index < GRID_PROMPTS:
+                        shown = ["–" if v is None else f"{v:.2f}" for v in own.values()]
+                        caption = f"{' / '.join(shown)} {prompt}".strip()
+                        self.images.setdefault(model, []).append(picture.cpu())
+                        self.captions.setdefault(model, []).append(caption)
+
+    def write_grid(self) -> None:
+        """Write `grid.png`, the models side by side."""
+        images = {model: torch.stack(drawn) for model, drawn in self.images.items()}
+        side_by_side(images, self.captions, self.count).save(self.folder / "grid.png")
+
+    def summary(self) -> list[str]:
+        """One line for each reward: its mean over the finite scores of each model."""
+        return [
+            f"{reward.name}: "
+            + ", ".join(
+                f"{model} {float(torch.tensor(scores[reward.name]).nanmean()):.4f}"
+                for model, scores in self.scores.items()
+            )
+            for reward in self.rewards
+        ]
+
+    def _score(
+        self, model: str, images: Tensor, prompt: str, metadata: dict[str, Any]
+    ) -> dict[str, list[float]]:
+        """Prompt by prompt, so that one that a reward cannot read costs no other its scores."""
+        prompts, extra = [prompt] * len(images), [metadata] * len(images)
+        scores = {
+            reward.name: guarded_scores(reward, images, prompts, extra).tolist()
+            for reward in self.rewards
+        }
+        for name, values in scores.items():
+            self.scores.setdefault(model, {}).setdefault(name, []).extend(values)
+        return scores
+
+
+def _finite(value: float) -> float | None:
+    """What JSON can say of a score: null where there is none."""
+    return value if math.isfinite(value) else None
+
+
+def _save(picture: Tensor, file: Path, about: dict[str, str]) -> None:
+    """Write a PNG file that says what it shows."""
+    info = PngInfo()
+    for key, value in about.items():
+        info.add_text(key, value)
+    to_picture(picture).save(file, pnginfo=info)
