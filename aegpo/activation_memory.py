@@ -30,6 +30,11 @@ class _FusedAttention(torch.autograd.Function):
         raise NotImplementedError("only what a forward pass keeps is measured")
 
 
+def packs_latents(denoiser: nn.Module) -> bool:
+    """Whether a denoiser takes 2 x 2 patches as tokens, and where they lie, as FLUX does."""
+    return "img_ids" in inspect.signature(denoiser.forward).parameters
+
+
 def denoiser_inputs(
     denoiser: nn.Module, rows: int, latent_shape: tuple[int, int, int], num_text: int
 ) -> dict[str, Any] | None:
@@ -45,21 +50,35 @@ def denoiser_inputs(
         Keyword arguments on the meta device; None if it needs one that is not known here.
     """
     config: Any = denoiser.config
+    parameters = inspect.signature(denoiser.forward).parameters
     width = config.get("joint_attention_dim") or config.get("cross_attention_dim")
     dtype = next(p.dtype for p in denoiser.parameters())
+    channels, height, side = latent_shape
+    packed = packs_latents(denoiser)
+    tokens = height * side // 4
     shapes: dict[str, Any] = {
-        "hidden_states": (rows, *latent_shape),
+        "hidden_states": (rows, tokens, 4 * channels) if packed else (rows, *latent_shape),
         "sample": (rows, *latent_shape),
         "timestep": (rows,),
         "encoder_hidden_states": (rows, num_text, width),
         "pooled_projections": (rows, config.get("pooled_projection_dim")),
+        "img_ids": (tokens, 3),
+        "txt_ids": (num_text, 3),
     }
+    if config.get("guidance_embeds"):
+        shapes["guidance"] = (rows,)
     inputs: dict[str, Any] = {"return_dict": False}
-    for name, parameter in inspect.signature(denoiser.forward).parameters.items():
+    for name, parameter in parameters.items():
         if name in shapes and None not in shapes[name]:
             inputs[name] = torch.empty(shapes[name], dtype=dtype, device="meta")
         elif parameter.default is inspect.Parameter.empty:
             return None
+    if config.get("addition_embed_type") == "text_time":  # SDXL
+        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        inputs["added_cond_kwargs"] = {
+            "text_embeds": torch.empty(rows, pooled, dtype=dtype, device="meta"),
+            "time_ids": torch.empty(rows, 6, dtype=dtype, device="meta"),
+        }
     return inputs
 
 

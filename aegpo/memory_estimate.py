@@ -2,7 +2,8 @@
 
 Weights are counted exactly, everything else is an estimate. In bytes, for P parameters:
 
-- frozen weights: P x bytes of the dtype; text encoders and autoencoder likewise
+- frozen weights: P x bytes of the dtype, or what quantization stores; text encoders and autoencoder
+  likewise
 - trained weights: P x (4 + 4 + s): fp32, fp32 gradient, and the optimizer's state, s = 8 for AdamW
 - reference: 4 P after full fine-tuning, nothing with adapters, which are switched off for it
 - copies that the objective keeps of the trained weights: 4 P each
@@ -10,11 +11,12 @@ Weights are counted exactly, everything else is an estimate. In bytes, for P par
   blocks' inputs and one block of what would be kept without it
 - rollout: one block of the largest call, without a backward pass
 - decoding: the widest layer of the autoencoder's decoder
+- with offload, text encoders count while they encode, the autoencoder while it decodes
 - probe: two fp32 copies of the attention scores of one layer, rows x heads x queries x keys
 - stored rollout: transitions x 3 latents (state, next state, mean) x 4
 
-Update, rollout, decoding and probe take turns, so the largest of them counts. Rewards, fragments
-and the CUDA context (about a GiB) come on top.
+Update, rollout, encoding, decoding and probe take turns, so the largest of them counts. Rewards,
+fragments and the CUDA context (about a GiB) come on top.
 """
 
 from __future__ import annotations
@@ -27,8 +29,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from aegpo.activation_memory import denoiser_inputs, num_blocks, saved_bytes, transient_bytes
-from aegpo.policy_size import PolicySize
+from aegpo.activation_memory import (
+    denoiser_inputs,
+    num_blocks,
+    packs_latents,
+    saved_bytes,
+    transient_bytes,
+)
+from aegpo.policy_size import PolicySize, network_bytes
 
 MAX_SCORES = 2**25
 """Attention scores that `attention_entropy` holds at once."""
@@ -98,7 +106,7 @@ def estimate_memory(
         "denoiser, frozen weights": float(size.frozen_bytes),
         "trained weights, gradients, optimizer": size.trainable
         * (4 + 4 + optimizer_state_bytes(optimizer)),
-        "text encoders and autoencoder": float(size.other_bytes),
+        "text encoders and autoencoder": 0.0 if size.offload else float(size.other_bytes),
         "copies of trained weights": 4.0 * size.trainable * load.weight_copies,
         "stored rollout": float(load.transitions * 3 * latent * 4),
     }
@@ -113,9 +121,14 @@ def estimate_memory(
         update = checkpointed + block if size.gradient_checkpointing else whole
         turns["update of a micro-batch"] = load.micro_batch_rows * update
         turns["rollout"] = load.rollout_rows * block
-    if "vae" in size.others:
+    decoder = size.others.get("vae")
+    if decoder is not None:
         latents = torch.empty(load.decoded, *size.latent_shape, dtype=size.dtype, device="meta")
-        turns["decoding"] = float(transient_bytes(size.others["vae"], "decode", latents))
+        turns["decoding"] = float(transient_bytes(decoder, "decode", latents))
+    if size.offload:
+        awake = 0 if decoder is None else network_bytes(decoder)
+        turns["decoding"] = turns.get("decoding", 0.0) + awake
+        turns["encoding text"] = float(size.other_bytes - awake)
     tokens = _num_tokens(size)
     scored = load.scored_rows(tokens)
     if scored:
@@ -176,7 +189,7 @@ def _activations_per_row(size: PolicySize, compute: torch.dtype) -> tuple[float,
 def _num_tokens(size: PolicySize) -> int:
     """Image and text tokens of a joint attention; for a UNet those of its largest attention."""
     config: Any = size.denoiser.config
-    patch = int(config.get("patch_size") or 1)
+    patch = 2 if packs_latents(size.denoiser) else int(config.get("patch_size") or 1)
     return size.latent_shape[1] // patch * (size.latent_shape[2] // patch) + size.num_text
 
 

@@ -6,6 +6,7 @@ Nothing is allocated and no weight is read; for a hub id only the configuration 
 from __future__ import annotations
 
 import inspect
+import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,9 +20,15 @@ import transformers
 from diffusers import DiffusionPipeline, ModelMixin, StableDiffusion3Pipeline
 from torch import nn
 
+from aegpo.activation_memory import packs_latents
 from aegpo.policies.base import Policy
 from aegpo.policies.lora import add_lora, match_targets
 from aegpo.policies.pretrained import find_pipeline, read_model_index
+
+QUANTIZED_BYTES = {"nf4": 0.5 + 4 / 64, "int8": 1.0}
+"""Bytes of a weight as bitsandbytes stores it: 4 bits and an fp32 scale for each 64, or one."""
+DEFAULT_SIDE = 128
+"""Height and width of the latents of pipelines whose denoiser names no size, such as FLUX."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +44,8 @@ class PolicySize:
         full_finetuning: Whether all of the denoiser is trained.
         gradient_checkpointing: Whether activations are computed twice.
         dtype: Of the frozen weights.
+        quantize: How the denoiser's frozen matrices are stored instead: "nf4", "int8" or None.
+        offload: Whether the other networks wait in CPU memory.
     """
 
     denoiser: nn.Module
@@ -46,6 +55,8 @@ class PolicySize:
     full_finetuning: bool
     gradient_checkpointing: bool
     dtype: torch.dtype
+    quantize: str | None = None
+    offload: bool = False
 
     @property
     def trainable(self) -> int:
@@ -61,16 +72,24 @@ class PolicySize:
     def frozen_bytes(self) -> int:
         """Bytes of the denoiser's frozen parameters and its buffers."""
         tensors = [*self.denoiser.parameters(), *self.denoiser.buffers()]
-        return sum(tensor.nbytes for tensor in tensors if not tensor.requires_grad)
+        bytes_kept = sum(tensor.nbytes for tensor in tensors if not tensor.requires_grad)
+        if self.quantize is None:
+            return bytes_kept
+        matrices = [m.weight for m in self.denoiser.modules() if isinstance(m, nn.Linear)]
+        frozen = [matrix for matrix in matrices if not matrix.requires_grad]
+        per_weight = QUANTIZED_BYTES[self.quantize]
+        stored = sum(matrix.numel() * per_weight for matrix in frozen)
+        return bytes_kept - sum(matrix.nbytes for matrix in frozen) + math.ceil(stored)
 
     @property
     def other_bytes(self) -> int:
         """Bytes of the parameters and buffers of all other networks."""
-        return sum(
-            tensor.nbytes
-            for network in self.others.values()
-            for tensor in [*network.parameters(), *network.buffers()]
-        )
+        return sum(network_bytes(network) for network in self.others.values())
+
+
+def network_bytes(network: nn.Module) -> int:
+    """Bytes of a network's parameters and buffers."""
+    return sum(tensor.nbytes for tensor in [*network.parameters(), *network.buffers()])
 
 
 def policy_of(factory: Callable[..., Any]) -> tuple[type[Policy] | None, dict[str, Any]]:
@@ -117,7 +136,8 @@ def policy_size(policy: type[Policy], arguments: Mapping[str, Any]) -> PolicySiz
     index = read_model_index(source, pipeline)
     name = str(getattr(policy, "denoiser_name", "transformer"))
     dtype: torch.dtype = getattr(torch, str(arguments.get("dtype") or "float32"))
-    built = {part: _on_meta(source, part, *index[part]) for part in index if part[0] != "_"}
+    listed = {part: named for part, named in index.items() if isinstance(named, list)}
+    built = {part: _on_meta(source, part, *named) for part, named in listed.items()}
     parts = {part: network for part, network in built.items() if network is not None}
     for network in parts.values():
         nn.Module.to(network, dtype)  # diffusers' own `to` warns where the dtype changes
@@ -134,10 +154,12 @@ def policy_size(policy: type[Policy], arguments: Mapping[str, Any]) -> PolicySiz
         denoiser=denoiser,
         others=parts,
         latent_shape=_latent_shape(denoiser, parts.get("vae"), arguments.get("resolution")),
-        num_text=_num_text(parts, arguments),
+        num_text=_num_text(denoiser, parts, arguments),
         full_finetuning=full,
         gradient_checkpointing=bool(arguments.get("gradient_checkpointing", False)),
         dtype=dtype,
+        quantize=arguments.get("quantize"),
+        offload=bool(arguments.get("offload", False)),
     )
 
 
@@ -171,14 +193,19 @@ def _lora_groups(policy: type[Policy]) -> Mapping[str, Any]:
 
 
 def _latent_shape(denoiser: Any, vae: Any, resolution: int | None) -> tuple[int, int, int]:
-    """(C, H, W): the denoiser's own size, or that of a resolution through the autoencoder."""
-    side = int(denoiser.config.sample_size)
-    if resolution is not None and vae is not None:
-        side = resolution // 2 ** (len(vae.config.block_out_channels) - 1)
-    return (int(denoiser.config.in_channels), side, side)
+    """(C, H, W) before any packing: the model's own size, or that of a resolution."""
+    config = getattr(vae, "config", {})
+    channels = int(config.get("latent_channels") or denoiser.config.in_channels)
+    side = int(denoiser.config.get("sample_size") or DEFAULT_SIDE)
+    if resolution is not None and "block_out_channels" in config:
+        side = resolution // 2 ** (len(config["block_out_channels"]) - 1)
+    return (channels, side, side)
 
 
-def _num_text(parts: Mapping[str, Any], arguments: Mapping[str, Any]) -> int:
-    """CLIP's positions, and T5's tokens or the zeros in their place."""
+def _num_text(denoiser: Any, parts: Mapping[str, Any], arguments: Mapping[str, Any]) -> int:
+    """Text tokens that the denoiser sees: CLIP's positions, T5's or the zeros in their place."""
+    longest = int(arguments.get("max_sequence_length") or 0)
+    if packs_latents(denoiser):
+        return longest  # FLUX sees the tokens of its last encoder alone
     clip = getattr(getattr(parts.get("text_encoder"), "config", None), "max_position_embeddings", 0)
-    return int(clip) + int(arguments.get("max_sequence_length") or 0)
+    return int(clip) + longest

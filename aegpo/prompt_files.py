@@ -1,4 +1,4 @@
-"""Prompt records from a text, JSON Lines or CSV file, or from the bundled Shapes world."""
+"""Prompt records from a text, JSON Lines or CSV file, or from a bundled set."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-SHAPES_PREFIX = "shapes:"
-"""`shapes:train`, `shapes:heldout` and `shapes:hard` name the bundled prompts."""
+from aegpo.prompt_sets import bundled_records, bundled_sources, is_bundled
 
 
 def read_prompts(source: str, column: str) -> list[dict[str, Any]]:
     """Read prompt records; a bad row is skipped with a warning that names its line.
 
     Args:
-        source: A `.txt` file (one prompt a line), a `.jsonl` or `.csv` file, or `shapes:train`,
-            `shapes:heldout` or `shapes:hard` for the bundled world.
+        source: A `.txt` file (one prompt a line), a `.jsonl` or `.csv` file, or a split of a
+            bundled set: `shapes:train`, `geneval:heldout`, ... (`aegpo.prompt_sets`).
         column: Field that holds the prompt, in `.jsonl` and `.csv` files.
 
     Returns:
@@ -26,19 +25,17 @@ def read_prompts(source: str, column: str) -> list[dict[str, Any]]:
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        ValueError: If the file holds no prompt, has no such column or an unknown ending.
+        ValueError: If the file holds no prompt, has no such column or an unknown ending, or there
+            is no such bundled split.
     """
-    if source.startswith(SHAPES_PREFIX):
-        from aegpo.shapes import prompts as shapes_prompts
-
-        return shapes_prompts.records(source.removeprefix(SHAPES_PREFIX))
+    if is_bundled(source):
+        return bundled_records(source)
     path = Path(source)
     readers = {".txt": _read_text, ".jsonl": _read_json_lines, ".csv": _read_csv}
     if path.suffix not in readers:
         raise ValueError(
             f"prompt file {source!r} ends in {path.suffix or 'nothing'!r}; accepted are "
-            f"{', '.join(readers)} and {SHAPES_PREFIX}train, {SHAPES_PREFIX}heldout, "
-            f"{SHAPES_PREFIX}hard"
+            f"{', '.join(readers)} and the bundled {', '.join(bundled_sources())}"
         )
     if not path.is_file():
         raise FileNotFoundError(f"prompt file {source!r} does not exist (cwd is {Path.cwd()})")

@@ -52,7 +52,8 @@ class PromptDataModule(L.LightningDataModule):
     `batch_size` counts the prompts of all ranks together.
 
     Args:
-        train_file: `.txt`, `.jsonl` or `.csv` file of prompts, or `shapes:train`.
+        train_file: `.txt`, `.jsonl` or `.csv` file of prompts, or a bundled `set:split`, such as
+            `shapes:train`.
         val_file: Prompts of the held-out evaluation; None for no validation.
         test_file: Prompts of `test` and `predict`; None for `val_file`.
         column: Field that holds the prompt in `.jsonl` and `.csv` files.

@@ -1,4 +1,4 @@
-"""Prompts from a text, JSON Lines or CSV file, or from the bundled Shapes world."""
+"""Prompts from a text, JSON Lines or CSV file, or from a bundled set."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ class PromptDataset(Dataset[dict[str, Any]]):
     """Prompts with what the rewards may want to know about each.
 
     Args:
-        source: A `.txt` file (one prompt a line), a `.jsonl` or `.csv` file, or `shapes:train`,
-            `shapes:heldout` or `shapes:hard` for the bundled world.
+        source: A `.txt` file (one prompt a line), a `.jsonl` or `.csv` file, or a split of a
+            bundled set: `shapes:train`, `geneval:heldout`, ... (`aegpo.prompt_sets`).
         column: Name of the field that holds the prompt, in `.jsonl` and `.csv` files.
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        ValueError: If the file holds no prompt, has no such column or an unknown ending.
+        ValueError: If the file holds no prompt, has no such column or an unknown ending, or there
+            is no such bundled split.
     """
 
     def __init__(self, source: str, column: str = "prompt") -> None:

@@ -57,6 +57,7 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 QUIET_TRAINER: dict[str, Any] = {
     "logger": False,
     "callbacks": [],
+    "without_callbacks": None,
     "enable_checkpointing": False,
     "enable_progress_bar": False,
     "enable_model_summary": False,

@@ -157,11 +157,11 @@ def make_plan(
 
     updates = model.inner_epochs * model.updates_per_epoch
     length = run_length(trainer, data, callbacks, updates, lambda n: sum_ranges(spent(n).values()))
-    validation = length.val_images * model.num_steps * rows
+    validation = length.val_images * model.evaluation_steps * rows
     evaluations = None
     if length.iterations is not None and length.validations is not None:
         evaluations = _run_evaluations(length.iterations, spent)
-        sanity = length.sanity_images * model.num_steps * rows
+        sanity = length.sanity_images * model.evaluation_steps * rows
         evaluations["validation"] = length.validations * validation + Range.exactly(sanity)
     memory = None
     if policy.size is not None:
@@ -214,7 +214,8 @@ def _policy(model: AEGPOModule) -> _PlannedPolicy:
             unknown = str(error)  # a hub id, and no network: the counts are known all the same
     half = arguments.get("dtype") not in (None, "float32")
     return _PlannedPolicy(
-        guidance_scale=float(arguments["guidance_scale"]),
+        # Where guidance is an input of the denoiser, the classifier-free one has a name of its own.
+        guidance_scale=float(arguments.get("true_cfg_scale", arguments["guidance_scale"])),
         max_batch=int(arguments["max_batch"]),
         decode_batch=int(arguments["decode_batch"]),
         half_weights=half and not arguments.get("full_finetuning", False),

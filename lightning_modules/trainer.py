@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from rich.console import Console
 
 from lightning_modules.export_run import run_export
@@ -21,7 +25,23 @@ class AEGPOTrainer(Trainer):
     A new subcommand is a method here, its name in ``AEGPOCLI.subcommands`` and a line in
     ``entry.COMMANDS``. Each takes ``ckpt_path`` and ``weights_only``, because the config that a
     run of ``fit`` saves contains both and is to be accepted by every command.
+
+    Args:
+        callbacks: As for Lightning's Trainer.
+        without_callbacks: Class names of callbacks that are left out of the list, so that an
+            overlay can take some away from whatever config it is laid over.
+        **settings: All other arguments of Lightning's Trainer.
     """
+
+    def __init__(
+        self,
+        *,
+        callbacks: list[Callback] | Callback | None = None,
+        without_callbacks: list[str] | None = None,
+        **settings: Any,
+    ) -> None:
+        listed = [callbacks] if isinstance(callbacks, Callback) else callbacks or []
+        super().__init__(callbacks=_left_in(listed, without_callbacks or []), **settings)
 
     def doctor(
         self,
@@ -166,7 +186,8 @@ class AEGPOTrainer(Trainer):
             out: Folder of the pictures, new or empty.
             weights: The averaged weights, if the run kept an average, or the last ones.
             prompts: Texts to draw.
-            prompt_file: A .txt, .jsonl or .csv file of prompts instead, or shapes:heldout.
+            prompt_file: A .txt, .jsonl or .csv file of prompts instead, or a bundled
+                split, such as shapes:heldout.
             images_per_prompt: Images per prompt.
             num_steps: Denoising steps; the config's by default.
             seed: Of the noise that the images start from.
@@ -184,3 +205,16 @@ class AEGPOTrainer(Trainer):
             seed=seed,
             out=out,
         )
+
+
+def _left_in(callbacks: Sequence[Callback], without: Sequence[str]) -> list[Callback]:
+    """The callbacks whose class is not named; a name that none of them has costs a warning."""
+    present = [type(callback).__name__ for callback in callbacks]
+    missing = [name for name in without if name not in present]
+    if missing and callbacks:
+        warnings.warn(
+            f"trainer.without_callbacks names {', '.join(missing)}, which is not among the "
+            f"callbacks: {', '.join(present)}",
+            stacklevel=3,
+        )
+    return [callback for callback in callbacks if type(callback).__name__ not in without]

@@ -7,6 +7,8 @@ import os
 # Before torch is imported: one thread keeps tiny models quick and their sums in one order.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -17,6 +19,18 @@ torch.set_num_threads(1)
 # A busy machine is slow, and slow is no failure; the same examples every time.
 hypothesis.settings.register_profile("aegpo", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("aegpo")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty current folder, so that nothing depends on being run inside the repository."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "argv", ["aegpo"])
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("AEGPO_DEBUG", raising=False)
+    yield tmp_path
+    sys.modules.pop("my_module", None)  # the user's, which this folder may have held
 
 
 @pytest.fixture(scope="session")

@@ -2,74 +2,32 @@
 
 from __future__ import annotations
 
-import copy
-import functools
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from cli_runs import ROOT, build, configs, events, flat, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from aegpo.exploration import AllSteps, EntropyPeaks, FixedSteps, RandomSteps
 from aegpo.noise import KeyedNoise
-from lightning_modules import entry
-from lightning_modules.cli import AEGPOCLI
+from callbacks import EntropyProbe, PromptReweighter
 from lightning_modules.comparison_settings import Comparison
 
-ROOT = Path(__file__).parents[1]
 SHAPES = ROOT / "configs/shapes.yaml"
 OVERLAYS = sorted((ROOT / "configs/overlays").glob("*.yaml"))
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 COMPARISONS = sorted((ROOT / "configs/compare").glob("*.yaml"))
 
 
-class Built(Exception):
-    """Carries the CLI out of its constructor, which would go on to run the command."""
-
-
-class Stop(AEGPOCLI):
-    """Parses and builds, and runs nothing."""
-
-    def before_instantiate_classes(self) -> None:
-        self.parsed = copy.deepcopy(self.config["fit"].as_dict())
-
-    def after_instantiate_classes(self) -> None:
-        raise Built(self)
-
-
-@functools.cache
-def build(*args: str) -> Any:
-    """The CLI with everything built; to be looked at only, as tests share it."""
-    with pytest.raises(Built) as built:
-        Stop(["fit", *args])
-    return built.value.args[0]
-
-
-def configs(*files: Path) -> list[str]:
-    return [argument for file in files for argument in ("--config", str(file))]
-
-
 def raw_callbacks(file: Path) -> list[str]:
     trainer = yaml.safe_load(file.read_text()).get("trainer", {})
     listed = trainer.get("callbacks", []) + trainer.get("callbacks+", [])
     return [callback["class_path"].rpartition(".")[2] for callback in listed]
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty current folder, so that nothing depends on being run inside the repository."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "argv", ["aegpo"])
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.delenv("AEGPO_DEBUG", raising=False)
-    yield tmp_path
-    sys.modules.pop("my_module", None)  # the user's, which this folder may have held
 
 
 def test_the_bundled_configs_are_found() -> None:
@@ -124,15 +82,6 @@ def parent(key: str) -> str:
     return key.removesuffix("class_path") if key.endswith("class_path") else key + "."
 
 
-def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix.removesuffix("."): tree}
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        leaves |= flat(value, f"{prefix}{key}.")
-    return leaves
-
-
 def overlay(name: str) -> Any:
     return build(*configs(SHAPES, ROOT / f"configs/overlays/{name}.yaml"))
 
@@ -162,12 +111,11 @@ def test_every_overlay_spends_the_same_number_of_images(folder: Path, name: str)
 
 
 def test_each_loop_is_off_where_its_overlay_says_so(folder: Path) -> None:
-    watching = [
-        name for name in raw_callbacks(SHAPES) if name not in ("EntropyProbe", "PromptReweighter")
-    ]
+    everything = [type(callback) for callback in build(*configs(SHAPES)).trainer.callbacks]
     for name in ("grpo", "no_probe"):
-        # Both list the callbacks anew: a callback added to shapes.yaml has to be added there.
-        assert raw_callbacks(ROOT / f"configs/overlays/{name}.yaml") == watching
+        left = [type(callback) for callback in overlay(name).trainer.callbacks]
+        assert left == [one for one in everything if one not in (EntropyProbe, PromptReweighter)]
+        assert len(left) == len(everything) - 2
     assert build(*configs(SHAPES)).datamodule.sampler.alpha > 0
     for name in ("grpo", "no_probe", "no_reweighting"):
         assert overlay(name).datamodule.sampler.alpha == 0
@@ -183,6 +131,7 @@ def test_ddp_asks_for_all_gpus_of_the_machine() -> None:
 # A run of one iteration through the console entry
 
 MINIATURE = [
+    *configs(SHAPES),
     *("--trainer.max_epochs", "1", "--trainer.accelerator", "cpu"),
     *("--trainer.check_val_every_n_epoch", "1"),
     *("--data.batches_per_epoch", "1", "--data.batch_size", "2", "--data.val_images", "8"),
@@ -200,19 +149,6 @@ class MyReward(Reward):
     def __call__(self, images, prompts, metadata):
         return images[:, 0].flatten(1).mean(1)
 '''
-
-
-def run(monkeypatch: pytest.MonkeyPatch, command: str, *args: str) -> None:
-    """The console script, in this process."""
-    arguments = ["aegpo", command, "--config", str(SHAPES), *args]
-    monkeypatch.setattr(sys, "argv", arguments)
-    entry.main()
-
-
-def events(folder: Path) -> EventAccumulator:
-    accumulator = EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 0})
-    accumulator.Reload()
-    return accumulator
 
 
 def tags(accumulator: EventAccumulator) -> dict[str, set[str]]:

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_flux import tiny_flux
 from torch import Tensor
 
 from aegpo.activation_memory import denoiser_inputs, num_blocks, saved_bytes
 from aegpo.memory_estimate import MemoryLoad, estimate_memory, optimizer_state_bytes
-from aegpo.policies import StableDiffusion3
+from aegpo.policies import Flux, StableDiffusion, StableDiffusion3, StableDiffusionXL
+from aegpo.policies.diffusers_policy import DiffusersPolicy
 from aegpo.policy_size import PolicySize, policy_of, policy_size
 
 ARGUMENTS: dict[str, Any] = {"lora_rank": 4, "max_sequence_length": 4}
@@ -68,6 +70,61 @@ def test_the_networks_without_weights_are_as_large_as_the_real_ones(
     )
     assert size.latent_shape == policy.latent_shape
     assert size.num_text == policy.encode(["a red circle"]).embeds.shape[1]
+
+
+@pytest.mark.parametrize("family", [Flux, StableDiffusion, StableDiffusionXL])
+def test_other_families_are_as_large_and_keep_as_much_as_the_real_ones(
+    family: type[DiffusersPolicy],
+    tmp_path: Path,
+    tiny_sd15_folder: Path,
+    tiny_sdxl_folder: Path,
+) -> None:
+    arguments: dict[str, Any] = {"lora_rank": 4, "resolution": 32}
+    folder = tiny_sd15_folder if family is StableDiffusion else tiny_sdxl_folder
+    if family is Flux:
+        folder, arguments["max_sequence_length"] = tmp_path, 8
+        tiny_flux().save_pretrained(folder)
+    size = policy_size(family, {"pretrained": str(folder), **arguments})
+    policy = family(str(folder), **arguments)
+    cond = policy.encode(["a red circle"] * 4)
+    assert size.trainable == sum(p.numel() for p in policy.trainable_parameters())
+    assert size.frozen == sum(p.numel() for p in policy.denoiser.parameters()) - size.trainable
+    assert size.latent_shape == policy.latent_shape
+    assert size.num_text == cond.embeds.shape[1]
+
+    inputs = denoiser_inputs(size.denoiser, 4, size.latent_shape, size.num_text)
+    assert inputs is not None
+    parameters = {p.data_ptr() for p in policy.denoiser.train().parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        policy.predict(torch.randn(4, *policy.latent_shape), torch.full((4,), 0.5), cond)
+    real_bytes = sum(
+        tensor.untyped_storage().nbytes()
+        for address, tensor in kept.items()
+        if address not in parameters
+    )
+    assert saved_bytes(size.denoiser, inputs) == pytest.approx(real_bytes, rel=0.05)
+
+
+def test_quantized_and_offloaded_networks_take_less(tiny_sd3_dual_folder: Path) -> None:
+    plain = sizes(tiny_sd3_dual_folder, dtype="bfloat16")
+    stored = sizes(tiny_sd3_dual_folder, dtype="bfloat16", quantize="nf4", offload=True)
+    matrices = [m.weight for m in plain.denoiser.modules() if isinstance(m, torch.nn.Linear)]
+    frozen = sum(matrix.numel() for matrix in matrices if not matrix.requires_grad)
+    # Half a byte for a weight and four bytes for each 64 of them, in the place of two bytes.
+    spared = frozen * (2 - 0.5 - 4 / 64)
+    assert plain.frozen_bytes - stored.frozen_bytes == pytest.approx(spared, abs=1)
+
+    before, after = (estimate_memory(size, load(), ADAMW) for size in (plain, stored))
+    vae = sum(t.nbytes for t in plain.others["vae"].state_dict().values())
+    assert "text encoders and autoencoder" not in after.stays
+    assert after.takes_turns["decoding"] - before.takes_turns["decoding"] == vae
+    assert after.takes_turns["encoding text"] == plain.other_bytes - vae
 
 
 def kept_for_real(policy: StableDiffusion3, rows: int, num_text: int) -> int:

@@ -1,0 +1,241 @@
+"""The recipes for real models: they build, compose with methods, and train tiny stand-ins."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from cli_runs import ROOT, build, configs, events, run
+from tiny_flux import tiny_flux
+from tiny_rewards import head_tensors, save_tiny_clip, tiny_hpsv2
+
+from aegpo import rewards
+from aegpo.prompt_sets.geneval import CLASSES
+from aegpo.rewards import HPSv21
+from aegpo.rewards.aesthetic import AestheticV2
+from aegpo.rewards.geneval_clauses import COLORS, DetectedObject
+
+RECIPES = [
+    ("sd35_medium", "pickscore", "1x24gb"),
+    ("sd35_medium", "ocr", "1x80gb"),
+    ("sd35_medium", "geneval", "8x80gb"),
+    ("flux1_dev", "hpsv21", "1x80gb"),
+    ("sdxl", "aesthetic", "1x24gb"),
+    ("sdxl", "jpeg", "8x80gb"),
+    ("sd15", "aesthetic", "8x80gb"),
+    ("sd15", "jpeg", "1x24gb"),
+]
+METHODS = [
+    ("sd35_medium", "flow_grpo"),
+    ("sd35_medium", "aegpo_nft"),
+    ("flux1_dev", "dance_grpo"),
+    ("sdxl", "aegpo_tree"),
+    ("sd15", "diffusion_nft"),
+]
+OF_THE_BUNDLED_MODEL = {"aegpo", "rollout_entropy", "shapes_clip_reward"}
+PIXELS = {"sd35_medium": 16, "flux1_dev": 16, "sdxl": 32, "sd15": 32}
+ON_THE_CPU = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.strategy=auto"]
+
+
+def files(*names: str) -> list[str]:
+    """Arguments that name configs, such as "models/sd15"."""
+    return configs(*(ROOT / f"configs/{name}.yaml" for name in names))
+
+
+def recipe(model: str, reward: str, hardware: str) -> list[str]:
+    return files(f"models/{model}", f"rewards/{reward}", f"hardware/{hardware}")
+
+
+def test_every_file_is_in_a_recipe() -> None:
+    used = [{row[place] for row in RECIPES} for place in range(3)]
+    for folder, names in zip(("models", "rewards", "hardware"), used, strict=True):
+        found = {file.stem for file in (ROOT / f"configs/{folder}").glob("*.yaml")}
+        assert found - {"quantized"} == names
+
+
+@pytest.mark.parametrize(("model", "method"), METHODS)
+def test_a_method_goes_over_a_model(folder: Path, model: str, method: str) -> None:
+    plain = build(*recipe(model, "jpeg", "1x80gb"), *ON_THE_CPU)
+    cli = build(*recipe(model, "jpeg", "1x80gb"), *files(f"overlays/{method}"), *ON_THE_CPU)
+    before, after = plain.parsed["model"]["init_args"], cli.parsed["model"]["init_args"]
+    own = yaml.safe_load((ROOT / f"configs/overlays/{method}.yaml").read_text())
+    named = set(own["model"]["init_args"])
+    assert {key for key in before if before[key] != after[key]} <= named
+    assert after["policy"] == before["policy"]
+    probed = [type(callback).__name__ for callback in cli.trainer.callbacks]
+    assert ("EntropyProbe" in probed) == method.startswith("aegpo")
+    assert Path(cli.trainer.checkpoint_callback.dirpath) == folder / f"runs/{model}/checkpoints"
+
+
+def test_methods_name_nothing_of_the_bundled_model() -> None:
+    for file in (ROOT / "configs/overlays").glob("*.yaml"):
+        text = "\n".join(line.partition("#")[0] for line in file.read_text().splitlines())
+        own = any(name in text for name in ("transformer_blocks", "Shapes", "shapes"))
+        assert own == (file.stem in OF_THE_BUNDLED_MODEL), file.name
+
+
+def test_quantized_weights_are_laid_over_a_hardware_file(folder: Path) -> None:
+    arguments = recipe("flux1_dev", "hpsv21", "1x24gb")
+    cli = build(*arguments, *files("hardware/quantized"), *ON_THE_CPU)
+    policy = cli.parsed["model"]["init_args"]["policy"]["init_args"]
+    assert policy["quantize"] == "nf4" and policy["offload"] is True
+
+
+def test_a_callback_that_is_not_there_cannot_be_left_out(folder: Path) -> None:
+    with pytest.warns(UserWarning, match="without_callbacks names EntropyProb, which is not"):
+        build(
+            *recipe("sd15", "jpeg", "1x80gb"),
+            *ON_THE_CPU,
+            '--trainer.without_callbacks=["EntropyProb"]',
+        )
+
+
+# One iteration of each recipe, with tiny random networks in the place of the published ones.
+
+
+@pytest.fixture(scope="session")
+def tiny_models(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_sd3_dual_folder: Path,
+    tiny_sd15_folder: Path,
+    tiny_sdxl_folder: Path,
+) -> dict[str, Path]:
+    flux = tmp_path_factory.mktemp("tiny_flux")
+    tiny_flux().save_pretrained(flux)
+    return {
+        "sd35_medium": tiny_sd3_dual_folder,
+        "flux1_dev": flux,
+        "sdxl": tiny_sdxl_folder,
+        "sd15": tiny_sd15_folder,
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for PickScore and the aesthetic predictor."""
+    folder = save_tiny_clip(tmp_path_factory.mktemp("tiny_clip"))
+    head = head_tensors(16, "", torch.Generator().manual_seed(1))
+    torch.save(head, folder / AestheticV2.filename)
+    return folder
+
+
+class Segmenter:
+    """Finds one object of about every other class, as the pixels have it."""
+
+    labels = frozenset(CLASSES)
+
+    def __init__(self, pretrained: str, device: torch.device) -> None:
+        del pretrained, device
+
+    def find(self, images: Any, threshold: float) -> list[list[DetectedObject]]:
+        return [
+            [
+                DetectedObject(name, 0.95, (0.0, 0.0, 4.0, 4.0))
+                for place, name in enumerate(CLASSES)
+                if int(image.sum(dtype=np.int64)) >> (place % 8) & 1
+            ]
+            for image in images
+        ]
+
+
+class Colors:
+    """Names a color that goes by the pixels."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def name_colors(self, picture: Any, objects: list[DetectedObject]) -> list[str]:
+        return [COLORS[int(picture.sum(dtype=np.int64)) % len(COLORS)] for _ in objects]
+
+
+READER = '''
+import string
+
+from aegpo.rewards.text_reader import TextReader
+
+
+class Reader(TextReader):
+    """Reads some of the letters in every image, more or fewer by its pixels."""
+
+    def prepare(self):
+        pass
+
+    def read(self, images):
+        return [string.ascii_lowercase[: int(image.sum()) % 27] * 3 for image in images]
+'''
+
+
+def tiny_reward(class_path: str, folder: Path, clip: str) -> dict[str, Any]:
+    """Arguments that put tiny networks into a reward."""
+    name = class_path.rpartition(".")[2]
+    if name == "HPSv21":
+        tiny_hpsv2(folder / "hps")
+    arguments: dict[str, dict[str, Any]] = {
+        "PickScore": {"model": clip, "processor": clip},
+        "AestheticV2": {"weights": clip, "clip": clip},
+        "HPSv21": {"weights": str(folder / "hps")},
+        "OCRAccuracy": {"reader": {"class_path": "my_module.Reader"}},
+    }
+    return arguments.get(name, {})
+
+
+@pytest.mark.parametrize(("model", "reward", "hardware"), RECIPES)
+def test_a_recipe_trains(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_models: dict[str, Path],
+    tiny_clip: Path,
+    model: str,
+    reward: str,
+    hardware: str,
+) -> None:
+    clip = str(tiny_clip)
+    (folder / "my_module.py").write_text(READER)
+    monkeypatch.setattr(HPSv21, "architecture", "tiny-hps")
+    monkeypatch.setattr("aegpo.rewards.geneval.InstanceSegmenter", Segmenter)
+    monkeypatch.setattr("aegpo.rewards.geneval.ColorClassifier", Colors)
+    arguments = {"pretrained": str(tiny_models[model]), "resolution": PIXELS[model], "lora_rank": 4}
+    if model in ("sd35_medium", "flux1_dev"):
+        arguments["max_sequence_length"] = 8
+    part = yaml.safe_load((ROOT / f"configs/rewards/{reward}.yaml").read_text())["model"]
+    trained = part["init_args"]["reward"]["class_path"]
+    watched = [one["class_path"] for one in part["init_args"]["evaluation_rewards"]]
+    tiny = {
+        "trainer": {"max_epochs": 1, "num_sanity_val_steps": 0, "check_val_every_n_epoch": 1},
+        "model": {
+            "init_args": {
+                "policy": {"init_args": arguments},
+                "reward": {"init_args": tiny_reward(trained, folder, clip)},
+                "evaluation_rewards": [
+                    {"class_path": path, "init_args": tiny_reward(path, folder, clip)}
+                    for path in watched
+                ],
+                "allocator": {"init_args": {"low": 3, "high": 5}},
+                "num_steps": 6,
+                "evaluation_steps": 2,
+                "micro_batch_size": 8,
+            }
+        },
+        "data": {"init_args": {"batch_size": 2, "batches_per_epoch": 1, "val_images": 2}},
+    }
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(tiny))
+    given = [*recipe(model, reward, hardware), "--config", "tiny.yaml"]
+    run(monkeypatch, "fit", *given, *ON_THE_CPU)
+
+    log = events(folder / f"runs/{model}")
+    scalars = {tag: log.Scalars(tag)[-1].value for tag in log.Tags()["scalars"]}
+    assert math.isfinite(scalars["reward/mean"]) and scalars["reward/std"] > 0
+    assert {f"val/{getattr(rewards, path.rpartition('.')[2]).name}" for path in watched} <= set(
+        scalars
+    )
+    assert all(math.isfinite(scalars[tag]) for tag in scalars if tag.startswith("val/"))
+    assert scalars["cost/probe"] > 0
+    saved = torch.load(folder / f"runs/{model}/checkpoints/last.ckpt", weights_only=True)
+    adapters = [value for name, value in saved["state_dict"].items() if "lora_B" in name]
+    assert adapters and all(bool(value.isfinite().all()) for value in adapters)
+    assert sum(float(value.abs().sum()) for value in adapters) > 0  # they begin at zero
