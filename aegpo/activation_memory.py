@@ -6,8 +6,7 @@ as a fused kernel, which keeps queries, keys, values and its output but no score
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,64 +29,16 @@ class _FusedAttention(torch.autograd.Function):
         raise NotImplementedError("only what a forward pass keeps is measured")
 
 
-def packs_latents(denoiser: nn.Module) -> bool:
-    """Whether a denoiser takes 2 x 2 patches as tokens, and where they lie, as FLUX does."""
-    return "img_ids" in inspect.signature(denoiser.forward).parameters
+AttentionShape = tuple[int, int, int]
+"""Heads, queries and keys of one call of an attention kernel."""
 
 
-def denoiser_inputs(
-    denoiser: nn.Module, rows: int, latent_shape: tuple[int, int, int], num_text: int
-) -> dict[str, Any] | None:
-    """Make inputs of a denoiser by the names of its `forward`.
-
-    Args:
-        denoiser: A diffusers network on the meta device.
-        rows: Rows of the batch.
-        latent_shape: Shape of one latent, (C, H, W).
-        num_text: Text tokens.
-
-    Returns:
-        Keyword arguments on the meta device; None if it needs one that is not known here.
-    """
-    config: Any = denoiser.config
-    parameters = inspect.signature(denoiser.forward).parameters
-    width = config.get("joint_attention_dim") or config.get("cross_attention_dim")
-    dtype = next(p.dtype for p in denoiser.parameters())
-    channels, height, side = latent_shape
-    packed = packs_latents(denoiser)
-    tokens = height * side // 4
-    shapes: dict[str, Any] = {
-        "hidden_states": (rows, tokens, 4 * channels) if packed else (rows, *latent_shape),
-        "sample": (rows, *latent_shape),
-        "timestep": (rows,),
-        "encoder_hidden_states": (rows, num_text, width),
-        "pooled_projections": (rows, config.get("pooled_projection_dim")),
-        "img_ids": (tokens, 3),
-        "txt_ids": (num_text, 3),
-    }
-    if config.get("guidance_embeds"):
-        shapes["guidance"] = (rows,)
-    inputs: dict[str, Any] = {"return_dict": False}
-    for name, parameter in parameters.items():
-        if name in shapes and None not in shapes[name]:
-            inputs[name] = torch.empty(shapes[name], dtype=dtype, device="meta")
-        elif parameter.default is inspect.Parameter.empty:
-            return None
-    if config.get("addition_embed_type") == "text_time":  # SDXL
-        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-        inputs["added_cond_kwargs"] = {
-            "text_embeds": torch.empty(rows, pooled, dtype=dtype, device="meta"),
-            "time_ids": torch.empty(rows, 6, dtype=dtype, device="meta"),
-        }
-    return inputs
-
-
-def saved_bytes(network: nn.Module, inputs: dict[str, Any]) -> int:
+def saved_bytes(network: nn.Module, run: Callable[[], object]) -> int:
     """Bytes that autograd keeps of one forward pass, parameters not among them.
 
     Args:
         network: A network on the meta device.
-        inputs: Keyword arguments of its `forward`.
+        run: Runs it once.
 
     Returns:
         Their sum; a tensor that is kept twice counts once.
@@ -105,7 +56,7 @@ def saved_bytes(network: nn.Module, inputs: dict[str, Any]) -> int:
     network.train()  # gradient checkpointing is off in evaluation mode
     try:
         with _fused_attention(), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-            network(**inputs)
+            run()
     finally:
         network.train(training)
     return sum(storage.nbytes() for storage in kept.values())
@@ -125,15 +76,29 @@ def num_blocks(network: nn.Module) -> int:
 
 
 @torch.no_grad()
-def transient_bytes(network: nn.Module, call: str, tensor: Tensor) -> int:
+def attention_shapes(run: Callable[[], object]) -> set[AttentionShape]:
+    """What a forward pass attends to, softmax attention only.
+
+    Args:
+        run: Runs a network on the meta device once.
+
+    Returns:
+        The different shapes of its attention.
+    """
+    with _fused_attention() as shapes:
+        run()
+    return shapes
+
+
+@torch.no_grad()
+def transient_bytes(network: nn.Module, run: Callable[[], object]) -> int:
     """Bytes that a forward pass without gradient needs at its widest layer.
 
     A layer's input, its output and a residual of the input's size lie side by side.
 
     Args:
         network: A network on the meta device.
-        call: Name of the method to run.
-        tensor: Its argument, on the meta device.
+        run: Runs it once.
 
     Returns:
         The largest sum over all layers.
@@ -149,7 +114,7 @@ def transient_bytes(network: nn.Module, call: str, tensor: Tensor) -> int:
     handles = [leaf.register_forward_hook(look) for leaf in leaves]
     try:
         with _fused_attention():
-            getattr(network, call)(tensor)
+            run()
     finally:
         for handle in handles:
             handle.remove()
@@ -157,15 +122,17 @@ def transient_bytes(network: nn.Module, call: str, tensor: Tensor) -> int:
 
 
 @contextmanager
-def _fused_attention() -> Iterator[None]:
+def _fused_attention() -> Iterator[set[AttentionShape]]:
     original = F.scaled_dot_product_attention
+    shapes: set[AttentionShape] = set()
 
     def fused(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
+        shapes.add((query.shape[1], query.shape[2], key.shape[2]))
         output: Tensor = _FusedAttention.apply(query, key, value)
         return output
 
     F.scaled_dot_product_attention = fused
     try:
-        yield
+        yield shapes
     finally:
         F.scaled_dot_product_attention = original

@@ -8,15 +8,23 @@ plausible pictures of another model, so an export is loaded back and compared be
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from aegpo.noise import KeyedNoise
+from aegpo.policies.exportable import Exportable, denoiser_of
 from aegpo.policies.lora import ADAPTER
+from aegpo.rollout import start_noise
+from aegpo.sampling import deterministic_rollout
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 IMAGE_TOLERANCE, HALF_IMAGE_TOLERANCE = 1e-4, 0.02
 """Accepted mean difference of an image's pixels in [0, 1], in fp32 and in half precision.
@@ -63,6 +71,47 @@ class ExportCheck:
             f"weights differ by {self.weight_difference:.1e} of the largest (accepted "
             f"{weights:.0e})"
         )
+
+
+def check_export(
+    policy: Exportable,
+    folder: Path,
+    prompts: Sequence[str],
+    index: Tensor,
+    num_steps: int,
+    noise: KeyedNoise,
+) -> tuple[ExportCheck, DiffusionPipeline, Tensor]:
+    """Write a policy, load it back by diffusers, and draw the same images with both.
+
+    The policy ends on the CPU, so that one of the two models at a time is on its device.
+
+    Args:
+        policy: The policy, trained.
+        folder: Where `save_pretrained` writes.
+        prompts: B texts.
+        index: (B,) int64, no row twice; decides with the noise where an image starts.
+        num_steps: Denoising steps T.
+        noise: Where the images start.
+
+    Returns:
+        The differences, the reloaded pipeline on the policy's device, and the policy's own images,
+        shape (B, 3, H, W).
+    """
+    device = policy.device
+    tree = deterministic_rollout(policy, prompts, index, num_steps, noise)
+    assert tree.images is not None
+    policy.save_pretrained(folder)
+    pipeline = policy.load_exported(folder)
+    reloaded = denoiser_of(pipeline)
+    apart = weight_difference(policy.denoiser, reloaded)
+    policy.to("cpu")
+    index = index.cpu()
+    start = start_noise(noise, index, torch.zeros_like(index), policy.latent_shape)
+    theirs = policy.pipeline_images(pipeline.to(device), prompts, start, num_steps)
+    check = ExportCheck(
+        apart, image_difference(tree.images, theirs), reloaded.dtype != torch.float32
+    )
+    return check, pipeline, tree.images
 
 
 def image_difference(ours: Tensor, theirs: Tensor) -> float:

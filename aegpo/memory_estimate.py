@@ -2,8 +2,8 @@
 
 Weights are counted exactly, everything else is an estimate. In bytes, for P parameters:
 
-- frozen weights: P x bytes of the dtype, or what quantization stores; text encoders and autoencoder
-  likewise
+- frozen weights: P x bytes of the dtype; text encoders and autoencoder likewise. In 4 or 8 bits the
+  weights of linear layers: P / 2 or P, and 4 for the scale of 64 weights or of a row
 - trained weights: P x (4 + 4 + s): fp32, fp32 gradient, and the optimizer's state, s = 8 for AdamW
 - reference: 4 P after full fine-tuning, nothing with adapters, which are switched off for it
 - copies that the objective keeps of the trained weights: 4 P each
@@ -11,32 +11,29 @@ Weights are counted exactly, everything else is an estimate. In bytes, for P par
   blocks' inputs and one block of what would be kept without it
 - rollout: one block of the largest call, without a backward pass
 - decoding: the widest layer of the autoencoder's decoder
-- with offload, text encoders count while they encode, the autoencoder while it decodes
+- with `offload` the autoencoder while it decodes and the text encoders while they run, else both
+  all the time
 - probe: two fp32 copies of the attention scores of one layer, rows x heads x queries x keys
 - stored rollout: transitions x 3 latents (state, next state, mean) x 4
 
-Update, rollout, encoding, decoding and probe take turns, so the largest of them counts. Rewards,
-fragments and the CUDA context (about a GiB) come on top.
+Update, rollout, decoding and probe take turns, so the largest of them counts. Rewards, fragments
+and the CUDA context (about a GiB) come on top.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from aegpo.activation_memory import (
-    denoiser_inputs,
-    num_blocks,
-    packs_latents,
-    saved_bytes,
-    transient_bytes,
-)
-from aegpo.policy_size import PolicySize, network_bytes
+from aegpo.activation_memory import attention_shapes, num_blocks, saved_bytes, transient_bytes
+from aegpo.policies.diffusers_policy import DiffusersPolicy
+from aegpo.policy_size import PolicySize
 
 MAX_SCORES = 2**25
 """Attention scores that `attention_entropy` holds at once."""
@@ -53,7 +50,7 @@ class MemoryLoad:
         decoded: Latents decoded together.
         transitions: Transitions that a rollout stores.
         probe_rows: Rows in the largest call whose attention is scored.
-        scored_rows: From the number of image and text tokens to the query rows scored per head.
+        scored_rows: From the number of a layer's queries to those of them scored per head.
         needs_reference: Whether the reference policy is ever run.
         weight_copies: Copies of the trained weights that the objective keeps.
         half_activations: Whether autocast computes in half precision.
@@ -77,10 +74,12 @@ class MemoryEstimate:
     Args:
         stays: What is there all the time.
         takes_turns: What comes and goes; the largest counts.
+        left_out: What could not be estimated, and why; "" if nothing.
     """
 
     stays: dict[str, float]
     takes_turns: dict[str, float]
+    left_out: str = ""
 
     @property
     def peak(self) -> float:
@@ -99,45 +98,37 @@ def estimate_memory(
         optimizer: Makes the optimizer of some parameters.
 
     Returns:
-        The estimate; activations are left out where the denoiser's inputs are not known here.
+        The estimate; `left_out` says so where the denoiser cannot run without weights.
     """
-    latent = math.prod(size.latent_shape)
+    policy = size.policy
+    latent = math.prod(policy.latent_shape)
     stays = {
-        "denoiser, frozen weights": float(size.frozen_bytes),
+        "denoiser, frozen weights": size.frozen_bytes,
         "trained weights, gradients, optimizer": size.trainable
         * (4 + 4 + optimizer_state_bytes(optimizer)),
-        "text encoders and autoencoder": 0.0 if size.offload else float(size.other_bytes),
         "copies of trained weights": 4.0 * size.trainable * load.weight_copies,
         "stored rollout": float(load.transitions * 3 * latent * 4),
     }
-    if size.full_finetuning and load.needs_reference:
+    if policy.full_finetuning and load.needs_reference:
         stays["reference weights"] = 4.0 * size.trainable
-    turns: dict[str, float] = {}
-    compute = torch.bfloat16 if load.half_activations else _dtype(size.denoiser)
-    kept = _activations_per_row(size, compute)
-    if kept is not None:
-        whole, checkpointed = kept
-        block = (whole - checkpointed) / num_blocks(size.denoiser)
-        update = checkpointed + block if size.gradient_checkpointing else whole
-        turns["update of a micro-batch"] = load.micro_batch_rows * update
-        turns["rollout"] = load.rollout_rows * block
-    decoder = size.others.get("vae")
-    if decoder is not None:
-        latents = torch.empty(load.decoded, *size.latent_shape, dtype=size.dtype, device="meta")
-        turns["decoding"] = float(transient_bytes(decoder, "decode", latents))
-    if size.offload:
-        awake = 0 if decoder is None else network_bytes(decoder)
-        turns["decoding"] = turns.get("decoding", 0.0) + awake
-        turns["encoding text"] = float(size.other_bytes - awake)
-    tokens = _num_tokens(size)
-    scored = load.scored_rows(tokens)
-    if scored:
-        config: Any = size.denoiser.config
-        heads = int(config.get("num_attention_heads") or 8)
-        scores = min(load.probe_rows * heads * scored * tokens, MAX_SCORES)
-        turns["attention scores of the probe"] = 2.0 * 4 * scores
+    latents = torch.zeros(load.decoded, *policy.latent_shape, device="meta")
+    widest = transient_bytes(policy.vae, lambda: policy.decode_latents(latents))
+    turns = {"decoding": float(widest)}
+    if policy.offload:
+        turns["decoding"] += size.decoder_bytes
+        turns["text encoders, while they run"] = float(size.encoder_bytes)
+    else:
+        stays["text encoders and autoencoder"] = float(size.encoder_bytes + size.decoder_bytes)
+    left_out = ""
+    try:
+        turns |= _denoiser_turns(size, load)
+    except (RuntimeError, NotImplementedError) as error:  # of an operation without a meta kernel
+        left_out = (
+            f"update, rollout and probe: {type(policy).__name__}'s denoiser cannot run without "
+            f"weights ({str(error).splitlines()[0]})"
+        )
     kept_names = {name: value for name, value in stays.items() if value > 0}
-    return MemoryEstimate(kept_names, turns)
+    return MemoryEstimate(kept_names, turns, left_out)
 
 
 def optimizer_state_bytes(optimizer: Callable[..., Any]) -> float:
@@ -162,37 +153,62 @@ def optimizer_state_bytes(optimizer: Callable[..., Any]) -> float:
     return sum(value.nbytes for value in state if value.numel() > 1) / parameter.numel()
 
 
-def _activations_per_row(size: PolicySize, compute: torch.dtype) -> tuple[float, float] | None:
+def _denoiser_turns(size: PolicySize, load: MemoryLoad) -> dict[str, float]:
+    """Activations of updates and rollouts, and the attention scores of a probe."""
+    policy, denoiser = size.policy, size.policy.trained
+    compute = torch.bfloat16 if load.half_activations else policy.compute_dtype
+    whole, checkpointed = _activations_per_row(policy, compute)
+    block = (whole - checkpointed) / num_blocks(denoiser)
+    update = checkpointed + block if denoiser.is_gradient_checkpointing else whole
+    turns = {
+        "update of a micro-batch": load.micro_batch_rows * update,
+        "rollout": load.rollout_rows * block,
+    }
+    with _computing_in(policy, compute):
+        shapes = attention_shapes(lambda: _predict(policy, 1))
+    scores = max((h * load.scored_rows(queries) * keys for h, queries, keys in shapes), default=0)
+    if scores:
+        turns["attention scores of the probe"] = 8.0 * min(load.probe_rows * scores, MAX_SCORES)
+    return turns
+
+
+def _activations_per_row(policy: DiffusersPolicy, compute: torch.dtype) -> tuple[float, float]:
     """Bytes that autograd keeps of one row, without and with gradient checkpointing."""
-    rows = 8
-    frozen = [p for p in size.denoiser.parameters() if not p.requires_grad or size.full_finetuning]
-    before = [p.dtype for p in frozen]
-    for parameter in frozen:
-        parameter.data = parameter.data.to(compute)
-    inputs = denoiser_inputs(size.denoiser, rows, size.latent_shape, size.num_text)
-    kept: list[float] = []
-    denoiser: Any = size.denoiser
-    try:
-        if inputs is None:
-            return None
-        kept.append(saved_bytes(denoiser, inputs) / rows)
-        if getattr(denoiser, "_supports_gradient_checkpointing", False):
-            denoiser.enable_gradient_checkpointing()
-            kept.append(saved_bytes(denoiser, inputs) / rows)
-            denoiser.disable_gradient_checkpointing()
-    finally:
-        for parameter, dtype in zip(frozen, before, strict=True):
-            parameter.data = parameter.data.to(dtype)
+    rows, denoiser = 8, policy.trained
+    before, kept = denoiser.is_gradient_checkpointing, []
+    with _computing_in(policy, compute):
+        for checkpointing in (False, True):
+            if checkpointing and not denoiser._supports_gradient_checkpointing:
+                break
+            _checkpoint(denoiser, checkpointing)
+            kept.append(saved_bytes(denoiser, lambda: _predict(policy, rows)) / rows)
+    _checkpoint(denoiser, before)
     return kept[0], kept[-1]
 
 
-def _num_tokens(size: PolicySize) -> int:
-    """Image and text tokens of a joint attention; for a UNet those of its largest attention."""
-    config: Any = size.denoiser.config
-    patch = 2 if packs_latents(size.denoiser) else int(config.get("patch_size") or 1)
-    return size.latent_shape[1] // patch * (size.latent_shape[2] // patch) + size.num_text
+def _predict(policy: DiffusersPolicy, rows: int) -> Tensor:
+    latents = torch.zeros(rows, *policy.latent_shape, device="meta")
+    sigma = torch.zeros(rows, device="meta")
+    return policy.predict(latents, sigma, policy.blank_conditioning(rows))
 
 
-def _dtype(network: nn.Module) -> torch.dtype:
-    """The dtype of a network's first parameter, which is none of an adapter's."""
-    return next(network.parameters()).dtype
+def _checkpoint(denoiser: Any, checkpointing: bool) -> None:
+    if denoiser.is_gradient_checkpointing != checkpointing:
+        switch = "enable" if checkpointing else "disable"
+        getattr(denoiser, f"{switch}_gradient_checkpointing")()
+
+
+@contextmanager
+def _computing_in(policy: DiffusersPolicy, compute: torch.dtype) -> Iterator[None]:
+    """Inside, all but adapters has this dtype, which is what autocast computes in."""
+    frozen = [
+        p for p in policy.trained.parameters() if not p.requires_grad or policy.full_finetuning
+    ]
+    before = [p.dtype for p in frozen]
+    for parameter in frozen:
+        parameter.data = parameter.data.to(compute)
+    try:
+        yield
+    finally:
+        for parameter, dtype in zip(frozen, before, strict=True):
+            parameter.data = parameter.data.to(dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import torch
 from huggingface_hub import ModelCard, ModelCardData
 
 from aegpo import __version__
+from aegpo.policies.exportable import denoiser_of
 from aegpo.policies.pretrained import BUNDLED, find_pipeline
 
 if TYPE_CHECKING:
@@ -109,37 +111,47 @@ def model_card(facts: Facts) -> ModelCard:
 
 
 def loading_code(
-    pipeline: DiffusionPipeline, base: str, folder: str, prompt: str, arguments: Mapping[str, Any]
+    pipeline: DiffusionPipeline,
+    base: str,
+    folder: str,
+    prompt: str,
+    arguments: Mapping[str, Any],
+    new_scheduler: bool = False,
 ) -> str:
     """Write the Python that a user of diffusers needs, and no more.
 
     Args:
-        pipeline: The reloaded pipeline; its class, dtype and absent parts are taken over.
+        pipeline: The reloaded pipeline; its class, dtype, absent parts and, if it is new, its
+            scheduler are taken over.
         base: Hub id, folder or bundled name of what was trained; "" if the folder has it all.
         folder: Where the export lies.
         prompt: What the example draws.
         arguments: Arguments of the pipeline's ``__call__``.
+        new_scheduler: Whether the scheduler is not the one that the pipeline is saved with.
 
     Returns:
         The lines; they leave a picture in ``image``.
     """
     name = type(pipeline).__name__
-    options = [] if pipeline.dtype == torch.float32 else [f"torch_dtype={pipeline.dtype}"]
-    optional = type(pipeline)._optional_components
-    absent = [part for part, value in pipeline.components.items() if value is None]
-    options += [f"{part}=None" for part in absent if part not in optional]
+    dtype = denoiser_of(pipeline).dtype
+    options = [] if dtype == torch.float32 else [f"torch_dtype={dtype}"]
+    options += [f"{part}=None" for part in _left_out(pipeline)]
     bundled = base in BUNDLED
     source = f"find_pipeline({_literal(base)})" if bundled else _literal(base or folder)
-    lines = ["import torch"] if pipeline.dtype != torch.float32 else []
-    lines.append(f"from diffusers import {name}")
+    lines = ["import torch"] if dtype != torch.float32 else []
+    scheduler = pipeline.scheduler
+    names = [name, type(scheduler).__name__] if new_scheduler else [name]
+    lines.append(f"from diffusers import {', '.join(sorted(names))}")
     if bundled:
         lines.append("from aegpo.policies.pretrained import find_pipeline")
     loaded = ", ".join([source, *options])
     lines += ["", f"pipeline = {name}.from_pretrained(", f"    {loaded}", ")"]
     if base:
         lines.append(f"pipeline.load_lora_weights({_literal(folder)})")
+    if new_scheduler:
+        lines.append(f"pipeline.scheduler = {_construction(scheduler)}")
     settings = [f"    {key}={_literal(value)}," for key, value in arguments.items()]
-    lines += ["image = pipeline(", f"    {_literal(prompt)},", *settings, ").images[0]"]
+    lines += ["image = pipeline(", f"    prompt={_literal(prompt)},", *settings, ").images[0]"]
     return "\n".join(lines)
 
 
@@ -161,6 +173,30 @@ def describe(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(describe, value))}]"
     return str(value)
+
+
+def _left_out(pipeline: DiffusionPipeline) -> list[str]:
+    """Parts that diffusers has to be told to do without."""
+    index = type(pipeline).load_config(pipeline.name_or_path)
+    absent = [part for part, value in pipeline.components.items() if value is None]
+    optional = type(pipeline)._optional_components
+    return [part for part in absent if part not in optional or any(index.get(part) or ())]
+
+
+def _construction(scheduler: Any) -> str:
+    """Python that makes a scheduler: whatever of its configuration is no default."""
+    parameters = inspect.signature(type(scheduler)).parameters
+    settings = {name: scheduler.config[name] for name in parameters if name in scheduler.config}
+    lines = [
+        f"    {name}={_literal(value)},"
+        for name, value in settings.items()
+        if value != parameters[name].default
+    ]
+    return (
+        "\n".join([f"{type(scheduler).__name__}(", *lines, ")"])
+        if lines
+        else (f"{type(scheduler).__name__}()")
+    )
 
 
 def _literal(value: Any) -> str:

@@ -18,8 +18,7 @@ import torch
 from published_pipelines import NUM_PARAMETERS, PIPELINES, write_pipeline
 from torch.utils.flop_counter import FlopCounterMode
 
-from aegpo.activation_memory import denoiser_inputs
-from aegpo.policy_size import PolicySize
+from aegpo.policies.diffusers_policy import DiffusersPolicy
 from lightning_modules.cli import AEGPOCLI
 from lightning_modules.plan import RunPlan, make_plan
 
@@ -61,18 +60,12 @@ def plan_recipe(model: str, reward: str, hardware: list[str], folder: Path) -> R
     return Planner(["plan", *arguments, pretrained, "--processes", processes]).made
 
 
-def flops(size: PolicySize) -> float:
+def flops(policy: DiffusersPolicy) -> float:
     """Of one row through the denoiser and its adapters; a multiplication and an addition are 2."""
-    inputs = denoiser_inputs(size.denoiser, 1, size.latent_shape, size.num_text)
-    assert inputs is not None
-    parameters = list(size.denoiser.parameters())
-    before = [parameter.dtype for parameter in parameters]
-    for parameter in parameters:  # adapters are fp32, and autocast knows no meta device
-        parameter.data = parameter.data.to(size.dtype)
+    latents = torch.zeros(1, *policy.latent_shape, device="meta")
+    sigma = torch.zeros(1, device="meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        size.denoiser(**inputs)
-    for parameter, dtype in zip(parameters, before, strict=True):
-        parameter.data = parameter.data.to(dtype)
+        policy.predict(latents, sigma, policy.blank_conditioning(1))
     return float(counter.get_total_flops())
 
 
@@ -101,10 +94,10 @@ def row(model: str, reward: str, hardware: list[str], folder: Path) -> str:
     plan = plan_recipe(model, reward, hardware, folder)
     assert plan.size is not None and plan.memory is not None and plan.total is not None
     assert plan.length.iterations is not None
-    billions = sum(p.numel() for p in plan.size.denoiser.parameters()) / 1e9
+    billions = sum(p.numel() for p in plan.size.policy.denoiser.parameters()) / 1e9
     assert abs(billions - plan.size.trainable / 1e9 - NUM_PARAMETERS[model]) < 0.01
     evaluations = plan.total.high / plan.length.iterations.high
-    one = flops(plan.size)
+    one = flops(plan.size.policy)
     gpu, peak = PEAK[hardware[0].partition("x")[2]]
     seconds = evaluations * one / (UTILIZATION * peak * plan.processes)
     stays, turns = sum(plan.memory.stays.values()), plan.memory.takes_turns

@@ -8,14 +8,12 @@ from pathlib import Path
 import torch
 import yaml
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor
 
-from aegpo.export import ExportCheck, image_difference, weight_difference
+from aegpo.export import ExportCheck, check_export
 from aegpo.image_grid import side_by_side
 from aegpo.model_card import Facts, loading_code, model_card
 from aegpo.policies.exportable import Exportable
 from aegpo.prompts import PromptBatch
-from aegpo.rollout import start_noise
 from aegpo.sampling import deterministic_rollout
 from lightning_modules.inside_trainer import Weights, inside_trainer
 from lightning_modules.out_folder import check_new_folder, published
@@ -64,8 +62,6 @@ def run_export(
     texts = list(dict.fromkeys(prompts or run.examples(NUM_PROMPTS)))
     batch = PromptBatch(texts, torch.arange(len(texts)), [{} for _ in texts])
     model.prefers_averaged = weights == "ema"
-    # Nothing is scored here, and a reward may need gigabytes of weights to be set up.
-    rewards, model.evaluation_rewards = model.evaluation_rewards, []
 
     def work(batch: PromptBatch) -> None:
         spent = model.policy.evaluations.state_dict(), model.policy.evaluations.total
@@ -95,10 +91,8 @@ def run_export(
             model_card(facts).save(partial / "README.md")
         print(f"{out}: exported; {check}")
 
-    try:
+    with model.without_rewards() as rewards:
         inside_trainer(trainer, model, batch, work, ckpt_path, weights_only)
-    finally:
-        model.evaluation_rewards = rewards
 
 
 def _write_checked(
@@ -111,41 +105,30 @@ def _write_checked(
             f"{type(policy).__name__} cannot be exported: it does not say how diffusers loads and "
             "calls it; derive it from aegpo.policies.exportable.Exportable"
         )
-
-    def drawn() -> Tensor:
-        tree = deterministic_rollout(
-            policy, batch.prompts, batch.index, num_steps, EVALUATION_NOISE
-        )
-        assert tree.images is not None
-        return tree.images
-
-    device = policy.device
     # Who loads the export computes in its own dtype, whatever the precision of the training was.
     with (
-        torch.autocast(device.type, enabled=False),
+        torch.autocast(policy.device.type, enabled=False),
         policy.at_resolution(model.evaluation_resolution),
     ):
-        tuned = drawn()
         with policy.reference():
-            base = drawn()
-        policy.save_pretrained(folder)
-        pipeline = policy.load_exported(folder)
-        denoiser = getattr(pipeline, "transformer", None) or pipeline.unet
-        apart = weight_difference(policy.denoiser, denoiser)
-        policy.to("cpu")  # one of the two on the device at a time
-        index = batch.index.cpu()
-        noise = start_noise(EVALUATION_NOISE, index, torch.zeros_like(index), policy.latent_shape)
-        theirs = policy.pipeline_images(pipeline.to(device), batch.prompts, noise, num_steps)
+            base = deterministic_rollout(
+                policy, batch.prompts, batch.index, num_steps, EVALUATION_NOISE
+            ).images
+        check, pipeline, tuned = check_export(
+            policy, folder, batch.prompts, batch.index, num_steps, EVALUATION_NOISE
+        )
         arguments = policy.pipeline_arguments(num_steps)
-    half = denoiser.dtype != torch.float32
-    check = ExportCheck(apart, image_difference(tuned, theirs), half)
     if not check.passed:
         raise ValueError(
             f"the export is not the trained model, and nothing was written to {out}: {check}; "
             "compare the policy's load_exported and pipeline_arguments with the training"
         )
+    assert base is not None
     captions = {name: batch.prompts for name in ("base", "tuned")}
     side_by_side({"base": base, "tuned": tuned}, captions).save(folder / GRID)
     full = (folder / "model_index.json").is_file()
     source = "" if full else pretrained or str(pipeline.name_or_path)
-    return loading_code(pipeline, source, out, batch.prompts[0], arguments), check
+    code = loading_code(
+        pipeline, source, out, batch.prompts[0], arguments, policy.replaces_scheduler
+    )
+    return code, check

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from aegpo.memory_estimate import MemoryEstimate, MemoryLoad, estimate_memory
 from aegpo.planned_run import PlansEvaluations, Range, RunShape
+from aegpo.policies.diffusers_policy import DiffusersPolicy
 from aegpo.policies.pretrained import find_pipeline
 from aegpo.policy_size import PolicySize, policy_of, policy_size
 from lightning_modules.aegpo_module import AEGPOModule
@@ -31,12 +33,12 @@ LONG = 1000
 class _PlannedPolicy:
     """As much of the policy's constructor arguments as a plan needs, and its networks."""
 
-    guidance_scale: float
-    max_batch: int
-    decode_batch: int
-    half_weights: bool  # frozen weights below fp32
-    size: PolicySize | None
-    unknown: str
+    guidance_scale: float = 1.0
+    max_batch: int = 64
+    decode_batch: int = 64
+    half_weights: bool = False  # frozen weights below fp32
+    size: PolicySize | None = None
+    unknown: str = ""
 
 
 @dataclass(frozen=True)
@@ -197,30 +199,41 @@ def make_plan(
 
 
 def _policy(model: AEGPOModule) -> _PlannedPolicy:
-    """Read the policy's arguments off its factory, and build its networks without weights."""
+    """Read the policy's arguments off its factory, and build it without weights."""
     policy, given = policy_of(model.policy_factory)
-    arguments: dict[str, Any] = {"guidance_scale": 1.0, "max_batch": 64, "decode_batch": 64}
-    size, unknown = None, "the policy is built by a function, whose arguments are not seen here"
-    if policy is not None:
-        parameters = inspect.signature(policy).parameters.values()
-        arguments |= {p.name: p.default for p in parameters if p.default is not p.empty} | given
-        unknown = f"{policy.__name__} names no pretrained pipeline"
-    if policy is not None and "pretrained" in arguments:
-        try:
-            size = policy_size(policy, arguments)
-        except FileNotFoundError as error:
-            if not isinstance(find_pipeline(arguments["pretrained"]), str):
-                raise
-            unknown = str(error)  # a hub id, and no network: the counts are known all the same
-    half = arguments.get("dtype") not in (None, "float32")
+    if policy is None:
+        unknown = "the policy is built by a function, whose arguments are not seen here"
+        return _PlannedPolicy(unknown=unknown)
+    named = inspect.signature(policy).parameters.values()
+    # What a class leaves to its parents is no parameter of its own.
+    common = inspect.signature(DiffusersPolicy).parameters.values()
+    defaults = {p.name: p.default for p in (*common, *named) if p.default is not p.empty}
+    arguments = defaults | given
+    if not issubclass(policy, DiffusersPolicy) or "pretrained" not in arguments:
+        return _PlannedPolicy(
+            guidance_scale=float(arguments["guidance_scale"]),
+            unknown=f"{policy.__name__} is built from no pretrained pipeline of diffusers",
+        )
+    try:
+        size = policy_size(policy, given)
+    except FileNotFoundError as error:
+        if not isinstance(find_pipeline(arguments["pretrained"]), str):
+            raise
+        # A hub id, and no network: the counts are known all the same.
+        return _PlannedPolicy(
+            guidance_scale=policy.classifier_free_guidance(arguments),
+            max_batch=int(arguments["max_batch"]),
+            decode_batch=int(arguments["decode_batch"]),
+            half_weights=arguments["dtype"] != "float32" and not arguments["full_finetuning"],
+            unknown=str(error),
+        )
+    built = size.policy
     return _PlannedPolicy(
-        # Where guidance is an input of the denoiser, the classifier-free one has a name of its own.
-        guidance_scale=float(arguments.get("true_cfg_scale", arguments["guidance_scale"])),
-        max_batch=int(arguments["max_batch"]),
-        decode_batch=int(arguments["decode_batch"]),
-        half_weights=half and not arguments.get("full_finetuning", False),
+        guidance_scale=built.guidance_scale,
+        max_batch=built.max_batch,
+        decode_batch=built.decode_batch,
+        half_weights=built.compute_dtype != torch.float32,
         size=size,
-        unknown=unknown,
     )
 
 

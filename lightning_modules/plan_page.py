@@ -147,6 +147,8 @@ def _memory(plan: RunPlan) -> RenderableType:
     for name, size in plan.memory.takes_turns.items():
         table.add_row(f"  in turn: {name} (estimate)", f"{size / scale:.2f}")
     table.add_row("peak, without rewards and CUDA (estimate)", f"{plan.memory.peak / scale:.2f}")
+    if plan.memory.left_out:
+        return Group(table, Padding(Text(f"Not estimated: {plan.memory.left_out}"), (0, 0, 1, 1)))
     return table
 
 

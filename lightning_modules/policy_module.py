@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import lightning as L
@@ -112,6 +112,20 @@ class PolicyModule(L.LightningModule):
             )
         for reward in self.rewards:
             reward.setup(self.device)
+
+    @contextmanager
+    def without_rewards(self) -> Iterator[list[Reward]]:
+        """Inside, no reward is set up: one may need gigabytes of weights.
+
+        Yields:
+            The rewards that held-out images are scored by, for who sets them up by itself.
+        """
+        before = self.rewards, self.evaluation_rewards
+        self.rewards, self.evaluation_rewards = [], []
+        try:
+            yield before[1]
+        finally:
+            self.rewards, self.evaluation_rewards = before
 
     def draw(self, batch: PromptBatch) -> RolloutTree:
         """Draw one image a prompt with the deterministic sampler and noise fixed by its index."""

@@ -81,8 +81,6 @@ def run_sample(
         raise ValueError("--prompts is empty; give at least one text")
     batch = PromptBatch(texts, torch.arange(len(texts)), records)
     model.prefers_averaged = weights == "ema"
-    # A reward that cannot be set up costs its scores here, not the pictures.
-    rewards, model.evaluation_rewards = model.evaluation_rewards, []
     steps = num_steps or model.evaluation_steps
     noise = KeyedNoise(seed).fixed()
 
@@ -112,10 +110,9 @@ def run_sample(
             print(line)
         print(f"{out}: {len(batch)} prompts, {images_per_prompt} images each")
 
-    try:
+    # A reward that cannot be set up costs its scores here, not the pictures.
+    with model.without_rewards() as rewards:
         inside_trainer(trainer, model, batch, work, ckpt_path, weights_only)
-    finally:
-        model.evaluation_rewards = rewards
 
 
 def _ready(rewards: Sequence[Reward], device: torch.device) -> list[Reward]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,3 +95,22 @@ class Conditioning:
             mask=torch.cat(masks) if masks else None,
             negative=Conditioning.cat(negatives) if negatives else None,
         )
+
+
+def real_tokens(tokenizer: Any, texts: list[str], length: int, device: torch.device) -> Tensor:
+    """Says which positions hold text, for `Conditioning.mask`.
+
+    Args:
+        tokenizer: A tokenizer of transformers.
+        texts: B texts.
+        length: Positions S to which a text is padded or cut.
+        device: Of the mask.
+
+    Returns:
+        True at text, start and end tokens, shape (B, S) bool.
+    """
+    tokens = tokenizer(
+        texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+    )
+    mask: Tensor = tokens.attention_mask.to(device).bool()
+    return mask

@@ -13,7 +13,6 @@ from diffusers import DiffusionPipeline, ModelMixin
 from torch import Tensor, nn
 
 from aegpo.noise import run_seed
-from aegpo.policies.base import Policy
 from aegpo.policies.conditioning import Conditioning
 from aegpo.policies.embedding_cache import EmbeddingFolder
 from aegpo.policies.exportable import Exportable
@@ -27,7 +26,7 @@ from aegpo.policies.lora import (
 from aegpo.policies.pretrained import Quantization, find_pipeline, load_denoiser, load_pipeline
 
 
-class DiffusersPolicy(Policy, Exportable):
+class DiffusersPolicy(Exportable):
     """A diffusers pipeline whose denoiser is trained, by LoRA or wholly.
 
     Text encoders and autoencoder are frozen. A family of models is a subclass that says which
@@ -119,6 +118,8 @@ class DiffusersPolicy(Policy, Exportable):
 
         # The pipeline is no module: it shares the modules registered below, and so follows `.to`.
         self.pipeline = self.load_clean_pipeline()
+        if self._frozen_dtype == torch.float16 and self.pipeline.vae.config.get("force_upcast"):
+            self.pipeline.vae.float()  # SDXL's overflows below; its pipeline upcasts it, too
         self.register_module(self.denoiser_name, getattr(self.pipeline, self.denoiser_name))
         encoders = nn.ModuleList(
             encoder
@@ -163,6 +164,17 @@ class DiffusersPolicy(Policy, Exportable):
     def default_latent_size(self) -> int:
         """Height and width of the model's own latents."""
 
+    @abc.abstractmethod
+    def blank_conditioning(self, num_rows: int) -> Conditioning:
+        """Rows as `encode_texts` gives them for the longest texts, without running an encoder.
+
+        Args:
+            num_rows: Number of rows n.
+
+        Returns:
+            n rows of zeros on the policy's device, all tokens real, without `negative`.
+        """
+
     @property
     def latent_multiple(self) -> int:
         """What latent height and width must be a multiple of: the patch of a transformer."""
@@ -172,6 +184,29 @@ class DiffusersPolicy(Policy, Exportable):
     def largest_latent_size(self) -> int | None:
         """Largest latent height and width, or None where the model sets no limit."""
         return None
+
+    def sampling_scheduler(self, scheduler: Any) -> Any:
+        """The scheduler under which a pipeline draws what the policy draws.
+
+        Args:
+            scheduler: The pipeline's own.
+
+        Returns:
+            The same, unless the model says otherwise and sets `replaces_scheduler`.
+        """
+        return scheduler
+
+    @classmethod
+    def classifier_free_guidance(cls, arguments: Mapping[str, Any]) -> float:
+        """The attribute `guidance_scale` that constructor arguments lead to.
+
+        Args:
+            arguments: Arguments of the constructor, defaults among them.
+
+        Returns:
+            Weight of classifier-free guidance, as far as it is known without the model.
+        """
+        return float(arguments["guidance_scale"])
 
     # What follows from it.
 
@@ -291,13 +326,19 @@ class DiffusersPolicy(Policy, Exportable):
 
     def load_exported(self, folder: str | Path) -> DiffusionPipeline:
         """The pretrained pipeline with the folder's adapters, or the folder's own pipeline."""
-        if not self.full_finetuning:
+        if self.full_finetuning:
+            pipeline = load_pipeline(
+                Path(folder),
+                self.pipeline_class,
+                self._frozen_dtype,
+                self.optional_parts,
+                self.load_options,
+            )
+        else:
             pipeline = self.load_clean_pipeline()
             pipeline.load_lora_weights(folder, adapter_name=ADAPTER)
-            return pipeline
-        return load_pipeline(
-            Path(folder), self.pipeline_class, self._frozen_dtype, self.optional_parts
-        )
+        pipeline.scheduler = self.sampling_scheduler(pipeline.scheduler)
+        return pipeline
 
     def pipeline_arguments(self, num_steps: int) -> dict[str, Any]:
         """Steps, guidance, size and what the text encoders are told."""

@@ -5,15 +5,18 @@ from __future__ import annotations
 import abc
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor
 
+from aegpo.policies.base import Policy
+
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
+    from diffusers import DiffusionPipeline, ModelMixin
 
 
-class Exportable(abc.ABC):
+class Exportable(Policy):
     """A policy whose `save_pretrained` can be checked against diffusers itself.
 
     `aegpo.export.check_export` draws the same images twice: by the policy's deterministic rollout
@@ -21,6 +24,9 @@ class Exportable(abc.ABC):
     how to build that pipeline and how to call it, and nothing more: the closer this stays to what
     a user of diffusers would type, the more the check is worth.
     """
+
+    replaces_scheduler: ClassVar[bool] = False
+    """Whether `load_exported` gives a pipeline another scheduler than it was saved with."""
 
     @abc.abstractmethod
     def load_exported(self, folder: str | Path) -> DiffusionPipeline:
@@ -33,7 +39,8 @@ class Exportable(abc.ABC):
             folder: What `save_pretrained` wrote.
 
         Returns:
-            A pipeline on the CPU, in the policy's dtype, without a progress bar.
+            A pipeline on the CPU, in the policy's dtype, without a progress bar, with the scheduler
+            whose steps are the policy's.
         """
 
     @abc.abstractmethod
@@ -51,16 +58,38 @@ class Exportable(abc.ABC):
             Arguments by name, without prompt, latents and output type.
         """
 
+    def pipeline_latents(self, noise: Tensor, dtype: torch.dtype) -> Tensor:
+        """Brings noise into the form that the pipeline's call takes as ``latents``.
+
+        Args:
+            noise: Standard normal, shape (n, C, H, W) fp32.
+            dtype: Of the pipeline's denoiser.
+
+        Returns:
+            The noise in that dtype, unless the pipeline packs its latents or keeps them in fp32.
+        """
+        return noise.to(dtype)
+
+    def tensor_arguments(self, pipeline: DiffusionPipeline, num_prompts: int) -> dict[str, Tensor]:
+        """Arguments of the pipeline's call that are tensors, and so no part of a model card.
+
+        Args:
+            pipeline: What `load_exported` returned.
+            num_prompts: Prompts n of the call.
+
+        Returns:
+            Tensors of n rows by name; none, unless the pipeline takes something in no other form.
+        """
+        del pipeline, num_prompts
+        return {}
+
     def pipeline_images(
         self, pipeline: DiffusionPipeline, prompts: Sequence[str], noise: Tensor, num_steps: int
     ) -> Tensor:
         """Draws what a user of diffusers would get, starting at given noise.
 
-        This is for pipelines that take ``latents`` in the policy's own shape, as standard normal
-        noise. A policy whose pipeline packs them, or wants them scaled, overrides it: it brings
-        `noise` into the form that the pipeline expects of ``latents`` and calls it once, with
-        `pipeline_arguments`. Noise levels, encoding, guidance and decoding are left to the
-        pipeline.
+        One call with `pipeline_arguments`: noise levels, encoding, guidance and decoding are left
+        to the pipeline.
 
         Args:
             pipeline: What `load_exported` returned, on any device.
@@ -76,8 +105,22 @@ class Exportable(abc.ABC):
             arguments["negative_prompt"] = [arguments["negative_prompt"]] * len(prompts)
         images: Tensor = pipeline(
             prompt=list(prompts),
-            latents=noise.to(pipeline.device, pipeline.dtype),
+            latents=self.pipeline_latents(noise.to(pipeline.device), denoiser_of(pipeline).dtype),
             output_type="pt",
             **arguments,
+            **self.tensor_arguments(pipeline, len(prompts)),
         ).images
         return images.float()
+
+
+def denoiser_of(pipeline: DiffusionPipeline) -> ModelMixin:
+    """The part of a pipeline that denoises.
+
+    Args:
+        pipeline: A text-to-image pipeline.
+
+    Returns:
+        Its transformer, or its UNet.
+    """
+    found: ModelMixin = getattr(pipeline, "transformer", None) or pipeline.unet
+    return found

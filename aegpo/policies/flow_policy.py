@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from aegpo.policies.diffusers_policy import DiffusersPolicy
@@ -64,12 +63,3 @@ class FlowPolicy(DiffusersPolicy):
     def timestep(self, sigma: Tensor) -> Tensor:
         """Noise levels on the scale of the denoiser's timesteps, fp32: sigma times 1,000."""
         return sigma.float() * int(self.pipeline.scheduler.config.num_train_timesteps)
-
-
-def real_tokens(tokenizer: Any, texts: list[str], length: int, device: torch.device) -> Tensor:
-    """Which of `length` positions hold text, start or end tokens, shape (B, length) bool."""
-    tokens = tokenizer(
-        texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-    )
-    mask: Tensor = tokens.attention_mask.to(device).bool()
-    return mask

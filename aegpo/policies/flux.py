@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from diffusers import DiffusionPipeline, FluxPipeline, FluxTransformer2DModel
+from diffusers import FluxPipeline, FluxTransformer2DModel
 from torch import Tensor
 
-from aegpo.policies.conditioning import Conditioning
+from aegpo.policies.conditioning import Conditioning, real_tokens
 from aegpo.policies.diffusers_policy import scaled_decode
-from aegpo.policies.flow_policy import real_tokens
 from aegpo.policies.flux_policy import FluxPolicy, to_patches
 
 
@@ -97,9 +97,11 @@ class Flux(FluxPolicy):
             arguments["negative_prompt"] = self.negative_prompt
         return arguments
 
-    def _pipeline_latents(self, noise: Tensor) -> Tensor:
-        return to_patches(noise)
+    def pipeline_latents(self, noise: Tensor, dtype: torch.dtype) -> Tensor:
+        """The noise as tokens, shape (n, H/2 * W/2, 4 C)."""
+        return to_patches(noise).to(dtype)
 
-    def _pipeline_negative(self, pipeline: DiffusionPipeline, num_prompts: int) -> dict[str, Any]:
-        guided = self.num_evaluations_per_sample == 2
-        return {"negative_prompt": [self.negative_prompt] * num_prompts} if guided else {}
+    @classmethod
+    def classifier_free_guidance(cls, arguments: Mapping[str, Any]) -> float:
+        """The argument `true_cfg_scale`."""
+        return float(arguments["true_cfg_scale"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -93,8 +94,9 @@ class _Flux2Family(FluxPolicy):
         image = torch.cartesian_prod(one, torch.arange(height), torch.arange(width), one)
         return torch.cartesian_prod(one, one, one, torch.arange(num_text)), image
 
-    def _pipeline_latents(self, noise: Tensor) -> Tensor:
-        return F.pixel_unshuffle(noise, PATCH)
+    def pipeline_latents(self, noise: Tensor, dtype: torch.dtype) -> Tensor:
+        """The noise as patches, shape (n, 4 C, H/2, W/2)."""
+        return F.pixel_unshuffle(noise, PATCH).to(dtype)
 
 
 class Flux2(_Flux2Family):
@@ -127,6 +129,12 @@ class Flux2(_Flux2Family):
             guidance_scale=1.0,
             **common,
         )
+
+    @classmethod
+    def classifier_free_guidance(cls, arguments: Mapping[str, Any]) -> float:
+        """None, whatever the distilled guidance is."""
+        del arguments
+        return 1.0
 
 
 class Flux2Klein(_Flux2Family):
@@ -164,8 +172,9 @@ class Flux2Klein(_Flux2Family):
         """As for every FLUX, and the weight of classifier-free guidance."""
         return super().pipeline_arguments(num_steps) | {"guidance_scale": self.guidance_scale}
 
-    def _pipeline_negative(self, pipeline: DiffusionPipeline, num_prompts: int) -> dict[str, Any]:
-        # The pipeline's own negative text is empty, and another can be given by embeddings only.
+    def tensor_arguments(self, pipeline: DiffusionPipeline, num_prompts: int) -> dict[str, Tensor]:
+        """The negative text, if there is one: the pipeline takes its embeddings only."""
+        # Its own negative text is empty.
         if self.num_evaluations_per_sample == 1 or not self.negative_prompt:
             return {}
         negative, _ = pipeline.encode_prompt(
@@ -173,3 +182,9 @@ class Flux2Klein(_Flux2Family):
             max_sequence_length=self.max_sequence_length,
         )
         return {"negative_prompt_embeds": negative}
+
+    @classmethod
+    def classifier_free_guidance(cls, arguments: Mapping[str, Any]) -> float:
+        """The argument; by default the base model's 4, which one distilled to few steps has not."""
+        scale = arguments["guidance_scale"]
+        return 4.0 if scale is None else float(scale)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import DiffusionPipeline, ModelMixin
+from diffusers import ModelMixin
 from torch import Tensor
 
 from aegpo.entropy.tokens import TokenLayout
@@ -115,6 +114,16 @@ class FluxPolicy(FlowPolicy):
         )[0]
         return from_patches(tokens, height, width)
 
+    def blank_conditioning(self, num_rows: int) -> Conditioning:
+        """Rows of `max_sequence_length` tokens, and the pooled text where there is one."""
+        config: Any = self.trained.config
+        pooled, length = config.get("pooled_projection_dim"), self.max_sequence_length
+        return Conditioning(
+            torch.zeros(num_rows, length, config.joint_attention_dim, device=self.device),
+            None if pooled is None else torch.zeros(num_rows, pooled, device=self.device),
+            torch.ones(num_rows, length, dtype=torch.bool, device=self.device),
+        )
+
     def token_layout(self, cond: Conditioning) -> TokenLayout:
         """Text tokens come first in FLUX's joint attention, in double and in single blocks."""
         return TokenLayout(
@@ -146,39 +155,6 @@ class FluxPolicy(FlowPolicy):
             spaced = np.linspace(scheduler.sigma_max, scheduler.sigma_min, num_steps)
             arguments["sigmas"] = spaced.tolist()
         return arguments
-
-    def pipeline_images(
-        self, pipeline: DiffusionPipeline, prompts: Sequence[str], noise: Tensor, num_steps: int
-    ) -> Tensor:
-        """What a pipeline's own call draws from the same noise, under this policy's settings.
-
-        Args:
-            pipeline: A pipeline of `pipeline_class`.
-            prompts: n texts.
-            noise: Standard normal, shape (n, C, H, W).
-            num_steps: Denoising steps T.
-
-        Returns:
-            Images in [0, 1], shape (n, 3, H, W) fp32.
-        """
-        arguments = self.pipeline_arguments(num_steps)
-        arguments |= self._pipeline_negative(pipeline, len(prompts))
-        images: Tensor = pipeline(
-            prompt=list(prompts),
-            latents=self._pipeline_latents(noise).to(pipeline.device),
-            output_type="pt",
-            **arguments,
-        ).images
-        return images.float()
-
-    @abc.abstractmethod
-    def _pipeline_latents(self, noise: Tensor) -> Tensor:
-        """Noise (n, C, H, W) in the form that the pipeline's call takes."""
-
-    def _pipeline_negative(self, pipeline: DiffusionPipeline, num_prompts: int) -> dict[str, Any]:
-        """What the pipeline's call must be told about the negative prompt, row by row."""
-        del pipeline, num_prompts
-        return {}
 
     @classmethod
     def _choose_guidance(cls, pretrained: str, guidance_scale: float | None) -> float | None:

@@ -109,7 +109,7 @@ def load_pipeline(
     Args:
         source: Folder or hub id, from `find_pipeline`.
         pipeline: The class that the caller can drive.
-        dtype: Of all weights, except an autoencoder that asks for fp32 (SDXL's overflows below).
+        dtype: Of all weights.
         optional: Parts whose absence is no error, for instance SD3's T5.
         options: Further arguments of the pipeline; None for a part leaves it unloaded.
         quantized: Parts whose frozen weights are stored in fewer bits; they land on the GPU.
@@ -145,8 +145,6 @@ def load_pipeline(
     for part in loaded.components.values():
         if isinstance(part, torch.nn.Module):
             part.eval()
-    if getattr(loaded.vae.config, "force_upcast", False) and dtype == torch.float16:
-        loaded.vae.float()
     return loaded
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from diffusers import DiffusionPipeline, QwenImagePipeline
+from diffusers import QwenImagePipeline
 from torch import Tensor
 
 from aegpo.entropy.tokens import TokenLayout
@@ -126,6 +126,14 @@ class QwenImage(FlowPolicy):
             F.pad(embeds, (0, 0, 0, missing)), mask=F.pad(mask.bool(), (0, missing))
         )
 
+    def blank_conditioning(self, num_rows: int) -> Conditioning:
+        """Rows of `max_sequence_length` tokens."""
+        length, width = self.max_sequence_length, self.trained.config.joint_attention_dim
+        return Conditioning(
+            torch.zeros(num_rows, length, width, device=self.device),
+            mask=torch.ones(num_rows, length, dtype=torch.bool, device=self.device),
+        )
+
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Undoes the latents' normalization and runs the decoder on a video of one frame."""
         vae: Any = self.vae
@@ -146,30 +154,22 @@ class QwenImage(FlowPolicy):
             text_mask=cond.mask,
         )
 
-    def pipeline_images(
-        self, pipeline: DiffusionPipeline, prompts: Sequence[str], noise: Tensor, num_steps: int
-    ) -> Tensor:
-        """What a user of diffusers gets from the pipeline with this policy's settings.
+    @classmethod
+    def classifier_free_guidance(cls, arguments: Mapping[str, Any]) -> float:
+        """The argument `true_cfg_scale`."""
+        return float(arguments["true_cfg_scale"])
 
-        Args:
-            pipeline: A QwenImagePipeline.
-            prompts: n texts.
-            noise: Standard normal, shape (n, C, H, W).
-            num_steps: Denoising steps.
+    def pipeline_arguments(self, num_steps: int) -> dict[str, Any]:
+        """Guidance under the pipeline's name for it; its noise levels are the policy's."""
+        arguments = super().pipeline_arguments(num_steps)
+        del arguments["sigmas"], arguments["guidance_scale"]
+        arguments["true_cfg_scale"] = self.guidance_scale
+        arguments.pop("negative_prompt", None)
+        if self.num_evaluations_per_sample == 2:  # an empty one, too: without one is no guidance
+            arguments["negative_prompt"] = self.negative_prompt
+        return arguments
 
-        Returns:
-            Images in [0, 1], shape (n, 3, H, W).
-        """
+    def pipeline_latents(self, noise: Tensor, dtype: torch.dtype) -> Tensor:
+        """The noise as tokens, shape (n, H/2 * W/2, 4 C)."""
         packed = F.pixel_unshuffle(noise, self.latent_multiple).flatten(2).transpose(1, 2)
-        images: Tensor = pipeline(
-            prompt=list(prompts),
-            negative_prompt=[self.negative_prompt] * len(prompts),
-            true_cfg_scale=self.guidance_scale,
-            height=self.pixels,
-            width=self.pixels,
-            num_inference_steps=num_steps,
-            latents=packed,
-            max_sequence_length=self.max_sequence_length,
-            output_type="pt",
-        ).images
-        return images
+        return packed.to(dtype)

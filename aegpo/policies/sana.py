@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, SanaPipeline
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, SanaPipeline
 from torch import Tensor, nn
 
 from aegpo.entropy.tokens import TokenLayout
 from aegpo.policies.conditioning import Conditioning
 from aegpo.policies.diffusers_policy import scaled_decode
 from aegpo.policies.flow_policy import FlowPolicy
-from aegpo.sigmas import even_sigmas
 
 HUMAN_INSTRUCTION: list[str] = (
     inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
@@ -49,6 +48,7 @@ class Sana(FlowPolicy):
     """
 
     pipeline_class = SanaPipeline
+    replaces_scheduler = True
     text_arguments = (*FlowPolicy.text_arguments, "complex_human_instruction")
     lora_groups: ClassVar[dict[str, tuple[str, ...]]] = {
         "attention": (*_SELF, *_CROSS),
@@ -66,7 +66,7 @@ class Sana(FlowPolicy):
         if max_sequence_length < 1:
             raise ValueError(f"max_sequence_length={max_sequence_length}; it must be 1 or more")
         super().__init__(pretrained, **common)
-        self.pipeline.scheduler = flow_euler_scheduler(self.pipeline.scheduler)
+        self.pipeline.scheduler = self.sampling_scheduler(self.pipeline.scheduler)
         self.max_sequence_length = max_sequence_length
         self.complex_human_instruction = complex_human_instruction
 
@@ -105,6 +105,14 @@ class Sana(FlowPolicy):
         """The row that guidance subtracts: `negative_prompt`, which gets no instruction."""
         return self._encode([self.negative_prompt], None)
 
+    def blank_conditioning(self, num_rows: int) -> Conditioning:
+        """Rows of `max_sequence_length` tokens."""
+        length, width = self.max_sequence_length, self.trained.config.caption_channels
+        return Conditioning(
+            torch.zeros(num_rows, length, width, device=self.device),
+            mask=torch.ones(num_rows, length, dtype=torch.bool, device=self.device),
+        )
+
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Undoes the latent scaling and runs the deep-compression decoder."""
         return scaled_decode(self.vae, latents)
@@ -119,37 +127,19 @@ class Sana(FlowPolicy):
             cross_layers=("attn2",),
         )
 
-    def pipeline_images(
-        self, pipeline: DiffusionPipeline, prompts: Sequence[str], noise: Tensor, num_steps: int
-    ) -> Tensor:
-        """What a user of diffusers gets from the pipeline with this policy's settings.
+    def sampling_scheduler(self, scheduler: Any) -> Any:
+        """The Euler scheduler with the flow shift of the pipeline's own."""
+        return flow_euler_scheduler(scheduler)
 
-        Args:
-            pipeline: A SanaPipeline; its scheduler is replaced as the policy's own was.
-            prompts: n texts.
-            noise: Standard normal, shape (n, C, H, W).
-            num_steps: Denoising steps.
-
-        Returns:
-            Images in [0, 1], shape (n, 3, H, W).
-        """
-        pipeline.scheduler = flow_euler_scheduler(pipeline.scheduler)
-        images: Tensor = pipeline(
-            prompt=list(prompts),
-            negative_prompt=self.negative_prompt,
-            guidance_scale=self.guidance_scale,
-            height=self.pixels,
-            width=self.pixels,
-            num_inference_steps=num_steps,
-            sigmas=even_sigmas(num_steps) if self.sigma_spacing == "uniform" else None,
-            latents=noise,
-            max_sequence_length=self.max_sequence_length,
-            complex_human_instruction=self.complex_human_instruction,
-            # Otherwise sizes off the published list are drawn at another one and resized.
-            use_resolution_binning=False,
-            output_type="pt",
-        ).images
-        return images
+    def pipeline_arguments(self, num_steps: int) -> dict[str, Any]:
+        """Those of every flow model, and what the pipeline would otherwise decide by itself."""
+        arguments = super().pipeline_arguments(num_steps)
+        # Sizes off the published list would be drawn at another one and resized.
+        arguments["use_resolution_binning"] = False
+        arguments["complex_human_instruction"] = self.complex_human_instruction
+        if self.complex_human_instruction == HUMAN_INSTRUCTION:
+            del arguments["complex_human_instruction"]  # many lines, and the pipeline's own
+        return arguments
 
     def _encode(self, texts: list[str], instruction: list[str] | None) -> Conditioning:
         embeds, mask, _, _ = self.pipeline.encode_prompt(

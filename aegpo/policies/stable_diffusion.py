@@ -6,8 +6,7 @@ from typing import Any, ClassVar
 
 from diffusers import StableDiffusionPipeline
 
-from aegpo.policies.conditioning import Conditioning
-from aegpo.policies.flow_policy import real_tokens
+from aegpo.policies.conditioning import Conditioning, real_tokens
 from aegpo.policies.unet_policy import UNetPolicy
 
 

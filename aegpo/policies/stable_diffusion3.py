@@ -9,9 +9,9 @@ from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
 
 from aegpo.entropy.tokens import TokenLayout
-from aegpo.policies.conditioning import Conditioning
+from aegpo.policies.conditioning import Conditioning, real_tokens
 from aegpo.policies.diffusers_policy import scaled_decode
-from aegpo.policies.flow_policy import FlowPolicy, real_tokens
+from aegpo.policies.flow_policy import FlowPolicy
 
 
 class StableDiffusion3(FlowPolicy):
@@ -102,6 +102,16 @@ class StableDiffusion3(FlowPolicy):
             real = real_tokens(pipeline.tokenizer_3, texts, length, mask.device)
             mask[:, clip_length:] = real
         return Conditioning(embeds, pooled, mask)
+
+    def blank_conditioning(self, num_rows: int) -> Conditioning:
+        """CLIP's tokens and T5's, and the pooled text."""
+        config: Any = self.trained.config
+        length = int(self.pipeline.tokenizer_max_length) + self.max_sequence_length
+        return Conditioning(
+            torch.zeros(num_rows, length, config.joint_attention_dim, device=self.device),
+            torch.zeros(num_rows, config.pooled_projection_dim, device=self.device),
+            torch.ones(num_rows, length, dtype=torch.bool, device=self.device),
+        )
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Undoes the latent scaling and runs the decoder."""

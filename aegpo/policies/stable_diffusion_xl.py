@@ -8,8 +8,7 @@ from typing import Any, ClassVar
 import torch
 from diffusers import StableDiffusionXLPipeline
 
-from aegpo.policies.conditioning import Conditioning
-from aegpo.policies.flow_policy import real_tokens
+from aegpo.policies.conditioning import Conditioning, real_tokens
 from aegpo.policies.unet_policy import UNetPolicy
 
 
@@ -57,6 +56,12 @@ class StableDiffusionXL(UNetPolicy):
         for tokenizer in (pipeline.tokenizer, pipeline.tokenizer_2):
             mask |= real_tokens(tokenizer, texts, embeds.shape[1], embeds.device)
         return Conditioning(embeds, pooled, mask)
+
+    def blank_conditioning(self, num_rows: int) -> Conditioning:
+        """As for every UNet, and the pooled text."""
+        width = self.pipeline.text_encoder_2.config.projection_dim
+        pooled = torch.zeros(num_rows, width, device=self.device)
+        return replace(super().blank_conditioning(num_rows), pooled=pooled)
 
     def encode_negative(self) -> Conditioning:
         """`negative_prompt`; without one zeros, where the pipeline was trained with them."""

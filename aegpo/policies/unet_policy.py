@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from aegpo.entropy.tokens import TokenLayout
@@ -39,6 +36,7 @@ class UNetPolicy(DiffusersPolicy):
     """
 
     denoiser_name = "unet"
+    replaces_scheduler = True
     lora_groups: ClassVar[dict[str, tuple[str, ...]]] = {
         "attention": tuple(f"attn{i}.{part}" for i in (1, 2) for part in _ATTENTION),
         "feed_forward": ("ff.net.0.proj", "ff.net.2"),
@@ -93,6 +91,19 @@ class UNetPolicy(DiffusersPolicy):
         )[0]
         return self.noise_schedule.velocity(output, noisy, sigma)
 
+    def blank_conditioning(self, num_rows: int) -> Conditioning:
+        """Rows as long as the tokenizer makes them."""
+        length = int(self.pipeline.tokenizer.model_max_length)
+        width = self.trained.config.cross_attention_dim
+        return Conditioning(
+            torch.zeros(num_rows, length, width, device=self.device),
+            mask=torch.ones(num_rows, length, dtype=torch.bool, device=self.device),
+        )
+
+    def sampling_scheduler(self, scheduler: Any) -> Any:
+        """DDIM with the configuration of the pipeline's own scheduler."""
+        return ddim_scheduler(scheduler)
+
     def unet_inputs(self, cond: Conditioning) -> dict[str, Any]:
         """What the UNet is told beside latents, time and text; nothing, unless the model says so.
 
@@ -126,34 +137,3 @@ class UNetPolicy(DiffusersPolicy):
             image_sizes=tuple(side**2 for side in sides[1:]),
             cross_layers=("attn2",),
         )
-
-    def pipeline_images(
-        self, pipeline: DiffusionPipeline, prompts: Sequence[str], noise: Tensor, num_steps: int
-    ) -> Tensor:
-        """What a diffusers user gets from the pipeline under DDIM without noise.
-
-        The pipeline keeps its own scheduler: DDIM, with its configuration, runs in a copy.
-
-        Args:
-            pipeline: A pipeline of the class `pipeline_class`.
-            prompts: n texts.
-            noise: Standard normal, shape (n, C, H, W).
-            num_steps: Denoising steps.
-
-        Returns:
-            Images in [0, 1], shape (n, 3, H, W).
-        """
-        sampler: Any = copy.copy(pipeline)
-        sampler.scheduler = ddim_scheduler(pipeline.scheduler)
-        images: Tensor = sampler(
-            list(prompts),
-            height=self.pixels,
-            width=self.pixels,
-            num_inference_steps=num_steps,
-            guidance_scale=self.guidance_scale,
-            negative_prompt=[self.negative_prompt] * len(prompts) if self.negative_prompt else None,
-            latents=noise.to(sampler.unet.device, sampler.unet.dtype),
-            eta=0.0,
-            output_type="pt",
-        ).images
-        return images

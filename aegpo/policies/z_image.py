@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from diffusers import DiffusionPipeline, ZImagePipeline
+from diffusers import ZImagePipeline
 from torch import Tensor
 
 from aegpo.entropy.tokens import TokenLayout
@@ -150,6 +150,15 @@ class ZImage(FlowPolicy):
             mask=torch.stack([torch.arange(length, device=row.device) < len(row) for row in rows]),
         )
 
+    def blank_conditioning(self, num_rows: int) -> Conditioning:
+        """Rows of `max_sequence_length` tokens; `predict` reads the mask, so it has values."""
+        length, width = self.max_sequence_length, self.trained.config.cap_feat_dim
+        device = "cpu" if self.device.type == "meta" else self.device
+        return Conditioning(
+            torch.zeros(num_rows, length, width, device=self.device),
+            mask=torch.ones(num_rows, length, dtype=torch.bool, device=device),
+        )
+
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Undoes the latent scaling and runs the decoder."""
         return scaled_decode(self.vae, latents)
@@ -173,30 +182,21 @@ class ZImage(FlowPolicy):
             ragged=True,
         )
 
-    def pipeline_images(
-        self, pipeline: DiffusionPipeline, prompts: Sequence[str], noise: Tensor, num_steps: int
-    ) -> Tensor:
-        """What a user of diffusers gets from the pipeline with this policy's settings.
+    @classmethod
+    def classifier_free_guidance(cls, arguments: Mapping[str, Any]) -> float:
+        """One more than the argument; see the class."""
+        return 1 + float(arguments["guidance_scale"])
 
-        Args:
-            pipeline: A ZImagePipeline.
-            prompts: n texts.
-            noise: Standard normal, shape (n, C, H, W).
-            num_steps: Denoising steps.
+    def pipeline_arguments(self, num_steps: int) -> dict[str, Any]:
+        """Guidance as the pipeline counts it; its noise levels are the policy's."""
+        arguments = super().pipeline_arguments(num_steps)
+        del arguments["sigmas"]
+        arguments["guidance_scale"] = round(self.guidance_scale - 1, 12)
+        if self.cfg_normalization:
+            arguments["cfg_normalization"] = self.cfg_normalization
+        return arguments
 
-        Returns:
-            Images in [0, 1], shape (n, 3, H, W).
-        """
-        images: Tensor = pipeline(
-            prompt=list(prompts),
-            negative_prompt=[self.negative_prompt] * len(prompts),
-            guidance_scale=self.guidance_scale - 1,
-            cfg_normalization=self.cfg_normalization,
-            height=self.pixels,
-            width=self.pixels,
-            num_inference_steps=num_steps,
-            latents=noise,
-            max_sequence_length=self.max_sequence_length,
-            output_type="pt",
-        ).images
-        return images
+    def pipeline_latents(self, noise: Tensor, dtype: torch.dtype) -> Tensor:
+        """The noise itself: the pipeline keeps its latents in fp32."""
+        del dtype
+        return noise

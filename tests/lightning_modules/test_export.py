@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from diffusers import StableDiffusion3Pipeline
+from diffusers import DDIMScheduler, StableDiffusion3Pipeline
 from huggingface_hub import ModelCard
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
@@ -24,7 +24,8 @@ from tiny_training import tiny_data, tiny_module, tiny_trainer
 from torch import Tensor
 
 from aegpo.noise import KeyedNoise
-from aegpo.policies import StableDiffusion3
+from aegpo.policies import StableDiffusion, StableDiffusion3
+from aegpo.sde import DDIM
 from lightning_modules import AEGPOModule, entry
 from lightning_modules.export_run import run_export
 from lightning_modules.run_record import RunRecord
@@ -217,17 +218,18 @@ def double_alpha(folder: Path) -> None:
     with safe_open(folder / LORA_FILE, "pt") as file:
         metadata = file.metadata()
     adapter = json.loads(metadata["lora_adapter_metadata"])
-    adapter["transformer.lora_alpha"] *= 2
+    (name,) = (key for key in adapter if key.endswith(".lora_alpha"))
+    adapter[name] *= 2
     metadata["lora_adapter_metadata"] = json.dumps(adapter)
     save_file(load_file(folder / LORA_FILE), folder / LORA_FILE, metadata)
 
 
 def drop_a_layer(folder: Path) -> None:
-    """Leave one layer's adapter out, as a key that matches nothing is."""
+    """Leave layers' adapters out, as a key that matches nothing is."""
     tensors = load_file(folder / LORA_FILE)
     with safe_open(folder / LORA_FILE, "pt") as file:
         metadata = file.metadata()
-    kept = {name: tensor for name, tensor in tensors.items() if "blocks.1.attn.to_q" not in name}
+    kept = {name: tensor for name, tensor in tensors.items() if ".to_q.lora" not in name}
     assert len(kept) < len(tensors)
     save_file(kept, folder / LORA_FILE, metadata)
 
@@ -261,6 +263,64 @@ def test_a_pipeline_that_is_called_differently_is_refused(
     )
     with pytest.raises(ValueError, match=r"differ by 0\.0e\+00 of the largest"):
         exported(tmp_path, tiny_sd3_folder, lora_run)
+    assert not list((tmp_path / "deep").iterdir())
+
+
+def unet_run(tmp_path: Path, folder: Path) -> Path:
+    """Train SD 1.5 for an iteration and export it; the folder."""
+    policy = partial(StableDiffusion, str(folder), lora_rank=4, guidance_scale=3.0)
+
+    def module() -> AEGPOModule:
+        return tiny_module(folder, num_steps=3, seed=3, lr=0.02, policy=policy, sde=DDIM())
+
+    trainer = tiny_trainer(tmp_path, [], max_epochs=1, limit_train_batches=1, limit_val_batches=0)
+    trainer.fit(module(), datamodule=tiny_data(tmp_path))
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    out = tmp_path / "deep" / "export"
+    config = {"model": {"init_args": {"policy": {"init_args": {"pretrained": str(folder)}}}}}
+    weights: Any = ("last", str(out), PROMPTS, RunRecord(config))
+    trainer = tiny_trainer(tmp_path, [])
+    run_export(trainer, module(), str(tmp_path / "last.ckpt"), None, *weights)
+    return out
+
+
+def test_the_card_of_a_unet_says_which_scheduler_draws_its_images(
+    tiny_sd15_folder: Path, tmp_path: Path
+) -> None:
+    out = unet_run(tmp_path, tiny_sd15_folder)
+    card = (out / "README.md").read_text()
+    assert "from diffusers import DDIMScheduler, StableDiffusionPipeline\n" in card
+    code = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)[0]
+    scope: dict[str, Any] = {}
+    exec(code, scope)
+    scheduler = scope["pipeline"].scheduler
+    assert isinstance(scheduler, DDIMScheduler) and scheduler.config.beta_end == 0.012
+    assert not (scheduler.config.clip_sample or scheduler.config.set_alpha_to_one)
+    assert scope["image"].size == (32, 32)
+
+
+def test_a_unet_under_its_own_scheduler_is_another_model_and_refused(
+    tiny_sd15_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StableDiffusion, "sampling_scheduler", lambda policy, own: own)
+    with pytest.raises(ValueError, match=r"not the trained model.* differ by 0\.0e\+00 of the"):
+        unet_run(tmp_path, tiny_sd15_folder)
+    assert not list((tmp_path / "deep").iterdir())
+
+
+@pytest.mark.parametrize("corrupt", [double_alpha, drop_a_layer])
+def test_a_corrupted_unet_is_refused(
+    corrupt: Any, tiny_sd15_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = StableDiffusion.save_pretrained
+
+    def corrupted(policy: StableDiffusion, folder: Path) -> None:
+        write(policy, folder)
+        corrupt(folder)
+
+    monkeypatch.setattr(StableDiffusion, "save_pretrained", corrupted)
+    with pytest.raises(ValueError, match=r"the export is not the trained model"):
+        unet_run(tmp_path, tiny_sd15_folder)
     assert not list((tmp_path / "deep").iterdir())
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 from rich.console import Console
+from tiny_families import FAMILIES
 from tiny_training import entropy_callbacks, tiny_data, tiny_module, tiny_trainer
 
 from aegpo.allocation import UniformAllocator
@@ -19,7 +20,7 @@ from aegpo.compute import PURPOSES
 from aegpo.exploration import EntropyPeaks, FixedSplits, FixedSteps, NoSteps, RandomSteps
 from aegpo.objectives import NFT
 from aegpo.planned_run import PlansEvaluations, Range
-from aegpo.policies import StableDiffusion3
+from aegpo.policies import Flux, Flux2, Flux2Klein, QwenImage, StableDiffusion3, ZImage
 from aegpo.pruning import RandomStepPruning
 from aegpo.sde import ODE
 from callbacks import BudgetStop, CostLogger, EntropyProbe, EvaluateByCost, RewardSpread
@@ -221,15 +222,60 @@ def test_what_cannot_be_planned_is_refused(tiny_sd3_folder: Path, tmp_path: Path
         make_plan(tiny_trainer(tmp_path, []), module, data, processes=5)
 
 
+@pytest.mark.parametrize(
+    ("policy", "arguments", "evaluations"),
+    [
+        (StableDiffusion3, {"guidance_scale": 2.0}, 2),
+        (Flux, {"guidance_scale": 7.0}, 1),  # distilled, an input of the transformer
+        (Flux, {"true_cfg_scale": 2.0}, 2),
+        (Flux2, {"guidance_scale": 7.0}, 1),
+        (Flux2Klein, {}, 2),
+        (QwenImage, {"true_cfg_scale": 2.0}, 2),
+        (ZImage, {}, 1),
+        (ZImage, {"guidance_scale": 0.5}, 2),
+    ],
+)
 def test_without_the_network_a_hub_id_is_planned_without_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    policy: Any,
+    arguments: dict[str, Any],
+    evaluations: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     module = tiny_module(tmp_path)
-    module.policy_factory = partial(StableDiffusion3, "nobody/nothing", guidance_scale=2.0)
+    module.policy_factory = partial(policy, "nobody/nothing", **arguments)
     plan = make_plan(tiny_trainer(tmp_path, []), module, tiny_data(tmp_path))
     assert plan.memory is None and "Memory is unknown: 'nobody/nothing'" in printed(plan)
+    assert plan.iteration.evaluations["rollout"] == Range.exactly(12 * 5 * evaluations)
+
+
+@pytest.mark.parametrize("name", ["Flux", "Flux2Klein", "QwenImage", "ZImage"])
+def test_every_kind_of_guidance_is_counted_and_memory_estimated(name: str, tmp_path: Path) -> None:
+    (family,) = (family for family in FAMILIES if family.name == name)
+    family.pipeline().save_pretrained(tmp_path / "pipeline")
+    module = tiny_module(tmp_path, step_selector=FixedSteps([0, 2]))
+    arguments = family.arguments(tmp_path / "pipeline", **family.guided)
+    module.policy_factory = partial(family.policy, **arguments)
+    plan = make_plan(tiny_trainer(tmp_path, entropy_callbacks()), module, tiny_data(tmp_path))
     assert plan.iteration.evaluations["rollout"] == Range.exactly(12 * 5 * 2)
+    text = printed(plan)
+    for row in ("update of a micro-batch", "rollout", "decoding", "attention scores of the probe"):
+        assert f"in turn: {row} (estimate)" in text
+    assert "Not estimated" not in text
+
+
+def test_what_cannot_be_estimated_is_said(
+    tiny_sd3_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reads_a_number(policy: Any, latents: torch.Tensor, *_: Any) -> torch.Tensor:
+        return latents * latents.sum().item()
+
+    monkeypatch.setattr(StableDiffusion3, "predict", reads_a_number)
+    module = build(tiny_sd3_folder, {}, {})
+    text = printed(make_plan(tiny_trainer(tmp_path, []), module, tiny_data(tmp_path)))
+    assert "Not estimated: update, rollout and probe" in text and "in turn: decoding" in text
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_planning_changes_nothing(tiny_sd3_folder: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,15 @@ def test_full_finetuning_is_a_users_pipeline(folder: Path, tmp_path: Path) -> No
     contract.assert_full_finetuning_is_a_users_pipeline(builder(folder), tmp_path)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [{"guidance_scale": 7.0, "sigma_spacing": "scheduler"}, GUIDED, {"full_finetuning": True}],
+    ids=str,
+)
+def test_export_passes_its_check(folder: Path, tmp_path: Path, arguments: dict[str, Any]) -> None:
+    contract.assert_export_passes_its_check(builder(folder), tmp_path, **arguments)
+
+
 @pytest.mark.parametrize("arguments", [{}, GUIDED], ids=["plain", "guided"])
 def test_first_ratio_is_one(folder: Path, arguments: dict[str, Any]) -> None:
     contract.assert_first_ratio_is_one(build(folder, **arguments), FlowSDE(), 0.7)
@@ -139,7 +149,7 @@ def test_settings_of_large_models(folder: Path) -> None:
     contract.assert_half_precision_works(builder(folder), tolerance=0.2)
     contract.assert_checkpointing_changes_no_gradient(builder(folder))
     contract.assert_offload_hides_what_is_idle(builder(folder))
-    contract.assert_autocast_rounds_no_row_of_text(builder(folder))
+    contract.assert_autocast_rounds_no_row_of_text(partial(build, folder, **GUIDED))
 
 
 def test_half_precision_draws_the_half_precision_pipeline(folder: Path) -> None:

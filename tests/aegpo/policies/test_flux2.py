@@ -131,6 +131,18 @@ def test_full_finetuning_is_a_users_pipeline(folders: dict[str, Path], tmp_path:
     )
 
 
+@pytest.mark.parametrize(
+    ("family", "arguments"),
+    [("dev", {}), ("klein", {"guidance_scale": 3.0}), ("klein", {"full_finetuning": True})],
+)
+def test_export_passes_its_check(
+    folders: dict[str, Path], family: str, arguments: dict[str, Any], tmp_path: Path
+) -> None:
+    contract.assert_export_passes_its_check(
+        lambda **more: build(folders, family, **more), tmp_path, **arguments
+    )
+
+
 @both
 def test_first_ratio_is_one(folders: dict[str, Path], family: str) -> None:
     contract.assert_first_ratio_is_one(build(folders, family), FlowSDE(), 0.7)

@@ -3,8 +3,10 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+import policy_contract as contract
 import pytest
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -354,6 +356,21 @@ def test_full_finetuning_saves_a_pipeline(tiny_sd3_folder: Path, tmp_path: Path)
     again = build(tmp_path)
     with torch.no_grad():
         assert torch.equal(again(*inputs(again)), policy(*inputs(policy)))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"guidance_scale": 3.0, "sigma_spacing": "uniform"},
+        {"dtype": "float16"},
+        {"full_finetuning": True},
+    ],
+    ids=str,
+)
+def test_export_passes_its_check(
+    tiny_sd3_folder: Path, tmp_path: Path, arguments: dict[str, object]
+) -> None:
+    contract.assert_export_passes_its_check(partial(build, tiny_sd3_folder), tmp_path, **arguments)
 
 
 def test_checkpoint_of_trainable_tensors(tiny_sd3_folder: Path) -> None:
