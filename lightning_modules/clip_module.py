@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from aegpo.rewards.open_clip_preprocess import preprocess
+from aegpo.rewards.clip_pixels import clip_pixels
+from aegpo.rewards.open_clip_model import pixel_settings
 from lightning_modules.warmup_cosine import warmup_cosine
 
 MAX_LOGIT_SCALE = math.log(100.0)
@@ -37,11 +38,9 @@ class CLIPModule(lightning.LightningModule):
             where the text tower reads the text's feature.
         optimizer: Optimizer of all parameters; its learning rate is the schedule's peak.
         warmup_steps: Optimizer steps of the linear rise of the learning rate.
-        decay_steps: Optimizer steps after which the learning rate is 0, all steps of the run by
-            default; more than that end the run while it still learns.
 
     Raises:
-        ValueError: If the tokenizer's end token is not the last one.
+        ValueError: If the tokenizer's end token is not the last one, or images are not square.
     """
 
     def __init__(
@@ -50,7 +49,6 @@ class CLIPModule(lightning.LightningModule):
         tokenizer: PreTrainedTokenizerBase,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         warmup_steps: int = 100,
-        decay_steps: int | None = None,
     ) -> None:
         super().__init__()
         if tokenizer.eos_token_id != len(tokenizer) - 1:
@@ -68,10 +66,10 @@ class CLIPModule(lightning.LightningModule):
         self.model_cfg = {**model_cfg, "text_cfg": text_cfg}
         self.clip = open_clip.CLIP(**self.model_cfg).train()
         self.preprocess_cfg = asdict(PreprocessCfg(size=self.clip.visual.image_size))
+        self.pixel_settings = pixel_settings(self.preprocess_cfg)
         self.tokenizer = tokenizer
         self.optimizer = optimizer
         self.warmup_steps = warmup_steps
-        self.decay_steps = decay_steps
         self.loss = open_clip.ClipLoss()
 
     def encode(self, images: Tensor, captions: list[str]) -> tuple[Tensor, Tensor]:
@@ -88,7 +86,7 @@ class CLIPModule(lightning.LightningModule):
             captions, padding="max_length", truncation=True, return_tensors="pt"
         ).input_ids
         return (
-            self.clip.encode_image(preprocess(images, self.preprocess_cfg), normalize=True),
+            self.clip.encode_image(clip_pixels(images, **self.pixel_settings), normalize=True),
             self.clip.encode_text(tokens.to(images.device), normalize=True),
         )
 
@@ -133,7 +131,7 @@ class CLIPModule(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimizer with its warm-up and cosine decay, stepped every batch."""
         optimizer = self.optimizer(self.clip.parameters())
-        num_steps = self.decay_steps or int(self.trainer.estimated_stepping_batches)
+        num_steps = int(self.trainer.estimated_stepping_batches)
         schedule = warmup_cosine(optimizer, self.warmup_steps, num_steps)
         return {
             "optimizer": optimizer,

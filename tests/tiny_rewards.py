@@ -10,11 +10,13 @@ import numpy as np
 import open_clip
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from tiny_pipelines import WORDS, tiny_clip_tokenizer
 from torch import Tensor
 from transformers import BertTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel
 
-from aegpo.rewards import AestheticV2, HPSv21, ImageReward, PickScore
+from aegpo.rewards import AestheticV2, HPSv21, ImageReward, OpenCLIPSimilarity, PickScore
+from aegpo.shapes.pipeline import shapes_tokenizer
 
 SIZE = 32
 """Height and width in pixels of what the tiny networks see."""
@@ -120,6 +122,37 @@ def tiny_pickscore(folder: Path, **settings: Any) -> PickScore:
     return PickScore(str(folder), str(folder), **settings)
 
 
+def save_tiny_open_clip(folder: Path, **vision: Any) -> Path:
+    """A model of open_clip with weights and tokenizer, and a mean and std of its own."""
+    tokenizer = shapes_tokenizer()
+    model = {
+        "embed_dim": 16,
+        "vision_cfg": {
+            **{"image_size": SIZE, "patch_size": 8, "width": 32, "head_width": 16, "layers": 2},
+            **vision,
+        },
+        "text_cfg": {
+            **{"context_length": tokenizer.model_max_length, "vocab_size": len(tokenizer)},
+            **{"width": 32, "heads": 2, "layers": 2, "hf_tokenizer_name": "tokenizer"},
+        },
+    }
+    pixels = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
+    folder.mkdir(exist_ok=True)
+    config = json.dumps({"model_cfg": model, "preprocess_cfg": pixels})
+    (folder / "open_clip_config.json").write_text(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = open_clip.CLIP(**model)
+    save_file(network.state_dict(), folder / "open_clip_model.safetensors")
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def tiny_open_clip(folder: Path) -> OpenCLIPSimilarity:
+    """Any model of open_clip, from a folder."""
+    return OpenCLIPSimilarity(str(save_tiny_open_clip(folder)))
+
+
 def head_tensors(width: int, prefix: str, generator: torch.Generator) -> dict[str, Tensor]:
     """The five linear layers as both checkpoints name them."""
     widths = [width, 1024, 128, 64, 16, 1]
@@ -211,6 +244,7 @@ def tiny_image_reward(folder: Path) -> ImageReward:
 
 BUILDERS = {
     "hpsv2": tiny_hpsv2,
+    "open_clip": tiny_open_clip,
     "pickscore": tiny_pickscore,
     "aesthetic": tiny_aesthetic,
     "image_reward": tiny_image_reward,

@@ -14,11 +14,12 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 def clip_pixels(
     images: Tensor,
     size: int,
-    fit: Literal["crop", "pad"],
+    fit: Literal["crop", "pad", "squash"],
     mean: Sequence[float] = OPENAI_CLIP_MEAN,
     std: Sequence[float] = OPENAI_CLIP_STD,
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic",
 ) -> Tensor:
-    """Resize with antialiased bicubic interpolation, make square and normalize.
+    """Resize with antialiasing, make square and normalize.
 
     The published transforms work on 8-bit PIL images; this differs from them by their rounding,
     about 1/255 in a pixel. When an odd number of rows or columns is cut off, the libraries differ
@@ -28,9 +29,11 @@ def clip_pixels(
         images: Shape (N, 3, H, W), in [0, 1].
         size: Height and width of the result, in pixels.
         fit: "crop" resizes the shorter side to `size` and cuts the middle out, as CLIP does; "pad"
-            resizes the longer side and adds black on both ends of the other, as HPSv2 does.
+            resizes the longer side and adds black on both ends of the other, as HPSv2 does;
+            "squash" resizes both sides to `size`, as SigLIP does.
         mean: Of the channels; OpenAI's.
         std: Of the channels; OpenAI's.
+        interpolation: Of the resizing.
 
     Returns:
         Shape (N, 3, size, size), fp32.
@@ -39,6 +42,8 @@ def clip_pixels(
     if fit == "crop":  # rounded down, as torchvision and transformers do
         shorter = min(height, width)
         target = [size * height // shorter, size * width // shorter]
+    elif fit == "squash":
+        target = [size, size]
     else:
         longer = max(height, width)
         target = [max(1, round(size * side / longer)) for side in (height, width)]
@@ -46,7 +51,7 @@ def clip_pixels(
     # As PIL, which resizes along the width first and clips what overshoots after either pass.
     for sides in ([height, target[1]], target):
         resized = functional.resize(
-            resized, sides, InterpolationMode.BICUBIC, antialias=True
+            resized, sides, InterpolationMode(interpolation), antialias=True
         ).clamp(0, 1)
     # center_crop pads what is smaller than `size` with zeros: black, for it is not normalized yet.
     square = functional.center_crop(resized, [size, size])

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from aegpo.rewards.geneval_clauses import COLORS, DetectedObject
+from aegpo.rewards.open_clip_model import find_open_clip, load_open_clip
 
 BACKGROUND = 0x99
 """Gray value of what does not belong to the object."""
@@ -29,20 +30,19 @@ class ColorClassifier:
     """
 
     def __init__(self, model: str, pretrained: str | None, device: torch.device) -> None:
-        import open_clip
+        from open_clip.transform import PreprocessCfg, image_transform_v2
 
         try:
-            self._model, self._preprocess = open_clip.create_model_from_pretrained(
-                model, pretrained=pretrained, device=device
-            )
-            self._tokenizer = open_clip.get_tokenizer(model)
-        except (OSError, RuntimeError, ValueError) as error:
+            self._model, self._tokenizer = load_open_clip(find_open_clip(model, pretrained))
+        except (OSError, ValueError) as error:
             raise FileNotFoundError(
                 f"clip_model={model!r} with clip_pretrained={pretrained!r} could not be loaded "
-                f"({(str(error).strip() or type(error).__name__).splitlines()[0]}); give a pair of "
-                "open_clip.list_pretrained() that can be fetched, or local-dir:FOLDER with null"
+                f"({error}); give a pair of open_clip.list_pretrained() that can be fetched, or "
+                "local-dir:FOLDER with null"
             ) from error
-        self._model.eval()
+        self._model.to(device).eval()
+        config = PreprocessCfg(**self._model.visual.preprocess_cfg)
+        self._preprocess = image_transform_v2(config, is_train=False)
         self._device = device
         self._classifiers: dict[str, Tensor] = {}
 

@@ -5,18 +5,27 @@ from __future__ import annotations
 import difflib
 import json
 import pickle
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from aegpo.rewards.weights import explained
+
 BUNDLED = {"shapes": Path(__file__).parent.parent / "shapes" / "clip"}
 """Folders that come with the package, by the name that stands for them."""
 
 CONFIG = "open_clip_config.json"
+KEYS = ("embed_dim", "vision_cfg", "text_cfg")
+"""What a model's config has at least."""
+
 WEIGHTS = ("*.safetensors", "*.bin", "*.pth")
 """What open_clip takes for the weights in a folder."""
+
+FITS = {"shortest": "crop", "longest": "pad", "squash": "squash"}
+"""What `clip_pixels` calls open_clip's resize modes."""
 
 
 @dataclass(frozen=True)
@@ -63,49 +72,49 @@ def find_open_clip(model: str, pretrained: str | None) -> OpenCLIPSource:
     return OpenCLIPSource(name, _known_weights(name, pretrained))
 
 
-def load_open_clip(source: OpenCLIPSource, precision: str) -> tuple[Any, Any]:
-    """Loads a model and its tokenizer on the CPU; a hub id or a tag may download.
+def load_open_clip(source: OpenCLIPSource) -> tuple[Any, Any]:
+    """Loads a model and its tokenizer on the CPU in fp32; a hub id or a tag may download.
 
     Args:
         source: From `find_open_clip`.
-        precision: open_clip's "fp32", "bf16" or "fp16".
 
     Returns:
-        The model, in evaluation mode, without gradients; and the tokenizer, texts to (N, S) int64.
+        The model; and the tokenizer, texts to (N, S) int64.
 
     Raises:
+        FileNotFoundError: If something has to be fetched and cannot be.
+        PermissionError: If the repository is gated.
         ValueError: If the weights or the config do not load, or ask for foreign code.
     """
     import open_clip
-    from safetensors import SafetensorError
 
+    if source.pretrained:
+        given, argument = source.pretrained, "pretrained"
+    else:
+        given, argument = source.name.split(":", 1)[1], "model"
     # OpenAI's weights were trained with another activation than the config of the same name has.
     tag = open_clip.get_pretrained_cfg(source.name, source.pretrained) if source.pretrained else {}
-    try:
+    with explained(given, argument):
         config = open_clip.get_model_config(source.name)
+        if not set(KEYS) <= set(config):
+            raise ValueError(f"its config must have the keys {', '.join(KEYS)}")
         if (config["text_cfg"].get("tokenizer_kwargs") or {}).get("trust_remote_code"):
             raise ValueError("its tokenizer asks for trust_remote_code, which is never given")
-        with torch.random.fork_rng(devices=[]):  # the first weights are drawn, then replaced
-            model = open_clip.create_model(
-                source.name,
-                source.pretrained,
-                precision=precision,
-                force_quick_gelu=bool(tag.get("quick_gelu")),
-                require_pretrained=True,
-                weights_only=True,
-            )
-        tokenizer = open_clip.get_tokenizer(source.name)
-    except (
-        *(RuntimeError, OSError, ValueError, KeyError, TypeError, AssertionError),
-        *(pickle.UnpicklingError, SafetensorError),
-    ) as error:
-        reason = str(error).strip().split("\n")[0]
-        weights = f" with pretrained={source.pretrained!r}" if source.pretrained else ""
-        raise ValueError(
-            f"could not load the open_clip model {source.name}{weights} ({reason}); give weights "
-            "of this architecture, or check the network if they have to be fetched"
-        ) from error
-    return model.eval().requires_grad_(False), tokenizer
+        try:
+            # Not load_exactly: open_clip renames what it knows from other layouts of checkpoints.
+            with torch.random.fork_rng(devices=[]):  # the first weights are drawn, then replaced
+                model = open_clip.create_model(
+                    source.name,
+                    source.pretrained,
+                    force_quick_gelu=bool(tag.get("quick_gelu")),
+                    require_pretrained=True,
+                    weights_only=True,
+                )
+        except (TypeError, AssertionError) as error:
+            raise ValueError(f"open_clip cannot build its config: {error}") from error
+        except pickle.UnpicklingError as error:
+            raise ValueError("it is no checkpoint of tensors alone") from error
+        return model, open_clip.get_tokenizer(source.name)
 
 
 def _check_folder(folder: Path) -> None:
@@ -130,10 +139,8 @@ def _register(file: Path) -> str:
         config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"model={str(file)!r} is not valid JSON: {error}") from error
-    if not isinstance(config, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= set(config):
-        raise ValueError(
-            f"model={str(file)!r} must have the keys embed_dim, vision_cfg and text_cfg"
-        )
+    if not isinstance(config, dict) or not set(KEYS) <= set(config):
+        raise ValueError(f"model={str(file)!r} must have the keys {', '.join(KEYS)}")
     if open_clip.get_model_config(file.stem) not in (None, config):
         raise ValueError(
             f"open_clip has another architecture named {file.stem!r}; rename {str(file)!r}"
@@ -173,3 +180,32 @@ def _known_weights(name: str, pretrained: str | None) -> str:
     if not file.is_file():
         raise FileNotFoundError(f"pretrained={pretrained!r} is no file and no tag; {accepted}")
     return str(file)
+
+
+def pixel_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Says how `clip_pixels` has to prepare images for a model.
+
+    Args:
+        config: A model's `visual.preprocess_cfg`, in open_clip's terms.
+
+    Returns:
+        The arguments of `clip_pixels` after the images.
+
+    Raises:
+        ValueError: If the model wants images that are not square, borders that are not black, or
+            an unknown interpolation.
+    """
+    size = config["size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    if height != width or config["interpolation"] not in ("bicubic", "bilinear"):
+        raise ValueError(
+            f"the model wants images of {height}x{width} by {config['interpolation']} resizing; "
+            "choose one for square images, bicubic or bilinear"
+        )
+    fit = FITS[config["resize_mode"]]
+    if fit == "pad" and config["fill_color"] != 0:
+        raise ValueError(
+            f"the model wants borders of gray {config['fill_color']}; choose one with black borders"
+        )
+    names = ("mean", "std", "interpolation")
+    return {"size": height, "fit": fit, **{name: config[name] for name in names}}

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -144,7 +145,7 @@ def explained(source: str, argument: str, wanted: str = "model") -> Iterator[Non
                 f"{argument}={source!r} is on the hub, but has no {wanted}; check the name, or "
                 f"{local}"
             ) from error
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = shorten(str(error), 200, placeholder=" ...") or type(error).__name__
         kind = FileNotFoundError if has(FileNotFoundError) else ValueError
         raise kind(f"{argument}={source!r} could not be read: {reason}") from error
 

@@ -114,6 +114,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=8, help="samples for each of them")
     arguments = parser.parse_args()
     clip = OpenCLIPSimilarity(arguments.model, batch_size=512)
+    clip.setup(torch.device("cpu"))
     retrieval(clip, arguments.rounds)
     misses(clip, arguments.rounds)
     beside_the_judge(clip, arguments.prompts, arguments.images)

@@ -96,10 +96,11 @@ def test_a_short_fit_learns_colors_and_the_reward_reads_the_export(tmp_path: Pat
     with torch.no_grad():
         pictures, texts = clip.eval().encode(images, CAPTIONS)
     reward = OpenCLIPSimilarity(str(tmp_path / "clip"))
+    reward.setup(torch.device("cpu"))
     scores = reward(images, CAPTIONS, [{}] * 24)
     # The file holds half precision.
     torch.testing.assert_close(scores, (pictures * texts).sum(1), rtol=0, atol=5e-3)
-    assert reward._model.visual.preprocess_cfg["size"] == 32
+    assert reward.network.visual.preprocess_cfg["size"] == 32
     tokenizer = open_clip.get_tokenizer(f"local-dir:{tmp_path / 'clip'}")
     expected = shapes_tokenizer()(CAPTIONS, padding="max_length").input_ids
     assert tokenizer(CAPTIONS).tolist() == expected
