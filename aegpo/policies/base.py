@@ -210,6 +210,9 @@ class Policy(nn.Module, abc.ABC):
         Args:
             resolution: Height and width in pixels; None changes nothing.
 
+        Returns:
+            The context.
+
         Raises:
             ValueError: If this model has one size only.
         """
