@@ -36,8 +36,10 @@ RECIPES = [
     ("flux1_dev", "hpsv21", ["8x80gb"]),
     ("sdxl", "aesthetic", ["1x24gb"]),
     ("sdxl", "jpeg", ["1x80gb"]),
+    ("sdxl", "aesthetic", ["8x80gb"]),
     ("sd15", "aesthetic", ["1x24gb"]),
     ("sd15", "jpeg", ["1x80gb"]),
+    ("sd15", "aesthetic", ["8x80gb"]),
 ]
 MASK2FORMER = 0.069e9
 """Parameters of Mask2Former with Swin-S, which is not built here."""
