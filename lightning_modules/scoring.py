@@ -73,8 +73,7 @@ class Scoring:
             all images.
         """
         if self.chunks == 1:
-            images = batch.repeat(tree.prompt)
-            return guarded_scores(self.reward, tree.images, images.prompts, images.metadata)
+            return self._guarded(tree, batch)
         results = [job.result() for job in self._jobs]
         self._jobs = []
         self.reward.parts = _joined([parts for _, parts in results])
@@ -95,10 +94,13 @@ class Scoring:
         columns = [part if part.shape == rewards.shape else missing for part in parts]
         return torch.stack(columns, dim=1) if columns else rewards.new_empty(len(rewards), 0)
 
+    def _guarded(self, tree: RolloutTree, batch: PromptBatch) -> Tensor:
+        images = batch.repeat(tree.prompt)
+        return guarded_scores(self.reward, tree.images, images.prompts, images.metadata)
+
     @torch.no_grad()
     def _score(self, tree: RolloutTree, batch: PromptBatch) -> tuple[Tensor, Parts]:
-        images = batch.repeat(tree.prompt)
-        scores = guarded_scores(self.reward, tree.images, images.prompts, images.metadata)
+        scores = self._guarded(tree, batch)
         current = {k: part for k, part in self.reward.parts.items() if len(part) == len(scores)}
         return scores, current
 

@@ -154,16 +154,6 @@ class DiffusersPolicy(Exportable):
 
     # What a family of models must say, beside `predict`, `encode_texts` and `token_layout`.
 
-    @property
-    @abc.abstractmethod
-    def latent_channels(self) -> int:
-        """Channels of a latent before any packing."""
-
-    @property
-    @abc.abstractmethod
-    def default_latent_size(self) -> int:
-        """Height and width of the model's own latents."""
-
     @abc.abstractmethod
     def blank_conditioning(self, num_rows: int) -> Conditioning:
         """Rows as `encode_texts` gives them for the longest texts, without running an encoder.
@@ -174,6 +164,18 @@ class DiffusersPolicy(Exportable):
         Returns:
             n rows of zeros on the policy's device, all tokens real, without `negative`.
         """
+
+    # What most families have in common.
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of a latent before any packing: those of the denoiser's input."""
+        return int(self.trained.config.in_channels)
+
+    @property
+    def default_latent_size(self) -> int:
+        """Height and width of the model's own latents: the denoiser's `sample_size`."""
+        return int(self.trained.config.sample_size)
 
     @property
     def latent_multiple(self) -> int:

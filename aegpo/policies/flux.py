@@ -11,7 +11,8 @@ from torch import Tensor
 
 from aegpo.policies.conditioning import Conditioning, real_tokens
 from aegpo.policies.diffusers_policy import scaled_decode
-from aegpo.policies.flux_policy import FluxPolicy, to_patches
+from aegpo.policies.flux_policy import PATCH, FluxPolicy
+from aegpo.policies.patches import to_patches
 
 
 class Flux(FluxPolicy):
@@ -99,7 +100,7 @@ class Flux(FluxPolicy):
 
     def pipeline_latents(self, noise: Tensor, dtype: torch.dtype) -> Tensor:
         """The noise as tokens, shape (n, H/2 * W/2, 4 C)."""
-        return to_patches(noise).to(dtype)
+        return to_patches(noise, PATCH).to(dtype)
 
     @classmethod
     def classifier_free_guidance(cls, arguments: Mapping[str, Any]) -> float:

@@ -7,13 +7,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import ModelMixin
 from torch import Tensor
 
 from aegpo.entropy.tokens import TokenLayout
 from aegpo.policies.conditioning import Conditioning
 from aegpo.policies.flow_policy import FlowPolicy
+from aegpo.policies.patches import from_patches, to_patches
 from aegpo.policies.pretrained import find_pipeline, read_model_index, read_part_config
 from aegpo.sigmas import Spacing
 
@@ -102,7 +102,7 @@ class FluxPolicy(FlowPolicy):
         if self.distilled_guidance is not None:
             inputs["guidance"] = torch.full_like(sigma, self.distilled_guidance).float()
         tokens: Tensor = self.denoiser(
-            hidden_states=to_patches(latents).to(dtype),
+            hidden_states=to_patches(latents, PATCH).to(dtype),
             # The transformer multiplies by 1,000 again. In half precision the detour rounds as it
             # does in the pipeline, so that both tell the model the same noise level.
             timestep=self.timestep(sigma).to(dtype) / 1000,
@@ -112,7 +112,7 @@ class FluxPolicy(FlowPolicy):
             return_dict=False,
             **inputs,
         )[0]
-        return from_patches(tokens, height, width)
+        return from_patches(tokens, height, width, PATCH)
 
     def blank_conditioning(self, num_rows: int) -> Conditioning:
         """Rows of `max_sequence_length` tokens, and the pooled text where there is one."""
@@ -172,22 +172,3 @@ class FluxPolicy(FlowPolicy):
                 "guidance embedding (as in FLUX.1-schnell); leave guidance_scale out"
             )
         return None
-
-
-def to_patches(latents: Tensor) -> Tensor:
-    """Turns latents into tokens: (n, C, H, W) to (n, H/2 * W/2, 4 C)."""
-    return F.pixel_unshuffle(latents, PATCH).flatten(2).mT
-
-
-def from_patches(tokens: Tensor, height: int, width: int) -> Tensor:
-    """Undoes `to_patches`.
-
-    Args:
-        tokens: Shape (n, height * width, 4 C).
-        height: Rows of patches.
-        width: Patches per row.
-
-    Returns:
-        Latents, shape (n, C, 2 height, 2 width).
-    """
-    return F.pixel_shuffle(tokens.mT.reshape(len(tokens), -1, height, width), PATCH)

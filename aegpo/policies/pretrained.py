@@ -11,6 +11,8 @@ import torch
 from diffusers import BitsAndBytesConfig, DiffusionPipeline, ModelMixin, PipelineQuantizationConfig
 from huggingface_hub.errors import GatedRepoError
 
+from aegpo.causes import causes
+
 Quantization = Literal["nf4", "int8"]
 """How frozen weights may be stored: 4 bits (QLoRA, arXiv 2305.14314) or 8 (arXiv 2208.07339)."""
 
@@ -77,7 +79,7 @@ def read_model_index(
     except OSError as error:
         if isinstance(source, Path):
             raise ValueError(f"{source}/model_index.json is not valid JSON; {accepted}") from error
-        if _is_gated(error):
+        if any(isinstance(cause, GatedRepoError) for cause in causes(error)):
             raise FileNotFoundError(
                 f"{source!r} is gated: accept its terms at https://huggingface.co/{source}, log in "
                 "with `hf auth login`, and start again"
@@ -197,10 +199,3 @@ def load_denoiser(source: str | Path, model: type[ModelMixin], name: str) -> Mod
         local_files_only=isinstance(source, Path),
     )
     return denoiser.requires_grad_(False).eval()
-
-
-def _is_gated(error: BaseException | None) -> bool:
-    """Whether the hub refused for want of accepted terms, however deep the error is wrapped."""
-    while error is not None and not isinstance(error, GatedRepoError):
-        error = error.__cause__ or error.__context__
-    return error is not None

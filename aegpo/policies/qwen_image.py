@@ -13,6 +13,7 @@ from torch import Tensor
 from aegpo.entropy.tokens import TokenLayout
 from aegpo.policies.conditioning import Conditioning
 from aegpo.policies.flow_policy import FlowPolicy
+from aegpo.policies.patches import from_patches, to_patches
 
 
 class QwenImage(FlowPolicy):
@@ -87,7 +88,7 @@ class QwenImage(FlowPolicy):
         dtype, patch = self.compute_dtype, self.latent_multiple
         height, width = (side // patch for side in latents.shape[2:])
         tokens: Tensor = self.denoiser(
-            hidden_states=F.pixel_unshuffle(latents, patch).flatten(2).transpose(1, 2).to(dtype),
+            hidden_states=to_patches(latents, patch).to(dtype),
             # The pipeline rounds the timestep before it scales it down.
             timestep=self.timestep(sigma).to(dtype) / 1000,
             encoder_hidden_states=cond.embeds.to(dtype),
@@ -95,9 +96,7 @@ class QwenImage(FlowPolicy):
             img_shapes=[[(1, height, width)]] * len(latents),
             return_dict=False,
         )[0]
-        return F.pixel_shuffle(
-            tokens.transpose(1, 2).reshape(len(latents), -1, height, width), patch
-        )
+        return from_patches(tokens, height, width, patch)
 
     def guide(self, conditional: Tensor, unconditional: Tensor) -> Tensor:
         """Classifier-free guidance whose tokens are as long as those of `conditional`.
@@ -171,5 +170,4 @@ class QwenImage(FlowPolicy):
 
     def pipeline_latents(self, noise: Tensor, dtype: torch.dtype) -> Tensor:
         """The noise as tokens, shape (n, H/2 * W/2, 4 C)."""
-        packed = F.pixel_unshuffle(noise, self.latent_multiple).flatten(2).transpose(1, 2)
-        return packed.to(dtype)
+        return to_patches(noise, self.latent_multiple).to(dtype)

@@ -70,16 +70,6 @@ class Sana(FlowPolicy):
         self.max_sequence_length = max_sequence_length
         self.complex_human_instruction = complex_human_instruction
 
-    @property
-    def latent_channels(self) -> int:
-        """Channels of a latent: 32 for the published models."""
-        return int(self.trained.config.in_channels)
-
-    @property
-    def default_latent_size(self) -> int:
-        """The transformer's `sample_size`."""
-        return int(self.trained.config.sample_size)
-
     def attention_layers(self) -> list[tuple[str, nn.Module]]:
         """The cross-attention layers, the only ones with a softmax."""
         return [layer for layer in super().attention_layers() if layer[0].endswith("attn2")]

@@ -53,16 +53,6 @@ class StableDiffusion3(FlowPolicy):
         self.max_sequence_length = max_sequence_length
 
     @property
-    def latent_channels(self) -> int:
-        """Channels of a latent: 16 for the published models."""
-        return int(self.trained.config.in_channels)
-
-    @property
-    def default_latent_size(self) -> int:
-        """The transformer's `sample_size`."""
-        return int(self.trained.config.sample_size)
-
-    @property
     def largest_latent_size(self) -> int:
         """As far as the position embedding reaches."""
         return self.latent_multiple * int(self.trained.config.pos_embed_max_size)

@@ -52,16 +52,6 @@ class UNetPolicy(DiffusersPolicy):
             )
         self.noise_schedule = NoiseSchedule(self.pipeline.scheduler)
 
-    @property
-    def latent_channels(self) -> int:
-        """Channels of a latent: 4 for the published models."""
-        return int(self.trained.config.in_channels)
-
-    @property
-    def default_latent_size(self) -> int:
-        """The UNet's `sample_size`."""
-        return int(self.trained.config.sample_size)
-
     def sigmas(self, num_steps: int) -> Tensor:
         """Noise levels of DDIM's timesteps, shape (num_steps + 1,) fp32.
 

@@ -79,11 +79,6 @@ class ZImage(FlowPolicy):
         self.max_sequence_length = max_sequence_length
 
     @property
-    def latent_channels(self) -> int:
-        """Channels of a latent: 16 for the published models."""
-        return int(self.trained.config.in_channels)
-
-    @property
     def default_latent_size(self) -> int:
         """The pipeline's own: images of 1,024 pixels."""
         return 1024 // int(self.pipeline.vae_scale_factor)

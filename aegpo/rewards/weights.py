@@ -26,6 +26,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from aegpo.causes import causes
+
 WEIGHT_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".safetensors")
 """Ends of file names that hold weights: "models/hps.pt" is a path that was mistyped, no hub id."""
 
@@ -119,11 +121,11 @@ def explained(source: str, argument: str, wanted: str = "model") -> Iterator[Non
     try:
         yield
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        causes = list(_causes(error))
+        chain = list(causes(error))
         local = f"give a local path as {argument}"
 
         def has(*kinds: type[BaseException]) -> bool:
-            return any(isinstance(cause, kinds) for cause in causes)
+            return any(isinstance(cause, kinds) for cause in chain)
 
         if has(GatedRepoError):  # a kind of RepositoryNotFoundError
             raise PermissionError(
@@ -233,11 +235,3 @@ def load_exactly(network: nn.Module, tensors: Mapping[str, Tensor], source: str)
             f"{', '.join(found)}; give the file that the authors published"
         )
     network.load_state_dict(tensors)
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and what led to it; libraries wrap the hub's errors in their own."""
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__ or cause.__context__
