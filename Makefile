@@ -45,6 +45,7 @@ test: $(READY)  ## run the tests with coverage of aegpo/ (at least 90 %)
 check: $(READY)  ## lint, formatting, types of aegpo/, docstrings against signatures, spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy --strict aegpo
 	$(BIN)/pydoclint $(PACKAGES)
 	$(BIN)/codespell $(PACKAGES) tests docs configs *.md

@@ -29,9 +29,11 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-from aegpo.policies import Conditioning, Flux, StableDiffusion3
+from aegpo.policies.conditioning import Conditioning
 from aegpo.policies.diffusers_policy import DiffusersPolicy
-from lightning_modules.cli import AEGPOCLI
+from aegpo.policies.families.flux import Flux
+from aegpo.policies.families.stable_diffusion3 import StableDiffusion3
+from lightning_modules.cli.lightning_cli import AEGPOCLI
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 TINY: dict[str, dict[str, Any]] = {

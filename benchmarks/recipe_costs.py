@@ -19,8 +19,8 @@ from published_pipelines import NUM_PARAMETERS, PIPELINES, write_pipeline
 from torch.utils.flop_counter import FlopCounterMode
 
 from aegpo.policies.diffusers_policy import DiffusersPolicy
-from lightning_modules.cli import AEGPOCLI
-from lightning_modules.plan import RunPlan, make_plan
+from lightning_modules.cli.lightning_cli import AEGPOCLI
+from lightning_modules.commands.plan.plan import RunPlan, make_plan
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 UTILIZATION = 0.4

@@ -8,8 +8,8 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 
 from aegpo.distributed import all_reduce_sum
-from aegpo.planned_run import PlansEvaluations
-from aegpo.schedule import require_positive
+from aegpo.planning.counts import PlansEvaluations
+from aegpo.utilities.checks import require_positive
 
 
 class BudgetStop(L.Callback, PlansEvaluations):

@@ -10,8 +10,8 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
-from aegpo.compute import PURPOSES
 from aegpo.distributed import all_reduce_sum
+from aegpo.evaluations import PURPOSES
 from callbacks.budget_stop import total_evaluations
 
 

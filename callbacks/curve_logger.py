@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from aegpo.prompts import PromptBatch
-from aegpo.schedule import require_positive
+from aegpo.utilities.checks import require_positive
 
 
 class CurveLogger(L.Callback):

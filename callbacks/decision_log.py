@@ -9,9 +9,9 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from aegpo.decisions import Decision, read_decisions
 from aegpo.distributed import all_gather_rows
 from aegpo.prompts import PromptBatch
+from aegpo.study.decision_log import Decision, read_decisions
 
 
 class DecisionLog(L.Callback):

@@ -13,7 +13,7 @@ from aegpo.entropy.reading import EntropyReading, delta_entropy
 from aegpo.entropy.recorder import EntropyRecorder
 from aegpo.entropy.recording import Recording
 from aegpo.exploration import ExplorationSchedule
-from aegpo.planned_run import PlansEvaluations, Range, RunShape
+from aegpo.planning.counts import PlansEvaluations, Range, RunShape
 from aegpo.policies.base import Policy
 from aegpo.prompts import PromptBatch
 from aegpo.rollout import rollout

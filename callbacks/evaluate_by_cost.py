@@ -7,8 +7,8 @@ from typing import Any
 
 import lightning as L
 
-from aegpo.planned_run import PlansEvaluations
-from aegpo.schedule import require_positive
+from aegpo.planning.counts import PlansEvaluations
+from aegpo.utilities.checks import require_positive
 from callbacks.budget_stop import total_evaluations
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import RichProgressBar
 
-from aegpo.schedule import require_positive
+from aegpo.utilities.checks import require_positive
 
 
 class RolloutProgressBar(RichProgressBar):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from aegpo.distributed import all_gather_rows
 from aegpo.entropy.reading import EntropyReading
-from aegpo.planned_run import PlansEvaluations
+from aegpo.planning.counts import PlansEvaluations
 from aegpo.prompts import PromptBatch
 
 

@@ -9,8 +9,8 @@ import lightning as L
 import numpy as np
 import torch
 
-from aegpo.image_grid import image_grid
 from aegpo.prompts import PromptBatch
+from aegpo.utilities.images import image_grid
 from callbacks.curve_logger import tensorboard_writers
 
 

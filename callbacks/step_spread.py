@@ -10,11 +10,11 @@ from torch import Tensor
 
 from aegpo.distributed import all_gather_rows, all_reduce_sum, world
 from aegpo.entropy.reading import EntropyReading
-from aegpo.planned_run import PlansEvaluations, Range, RunShape
+from aegpo.planning.counts import PlansEvaluations, Range, RunShape
 from aegpo.prompts import PromptBatch
-from aegpo.split_variance import split_variance
-from aegpo.step_trials import single_step_rewards
-from aegpo.step_variance import StepVariance, VarianceTerms, trial_variance
+from aegpo.study.split_variance import split_variance
+from aegpo.study.step_trials import single_step_rewards
+from aegpo.study.step_variance import StepVariance, VarianceTerms, trial_variance
 
 
 class StepSpread(L.Callback, PlansEvaluations):
@@ -186,8 +186,8 @@ class TreeSpread(StepSpread):
     """Reads the variance of each step off the trees that training draws anyway.
 
     It costs nothing. At each split the variance between siblings tells what the split's noise
-    explains (`aegpo.split_variance`), together with the noisy steps up to the next split. A step
-    that never split has no estimate and is put first, and one that has not split for
+    explains (`aegpo.study.split_variance`), together with the noisy steps up to the next split. A
+    step that never split has no estimate and is put first, and one that has not split for
     `revisit_every` iterations is put first again, so the selector has to follow the curve:
     `EntropyPeaks` with `branching: 2`.
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from aegpo.prompt_files import read_prompts
+from aegpo.prompts.files import read_prompts
 
 
 class PromptDataset(Dataset[dict[str, Any]]):
@@ -14,7 +14,7 @@ class PromptDataset(Dataset[dict[str, Any]]):
 
     Args:
         source: A `.txt` file (one prompt a line), a `.jsonl` or `.csv` file, or a split of a
-            bundled set: `shapes:train`, `geneval:heldout`, ... (`aegpo.prompt_sets`).
+            bundled set: `shapes:train`, `geneval:heldout`, ... (`aegpo.prompts.sets`).
         column: Name of the field that holds the prompt, in `.jsonl` and `.csv` files.
 
     Raises:

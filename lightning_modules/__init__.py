@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lightning_modules.aegpo_module import AEGPOModule
     from lightning_modules.autoencoder_module import AutoencoderModule
-    from lightning_modules.cli import AEGPOCLI
+    from lightning_modules.cli.lightning_cli import AEGPOCLI
+    from lightning_modules.cli.trainer import AEGPOTrainer
     from lightning_modules.flow_matching_module import FlowMatchingModule
-    from lightning_modules.trainer import AEGPOTrainer
 
 _MODULES = {
-    "AEGPOCLI": "cli",
+    "AEGPOCLI": "cli.lightning_cli",
     "AEGPOModule": "aegpo_module",
-    "AEGPOTrainer": "trainer",
+    "AEGPOTrainer": "cli.trainer",
     "AutoencoderModule": "autoencoder_module",
     "FlowMatchingModule": "flow_matching_module",
 }

@@ -12,32 +12,29 @@ from torch import Tensor
 
 from aegpo.advantages import GroupRelative
 from aegpo.allocation import Allocator
+from aegpo.allocation.sharding import shard
 from aegpo.distributed import all_gather_rows, all_reduce_sum, world
 from aegpo.entropy import EntropyReading, EntropyRecorder, Recording
 from aegpo.exploration import ExplorationSchedule, StepSelector
-from aegpo.losses import TransitionWeight
 from aegpo.noise import KeyedNoise
-from aegpo.objectives import Experience, Objective
-from aegpo.policies.base import Conditioning, Policy
+from aegpo.objectives import Credit, Experience, Objective, Pruning, TransitionWeight
+from aegpo.policies.base import Policy
+from aegpo.policies.conditioning import Conditioning
 from aegpo.prompts import PromptBatch
-from aegpo.pruning import Pruning
 from aegpo.rewards.base import Reward
-from aegpo.rollout import rollout
+from aegpo.rollout import RolloutTree, rollout
 from aegpo.sde import SDE
-from aegpo.sharding import shard
-from aegpo.tree import RolloutTree
-from aegpo.tree_advantages import Credit
-from lightning_modules.metrics import Iteration, UpdateMeter, reward_metrics
-from lightning_modules.module_settings import (
+from lightning_modules.policy_module import PolicyModule
+from lightning_modules.training.metrics import Iteration, UpdateMeter, reward_metrics
+from lightning_modules.training.optimizer_step import no_gradient_sync, optimizer_step
+from lightning_modules.training.phases import timed
+from lightning_modules.training.scoring import Scoring
+from lightning_modules.training.settings import (
     check_parts,
     check_rollout,
     check_update,
     choose_objective,
 )
-from lightning_modules.optimizer_step import no_gradient_sync, optimizer_step
-from lightning_modules.phases import timed
-from lightning_modules.policy_module import PolicyModule
-from lightning_modules.scoring import Scoring
 
 
 class AEGPOModule(PolicyModule):

@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from aegpo.rewards.clip_pixels import clip_pixels
-from aegpo.rewards.open_clip_model import pixel_settings
+from aegpo.rewards.learned.clip_pixels import clip_pixels
+from aegpo.rewards.learned.open_clip_model import pixel_settings
 from lightning_modules.warmup_cosine import warmup_cosine
 
 MAX_LOGIT_SCALE = math.log(100.0)

@@ -18,10 +18,10 @@ from aegpo.policies.base import Policy
 from aegpo.prompts import PromptBatch
 from aegpo.rewards.base import Reward
 from aegpo.rewards.guarded import guarded_scores
-from aegpo.sampling import deterministic_rollout
-from aegpo.tree import RolloutTree
-from lightning_modules.held_out import Evaluated, HeldOut
-from lightning_modules.phases import PhaseTimer
+from aegpo.rollout import RolloutTree
+from aegpo.rollout.deterministic import deterministic_rollout
+from lightning_modules.training.held_out import Evaluated, HeldOut
+from lightning_modules.training.phases import PhaseTimer
 
 EVALUATION_NOISE = KeyedNoise(0).fixed()
 """Starting noise of all held-out images: the same in every run, whatever its seed."""

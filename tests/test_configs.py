@@ -15,8 +15,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from aegpo.exploration import AllSteps, EntropyPeaks, FixedSteps, RandomSteps
 from aegpo.noise import KeyedNoise
-from callbacks import EntropyProbe, PromptReweighter
-from lightning_modules.comparison_settings import Comparison
+from callbacks.entropy_probe import EntropyProbe
+from callbacks.prompt_reweighter import PromptReweighter
+from lightning_modules.commands.compare.settings import Comparison
 
 SHAPES = ROOT / "configs/shapes.yaml"
 OVERLAYS = sorted((ROOT / "configs/overlays").glob("*.yaml"))

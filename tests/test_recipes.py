@@ -15,10 +15,10 @@ from tiny_flux import tiny_flux
 from tiny_rewards import head_tensors, save_tiny_clip, tiny_hpsv2
 
 from aegpo import rewards
-from aegpo.prompt_sets.geneval import CLASSES
-from aegpo.rewards import HPSv21
-from aegpo.rewards.aesthetic import AestheticV2
-from aegpo.rewards.geneval_clauses import COLORS, DetectedObject
+from aegpo.prompts.sets.geneval import CLASSES, COLORS
+from aegpo.rewards.geneval.clauses import DetectedObject
+from aegpo.rewards.learned.aesthetic import AestheticV2
+from aegpo.rewards.learned.hpsv2 import HPSv21
 
 RECIPES = [
     ("sd35_medium", "pickscore", "1x24gb"),
@@ -197,8 +197,8 @@ def test_a_recipe_trains(
     clip = str(tiny_clip)
     (folder / "my_module.py").write_text(READER)
     monkeypatch.setattr(HPSv21, "architecture", "tiny-hps")
-    monkeypatch.setattr("aegpo.rewards.geneval.InstanceSegmenter", Segmenter)
-    monkeypatch.setattr("aegpo.rewards.geneval.ColorClassifier", Colors)
+    monkeypatch.setattr("aegpo.rewards.geneval.reward.InstanceSegmenter", Segmenter)
+    monkeypatch.setattr("aegpo.rewards.geneval.reward.ColorClassifier", Colors)
     arguments = {"pretrained": str(tiny_models[model]), "resolution": PIXELS[model], "lora_rank": 4}
     if model in ("sd35_medium", "flux1_dev"):
         arguments["max_sequence_length"] = 8

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from aegpo.advantages import Advantages, GroupRelative, Scale
+from aegpo.advantages.group_relative import Advantages, GroupRelative, Scale
 
 
 class PerReward(GroupRelative):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from aegpo.advantages import Advantages, GroupRelative, Scale
+from aegpo.advantages.group_relative import Advantages, GroupRelative, Scale
 from aegpo.noise import KeyedNoise
 
 

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from aegpo.entropy.reading import EntropyReading
+from aegpo.exploration.schedule import ExplorationSchedule
+from aegpo.exploration.selector import StepSelector
 from aegpo.noise import KeyedNoise
-from aegpo.schedule import ExplorationSchedule, StepSelector
 
 
 class FixedSplits(StepSelector):

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from aegpo.entropy.reading import EntropyReading
+from aegpo.exploration.schedule import ExplorationSchedule
+from aegpo.exploration.selector import StepSelector, require_steps
 from aegpo.noise import KeyedNoise
-from aegpo.schedule import ExplorationSchedule, StepSelector, require_positive, require_steps
 from aegpo.sde import SDE, FlowSDE
+from aegpo.utilities.checks import require_positive
 
 
 class NoiseEntropy(StepSelector):

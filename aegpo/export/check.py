@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from aegpo.noise import KeyedNoise
 from aegpo.policies.exportable import Exportable, denoiser_of
 from aegpo.policies.lora import ADAPTER
-from aegpo.rollout import start_noise
-from aegpo.sampling import deterministic_rollout
+from aegpo.rollout.deterministic import deterministic_rollout
+from aegpo.rollout.loop import start_noise
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

@@ -5,7 +5,36 @@ configuration by their `class_path`.
 """
 
 from aegpo.objectives.base import Experience, Objective
+from aegpo.objectives.credit import Credit, DepthCredit, LeafCredit
 from aegpo.objectives.nft import NFT
 from aegpo.objectives.policy_gradient import PolicyGradient
+from aegpo.objectives.pruning import DepthPruning, Pruning, RandomStepPruning, WidthPruning
+from aegpo.objectives.samples import LossTerms, Samples
+from aegpo.objectives.transition_weights import (
+    EqualWeight,
+    RatioNorm,
+    SensitivityWeight,
+    StdWeight,
+    TransitionWeight,
+)
 
-__all__ = ["NFT", "Experience", "Objective", "PolicyGradient"]
+__all__ = [
+    "NFT",
+    "Credit",
+    "DepthCredit",
+    "DepthPruning",
+    "EqualWeight",
+    "Experience",
+    "LeafCredit",
+    "LossTerms",
+    "Objective",
+    "PolicyGradient",
+    "Pruning",
+    "RandomStepPruning",
+    "RatioNorm",
+    "Samples",
+    "SensitivityWeight",
+    "StdWeight",
+    "TransitionWeight",
+    "WidthPruning",
+]

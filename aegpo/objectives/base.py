@@ -10,12 +10,13 @@ from typing import Any
 
 from torch import Tensor
 
+from aegpo.exploration import ExplorationSchedule, StepSelector
 from aegpo.noise import KeyedNoise
-from aegpo.policies.base import Conditioning, Policy
-from aegpo.samples import Samples
-from aegpo.schedule import ExplorationSchedule, StepSelector
+from aegpo.objectives.samples import Samples
+from aegpo.policies.base import Policy
+from aegpo.policies.conditioning import Conditioning
+from aegpo.rollout import RolloutTree
 from aegpo.sde import SDE
-from aegpo.tree import RolloutTree
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from aegpo.advantages import GroupRelative
 from aegpo.distributed import all_gather_rows, world
-from aegpo.tree import RolloutTree
+from aegpo.rollout import RolloutTree
 
 
 class Credit(abc.ABC):

@@ -14,12 +14,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from aegpo.losses import LossTerms
+from aegpo.exploration import StepSelector
 from aegpo.objectives.base import Experience, Objective
-from aegpo.objectives.behavior import BehaviorWeights
+from aegpo.objectives.samples import LossTerms, Samples
+from aegpo.policies.averaged import BehaviorWeights
 from aegpo.policies.base import Policy
-from aegpo.samples import Samples
-from aegpo.schedule import StepSelector
 
 
 def nft_loss(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from aegpo.advantages import GroupRelative
-from aegpo.losses import EqualWeight, TransitionWeight
+from aegpo.exploration import StepSelector
 from aegpo.objectives.base import Experience, Objective
-from aegpo.pruning import Pruning
-from aegpo.replay import Replay
-from aegpo.schedule import StepSelector
-from aegpo.tree_advantages import Credit, LeafCredit
+from aegpo.objectives.credit import Credit, LeafCredit
+from aegpo.objectives.pruning import Pruning
+from aegpo.objectives.transition_samples import Replay
+from aegpo.objectives.transition_weights import EqualWeight, TransitionWeight
 
 
 class PolicyGradient(Objective):

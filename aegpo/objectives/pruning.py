@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from aegpo.exploration import ExplorationSchedule
 from aegpo.noise import KeyedNoise
-from aegpo.schedule import ExplorationSchedule
-from aegpo.tree import RolloutTree
+from aegpo.rollout import RolloutTree
 
 
 class Pruning(abc.ABC):

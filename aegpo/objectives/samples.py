@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import abc
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from aegpo.losses import LossTerms
 from aegpo.noise import KeyedNoise
+
+
+class LossTerms(NamedTuple):
+    """The loss of n samples of an update; of the policy gradient these are transitions.
+
+    Attributes:
+        loss: Everything that is minimized, to be summed by the caller, shape (n,).
+        ratio: The ratio that was clipped, detached, shape (n,); None for losses without one.
+        clipped: True where the clip holds the gradient back, bool, shape (n,); None likewise.
+        kl: KL to the reference, unweighted and detached, shape (n,); None without it.
+    """
+
+    loss: Tensor
+    ratio: Tensor | None = None
+    clipped: Tensor | None = None
+    kl: Tensor | None = None
 
 
 class Samples(abc.ABC):

@@ -9,18 +9,17 @@ from torch import Tensor
 
 from aegpo.distributed import all_gather_rows
 from aegpo.exploration import ExplorationSchedule
-from aegpo.losses import (
+from aegpo.objectives.samples import LossTerms, Samples
+from aegpo.objectives.surrogate import gaussian_log_ratio, policy_loss
+from aegpo.objectives.transition_weights import (
     EqualWeight,
-    LossTerms,
     TransitionTerms,
     TransitionWeight,
-    gaussian_log_ratio,
-    policy_loss,
 )
-from aegpo.policies.base import Conditioning, Policy
-from aegpo.samples import Samples
+from aegpo.policies.base import Policy
+from aegpo.policies.conditioning import Conditioning
+from aegpo.rollout import RolloutTree
 from aegpo.sde import SDE, GaussianStep
-from aegpo.tree import RolloutTree
 
 
 @dataclass

@@ -108,7 +108,7 @@ class PlansEvaluations:
             run: The run, from its start.
 
         Returns:
-            Samples through the denoiser in the whole run, by purpose as in `aegpo.compute`.
+            Samples through the denoiser in the whole run, by purpose as in `aegpo.evaluations`.
         """
         del run
         return {}

@@ -31,9 +31,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aegpo.activation_memory import attention_shapes, num_blocks, saved_bytes, transient_bytes
+from aegpo.planning.activations import (
+    attention_shapes,
+    num_blocks,
+    saved_bytes,
+    transient_bytes,
+)
+from aegpo.planning.policy_size import PolicySize
 from aegpo.policies.diffusers_policy import DiffusersPolicy
-from aegpo.policy_size import PolicySize
 
 MAX_SCORES = 2**25
 """Attention scores that `attention_entropy` holds at once."""

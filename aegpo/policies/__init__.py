@@ -12,14 +12,14 @@ from aegpo.policies.base import Policy
 from aegpo.policies.conditioning import Conditioning
 
 if TYPE_CHECKING:
-    from aegpo.policies.flux import Flux
-    from aegpo.policies.flux2 import Flux2, Flux2Klein
-    from aegpo.policies.qwen_image import QwenImage
-    from aegpo.policies.sana import Sana
-    from aegpo.policies.stable_diffusion import StableDiffusion
-    from aegpo.policies.stable_diffusion3 import StableDiffusion3
-    from aegpo.policies.stable_diffusion_xl import StableDiffusionXL
-    from aegpo.policies.z_image import ZImage
+    from aegpo.policies.families.flux import Flux
+    from aegpo.policies.families.flux2 import Flux2, Flux2Klein
+    from aegpo.policies.families.qwen_image import QwenImage
+    from aegpo.policies.families.sana import Sana
+    from aegpo.policies.families.stable_diffusion import StableDiffusion
+    from aegpo.policies.families.stable_diffusion3 import StableDiffusion3
+    from aegpo.policies.families.stable_diffusion_xl import StableDiffusionXL
+    from aegpo.policies.families.z_image import ZImage
 
 __all__ = [
     "Conditioning",
@@ -36,15 +36,15 @@ __all__ = [
 ]
 
 _FAMILIES = {
-    "Flux": "flux",
-    "Flux2": "flux2",
-    "Flux2Klein": "flux2",
-    "QwenImage": "qwen_image",
-    "Sana": "sana",
-    "StableDiffusion": "stable_diffusion",
-    "StableDiffusion3": "stable_diffusion3",
-    "StableDiffusionXL": "stable_diffusion_xl",
-    "ZImage": "z_image",
+    "Flux": "families.flux",
+    "Flux2": "families.flux2",
+    "Flux2Klein": "families.flux2",
+    "QwenImage": "families.qwen_image",
+    "Sana": "families.sana",
+    "StableDiffusion": "families.stable_diffusion",
+    "StableDiffusion3": "families.stable_diffusion3",
+    "StableDiffusionXL": "families.stable_diffusion_xl",
+    "ZImage": "families.z_image",
 }
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from aegpo.compute import EvaluationCounter
 from aegpo.entropy.tokens import TokenLayout
+from aegpo.evaluations import EvaluationCounter
 from aegpo.policies.conditioning import Conditioning
 from aegpo.policies.embedding_cache import NEGATIVE, ConditioningCache
 from aegpo.policies.trainable import copy_trainable_tensors, trainable_tensors

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 class Exportable(Policy):
     """A policy whose `save_pretrained` can be checked against diffusers itself.
 
-    `aegpo.export.check_export` draws the same images twice: by the policy's deterministic rollout
-    and by the ``__call__`` of a pipeline that shares no module with the policy. A policy says here
-    how to build that pipeline and how to call it, and nothing more: the closer this stays to what
-    a user of diffusers would type, the more the check is worth.
+    `aegpo.export.check.check_export` draws the same images twice: by the policy's deterministic
+    rollout and by the ``__call__`` of a pipeline that shares no module with the policy. A policy
+    says here how to build that pipeline and how to call it, and nothing more: the closer this stays
+    to what a user of diffusers would type, the more the check is worth.
     """
 
     replaces_scheduler: ClassVar[bool] = False

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from aegpo.policies.diffusers_policy import DiffusersPolicy
-from aegpo.sigmas import Spacing, even_sigmas, resolution_mu, scheduler_sigmas
+from aegpo.policies.sigmas import Spacing, even_sigmas, resolution_mu, scheduler_sigmas
 
 
 class FlowPolicy(DiffusersPolicy):

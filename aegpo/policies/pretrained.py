@@ -11,7 +11,7 @@ import torch
 from diffusers import BitsAndBytesConfig, DiffusionPipeline, ModelMixin, PipelineQuantizationConfig
 from huggingface_hub.errors import GatedRepoError
 
-from aegpo.causes import causes
+from aegpo.utilities.hub import causes
 
 Quantization = Literal["nf4", "int8"]
 """How frozen weights may be stored: 4 bits (QLoRA, arXiv 2305.14314) or 8 (arXiv 2208.07339)."""

@@ -68,7 +68,7 @@ class PromptBatch:
 
         Args:
             prompt: (N,) int64, the row of each image's prompt in this batch, as in
-                `aegpo.tree.RolloutTree.prompt`.
+                `aegpo.rollout.RolloutTree.prompt`.
 
         Returns:
             N rows; row i holds ``prompts[prompt[i]]``.

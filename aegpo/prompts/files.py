@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from aegpo.prompt_sets import bundled_records, bundled_sources, is_bundled
+from aegpo.prompts.sets import bundled_records, bundled_sources, is_bundled
 
 
 def read_prompts(source: str, column: str) -> list[dict[str, Any]]:
@@ -17,7 +17,7 @@ def read_prompts(source: str, column: str) -> list[dict[str, Any]]:
 
     Args:
         source: A `.txt` file (one prompt a line), a `.jsonl` or `.csv` file, or a split of a
-            bundled set: `shapes:train`, `geneval:heldout`, ... (`aegpo.prompt_sets`).
+            bundled set: `shapes:train`, `geneval:heldout`, ... (`aegpo.prompts.sets`).
         column: Field that holds the prompt, in `.jsonl` and `.csv` files.
 
     Returns:

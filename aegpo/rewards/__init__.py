@@ -15,16 +15,16 @@ from aegpo.rewards.jpeg import JpegCompressibility, JpegIncompressibility
 from aegpo.rewards.weighted_sum import WeightedSum
 
 if TYPE_CHECKING:
-    from aegpo.rewards.aesthetic import AestheticV2
-    from aegpo.rewards.geneval import GenEvalReward
-    from aegpo.rewards.hpsv2 import HPSv21
-    from aegpo.rewards.image_reward import ImageReward
+    from aegpo.rewards.geneval.reward import GenEvalReward
+    from aegpo.rewards.learned.aesthetic import AestheticV2
+    from aegpo.rewards.learned.hpsv2 import HPSv21
+    from aegpo.rewards.learned.image_reward import ImageReward
+    from aegpo.rewards.learned.open_clip_similarity import CLIPScore, OpenCLIPSimilarity
+    from aegpo.rewards.learned.pickscore import PickScore
     from aegpo.rewards.ocr import OCRAccuracy
-    from aegpo.rewards.open_clip_similarity import CLIPScore, OpenCLIPSimilarity
-    from aegpo.rewards.pickscore import PickScore
+    from aegpo.rewards.shapes.judge import ShapesJudge
+    from aegpo.rewards.shapes.match import ShapesMatch
     from aegpo.rewards.vlm_judge import VLMJudge
-    from aegpo.shapes.judge import ShapesJudge
-    from aegpo.shapes.match import ShapesMatch
 
 __all__ = [
     "AestheticV2",
@@ -49,16 +49,16 @@ __all__ = [
 # Loaded on first use: the Shapes world imports this package, and learned rewards import libraries
 # that take seconds.
 _ELSEWHERE = {
-    "AestheticV2": "aegpo.rewards.aesthetic",
-    "CLIPScore": "aegpo.rewards.open_clip_similarity",
+    "AestheticV2": "aegpo.rewards.learned.aesthetic",
+    "CLIPScore": "aegpo.rewards.learned.open_clip_similarity",
     "GenEvalReward": "aegpo.rewards.geneval",
-    "HPSv21": "aegpo.rewards.hpsv2",
-    "ImageReward": "aegpo.rewards.image_reward",
+    "HPSv21": "aegpo.rewards.learned.hpsv2",
+    "ImageReward": "aegpo.rewards.learned.image_reward",
     "OCRAccuracy": "aegpo.rewards.ocr",
-    "OpenCLIPSimilarity": "aegpo.rewards.open_clip_similarity",
-    "PickScore": "aegpo.rewards.pickscore",
-    "ShapesJudge": "aegpo.shapes.judge",
-    "ShapesMatch": "aegpo.shapes.match",
+    "OpenCLIPSimilarity": "aegpo.rewards.learned.open_clip_similarity",
+    "PickScore": "aegpo.rewards.learned.pickscore",
+    "ShapesJudge": "aegpo.rewards.shapes.judge",
+    "ShapesMatch": "aegpo.rewards.shapes.match",
     "VLMJudge": "aegpo.rewards.vlm_judge",
 }
 

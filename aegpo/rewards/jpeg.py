@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from aegpo.rewards.base import Reward
-from aegpo.rewards.pixels import to_pixels
+from aegpo.utilities.images import to_pixels
 
 
 def jpeg_kilobytes(images: Tensor, quality: int = 95) -> Tensor:

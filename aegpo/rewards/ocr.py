@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from aegpo.rewards.base import Reward
-from aegpo.rewards.pixels import to_pixels
 from aegpo.rewards.text_reader import RapidOCRReader, TextReader
+from aegpo.utilities.images import to_pixels
 
 
 def text_accuracy(target: str, text: str) -> float:

@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from aegpo.rewards.base import Reward
-from aegpo.rewards.pixels import to_pixels
+from aegpo.utilities.images import to_pixels
 
 TEMPLATE = """\
 This image was made from the following text.

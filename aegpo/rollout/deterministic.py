@@ -10,9 +10,9 @@ from torch import Tensor
 from aegpo.exploration import ExplorationSchedule
 from aegpo.noise import KeyedNoise
 from aegpo.policies.base import Policy
-from aegpo.rollout import rollout
+from aegpo.rollout.loop import rollout
+from aegpo.rollout.tree import RolloutTree
 from aegpo.sde import ODE
-from aegpo.tree import RolloutTree
 
 
 def deterministic_rollout(
@@ -30,7 +30,7 @@ def deterministic_rollout(
         prompts: B texts.
         index: (B,) int64, no row twice; an image depends on its prompt's text and number alone.
         num_steps: Denoising steps T.
-        noise: Where the images start; see `aegpo.rollout.start_noise`.
+        noise: Where the images start; see `aegpo.rollout.loop.start_noise`.
         images_per_prompt: k, at least 1.
 
     Returns:

@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 
 from aegpo.noise import KeyedNoise
+from aegpo.rollout.tree import RolloutTree, Transitions
 from aegpo.sde import SDE
-from aegpo.tree import RolloutTree, Transitions
 
 if TYPE_CHECKING:
-    from aegpo.policies.base import Conditioning, Policy, TokenLayout
-    from aegpo.schedule import ExplorationSchedule
+    from aegpo.entropy import TokenLayout
+    from aegpo.exploration import ExplorationSchedule
+    from aegpo.policies.base import Policy
+    from aegpo.policies.conditioning import Conditioning
 
 
 class LevelObserver(Protocol):

@@ -1,4 +1,4 @@
-"""The bundled Shapes world: prompts, their pictures, two rewards and a small pipeline.
+"""The bundled Shapes world: prompts, their pictures and a small pipeline.
 
 The names below load on first use: the language of the world (`prompts`) needs the standard library
 only, the pipeline needs diffusers.
@@ -10,8 +10,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from aegpo.shapes.judge import ShapesJudge
-    from aegpo.shapes.match import ShapesMatch
     from aegpo.shapes.pipeline import load_pipeline
     from aegpo.shapes.prompts import Group, Scene, near_misses, parse, records, split
     from aegpo.shapes.render import render_batch, shape_mask
@@ -19,8 +17,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Group",
     "Scene",
-    "ShapesJudge",
-    "ShapesMatch",
     "load_pipeline",
     "near_misses",
     "parse",
@@ -31,8 +27,6 @@ __all__ = [
 ]
 
 _MODULES = {
-    "ShapesJudge": "judge",
-    "ShapesMatch": "match",
     "load_pipeline": "pipeline",
     "render_batch": "render",
     "shape_mask": "render",

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from aegpo.learning_curves import Curve, Runs
+from aegpo.study.learning_curves import Curve, Runs
 
 
 @dataclass(frozen=True)

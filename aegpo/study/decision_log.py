@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from aegpo.entropy.reading import EntropyReading
-from aegpo.schedule import ExplorationSchedule
+from aegpo.exploration import ExplorationSchedule
 
 
 @dataclass(frozen=True, eq=False)

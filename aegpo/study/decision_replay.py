@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from aegpo.allocation import Allocator
-from aegpo.decisions import Decision
+from aegpo.exploration import StepSelector
 from aegpo.noise import KeyedNoise
-from aegpo.schedule import StepSelector
+from aegpo.study.decision_log import Decision
 
 
 @dataclass(frozen=True, eq=False)

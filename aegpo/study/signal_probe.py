@@ -2,7 +2,7 @@
 
 Two quantities have to go together for AEGPO's loops to mean anything: Entropy(t) with the spread
 that a step's noise gives to the reward, and ΔEntropy with what there is to learn on a prompt. This
-file measures both sides; `aegpo.signal_tables` compares them.
+file measures both sides; `aegpo.study.signal_tables` compares them.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from aegpo.compute import PURPOSES
 from aegpo.entropy.recorder import EntropyRecorder
 from aegpo.entropy.tokens import TokenSet, check_token_set
+from aegpo.evaluations import PURPOSES
+from aegpo.exploration import ExplorationSchedule, StepSelector
 from aegpo.noise import KeyedNoise
 from aegpo.policies.base import Policy
 from aegpo.prompts import PromptBatch
 from aegpo.rewards.base import Reward
 from aegpo.rollout import rollout
-from aegpo.schedule import ExplorationSchedule, StepSelector
 from aegpo.sde import ODE, SDE
-from aegpo.step_trials import group_rewards, group_spread, single_step_rewards
+from aegpo.study.step_trials import group_rewards, group_spread, single_step_rewards
 
 ALL_LAYERS = "all"
 """Name of the layer group that averages every recorded layer, as `Recording.curve` does."""

@@ -10,10 +10,16 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from aegpo.rank_correlation import chance_level
-from aegpo.signal_tables import PromptRow, StepTable, delta_by_prompt, prompt_table, step_table
-from aegpo.signals import Signals
-from aegpo.step_trials import group_spread
+from aegpo.study.rank_correlation import chance_level
+from aegpo.study.signal_probe import Signals
+from aegpo.study.signal_tables import (
+    PromptRow,
+    StepTable,
+    delta_by_prompt,
+    prompt_table,
+    step_table,
+)
+from aegpo.study.step_trials import group_spread
 
 STEP_COLUMNS = ("tokens", "layer", "rho", "own rho", "steps", "share", "own share")
 """Columns of the first table before those of the steps."""

@@ -12,9 +12,9 @@ from torch import Tensor
 from aegpo.entropy.reading import EntropyReading, delta_entropy
 from aegpo.exploration import EntropyPeaks
 from aegpo.noise import KeyedNoise
-from aegpo.rank_correlation import spearman, spearman_within
-from aegpo.signals import Curves, Signals
-from aegpo.step_trials import group_spread
+from aegpo.study.rank_correlation import spearman, spearman_within
+from aegpo.study.signal_probe import Curves, Signals
+from aegpo.study.step_trials import group_spread
 
 
 @dataclass(frozen=True)

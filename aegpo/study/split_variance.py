@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from aegpo.step_variance import VarianceTerms
-from aegpo.tree import RolloutTree
+from aegpo.rollout import RolloutTree
+from aegpo.study.step_variance import VarianceTerms
 
 
 def split_variance(tree: RolloutTree, rewards: Tensor, num_prompts: int) -> VarianceTerms:

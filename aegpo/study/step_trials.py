@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from aegpo.exploration import ExplorationSchedule
 from aegpo.noise import KeyedNoise
 from aegpo.policies.base import Policy
 from aegpo.prompts import PromptBatch
 from aegpo.rewards.base import Reward
 from aegpo.rewards.guarded import guarded_scores
 from aegpo.rollout import rollout
-from aegpo.schedule import ExplorationSchedule
 from aegpo.sde import SDE
 
 

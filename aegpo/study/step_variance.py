@@ -2,7 +2,7 @@
 
 This is what attention entropy stands in for when it chooses steps: put in the place of Entropy(t)
 it makes the selector an oracle. It is measured by single-step trials (`trial_variance`) or read off
-the siblings of trees (`aegpo.split_variance`).
+the siblings of trees (`aegpo.study.split_variance`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from aegpo.step_trials import group_spread
+from aegpo.study.step_trials import group_spread
 
 _LEAD = 0.01  # how far above the highest estimate the steps lie that are to be measured next
 

@@ -17,7 +17,7 @@ from matplotlib import pyplot as plt
 from torch import Tensor
 
 from aegpo.rewards.base import Reward
-from aegpo.shapes.judge import ShapesJudge
+from aegpo.rewards.shapes.judge import ShapesJudge
 from aegpo.shapes.pipeline import BASE, load_pipeline
 from aegpo.shapes.prompts import CATEGORIES, SPLITS, Scene, split
 from aegpo.shapes.render import render_batch
@@ -53,7 +53,7 @@ def main() -> None:
     pipeline.set_progress_bar_config(disable=True)
     rewards: dict[str, Reward] = {"judge": ShapesJudge()}
     if arguments.dense:
-        from aegpo.shapes.match import ShapesMatch
+        from aegpo.rewards.shapes.match import ShapesMatch
 
         rewards["match"] = ShapesMatch()
     # Linear from 1 to 1/T; the scheduler appends the final 0.

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from aegpo.comparison import Target, difference, evaluations_ratio
-from aegpo.learning_curves import Curve
+from aegpo.study.comparison import Target, difference, evaluations_ratio
+from aegpo.study.learning_curves import Curve
 
 FOLDER = Path(__file__).parent
 METHODS = ("aegpo", "window_0_3", "diffusion_nft", "aegpo_nft")

@@ -15,8 +15,11 @@ from torch import Tensor
 
 from aegpo.exploration import FixedSteps
 from aegpo.noise import KeyedNoise
-from aegpo.policies import StableDiffusion3
-from aegpo.rewards import OpenCLIPSimilarity, Reward, ShapesJudge, ShapesMatch
+from aegpo.policies.families.stable_diffusion3 import StableDiffusion3
+from aegpo.rewards.base import Reward
+from aegpo.rewards.learned.open_clip_similarity import OpenCLIPSimilarity
+from aegpo.rewards.shapes.judge import ShapesJudge
+from aegpo.rewards.shapes.match import ShapesMatch
 from aegpo.rollout import rollout
 from aegpo.sde import FlowSDE
 from aegpo.shapes.captions import exclusive

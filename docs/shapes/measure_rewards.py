@@ -15,10 +15,11 @@ from torch import Tensor
 
 from aegpo.exploration import FixedSteps
 from aegpo.noise import KeyedNoise
-from aegpo.policies import StableDiffusion3
+from aegpo.policies.families.stable_diffusion3 import StableDiffusion3
+from aegpo.rewards.shapes.judge import ShapesJudge
+from aegpo.rewards.shapes.match import ShapesMatch
 from aegpo.rollout import rollout
 from aegpo.sde import FlowSDE
-from aegpo.shapes import ShapesJudge, ShapesMatch
 from aegpo.shapes.prompts import CATEGORIES, Scene, near_misses, split
 from aegpo.shapes.render import render_batch
 

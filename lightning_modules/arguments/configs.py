@@ -35,3 +35,39 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             leaves[f"{prefix}{key}"] = value
     return leaves
+
+
+def unknown_empty_keys(raw: Any, parsed: Any, prefix: str = "") -> list[str]:
+    """Find keys with an empty value that the parser took in silence and forgot.
+
+    jsonargparse refuses an unknown key only if something is below it, so that `modell: {}` passes.
+
+    Args:
+        raw: A config file's content as YAML read it.
+        parsed: What the parser made of all files and arguments, as nested dictionaries.
+        prefix: Dotted key of `raw` itself.
+
+    Returns:
+        The forgotten keys in dotted form. Arguments of a class that a later file replaced are not
+        looked at, nor are lists.
+    """
+    if not isinstance(raw, dict) or not isinstance(parsed, dict):
+        return []
+    if "class_path" in raw and not _same_class(raw["class_path"], parsed.get("class_path")):
+        return []
+    forgotten = []
+    for key, value in raw.items():
+        name = str(key).removesuffix("+")
+        if name not in parsed:
+            if value in ({}, []):
+                forgotten.append(prefix + name)
+        else:
+            forgotten += unknown_empty_keys(value, parsed[name], f"{prefix}{name}.")
+    return forgotten
+
+
+def _same_class(first: object, second: object) -> bool:
+    """Whether two class paths may be the same class: one of them may be the short name."""
+    if not isinstance(first, str) or not isinstance(second, str):
+        return False
+    return first.rpartition(".")[2] == second.rpartition(".")[2]

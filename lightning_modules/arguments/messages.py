@@ -10,10 +10,12 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
+import os
 import re
+import sys
 from collections.abc import Iterable
 from importlib import import_module
-from typing import Any
+from typing import NoReturn
 
 _KEY = re.compile(r'(?:[\s-].*\n)*\s*(?:-\s+)?Parser key "([^"]+)":')
 _CLASS = re.compile(r"Problem with given class_path '([^']+)'")
@@ -82,35 +84,6 @@ def explain_exception(error: BaseException) -> str:
     if isinstance(original, OSError) and original.strerror and original.errno is not None:
         text = original.strerror + (f": {original.filename}" if original.filename else "")
     return _one_line(text) or type(original).__name__
-
-
-def unknown_empty_keys(raw: Any, parsed: Any, prefix: str = "") -> list[str]:
-    """Find keys with an empty value that the parser took in silence and forgot.
-
-    jsonargparse refuses an unknown key only if something is below it, so that `modell: {}` passes.
-
-    Args:
-        raw: A config file's content as YAML read it.
-        parsed: What the parser made of all files and arguments, as nested dictionaries.
-        prefix: Dotted key of `raw` itself.
-
-    Returns:
-        The forgotten keys in dotted form. Arguments of a class that a later file replaced are not
-        looked at, nor are lists.
-    """
-    if not isinstance(raw, dict) or not isinstance(parsed, dict):
-        return []
-    if "class_path" in raw and not _same_class(raw["class_path"], parsed.get("class_path")):
-        return []
-    forgotten = []
-    for key, value in raw.items():
-        name = str(key).removesuffix("+")
-        if name not in parsed:
-            if value in ({}, []):
-                forgotten.append(prefix + name)
-        else:
-            forgotten += unknown_empty_keys(value, parsed[name], f"{prefix}{name}.")
-    return forgotten
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -295,13 +268,6 @@ def _suggest_option(sentence: str, options: Iterable[str]) -> str:
     return sentence
 
 
-def _same_class(first: object, second: object) -> bool:
-    """Whether two class paths may be the same class: one of them may be the short name."""
-    if not isinstance(first, str) or not isinstance(second, str):
-        return False
-    return first.rpartition(".")[2] == second.rpartition(".")[2]
-
-
 def _shorten(value: str, width: int = 80) -> str:
     flat = " ".join(value.split())
     return repr(flat) if len(flat) <= width else repr(flat[: width - 1] + "…")
@@ -309,3 +275,12 @@ def _shorten(value: str, width: int = 80) -> str:
 
 def _one_line(text: str) -> str:
     return " ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _debugging() -> bool:
+    return os.environ.get("AEGPO_DEBUG", "0") not in ("", "0")
+
+
+def _fail(line: str) -> NoReturn:
+    print(f"error: {line}", file=sys.stderr)
+    raise SystemExit(2)

@@ -1,11 +1,18 @@
-"""What to change when memory runs out, said in one line."""
+"""Which failures are the user's to mend, and what to say of them."""
 
 from __future__ import annotations
 
+import logging
 import traceback
+import warnings
+from pathlib import Path
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+import aegpo
+
+OUR_PACKAGES = ("aegpo", "lightning_modules", "datamodules", "callbacks")
 _ADVICE = {
     "encode": "set offload: true of the policy, so that text encoders leave the device when idle",
     "decode": "lower decode_batch of the policy",
@@ -46,3 +53,35 @@ def explain_memory(error: BaseException) -> str:
     advice = _ADVICE.get(where or "", "see docs/real_models.md for what each setting costs")
     place = f" in {where}" if where else ""
     return f"out of memory{place}: {advice} ({first})"
+
+
+def is_user_error(error: BaseException) -> bool:
+    """Whether an exception from a running command is a message to the user or a fault.
+
+    Args:
+        error: What ended the run.
+
+    Returns:
+        True for what a ``raise`` in our own packages or Lightning's checks said, and for files and
+        disks that failed. An error from inside torch is a fault and keeps its traceback.
+    """
+    if isinstance(error, OSError | MisconfigurationException):
+        return True
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return False
+    roots = [Path(aegpo.__file__).parents[1] / name for name in OUR_PACKAGES]
+    ours = any(root in Path(frames[-1].filename).parents for root in roots)
+    # An operation of torch fails in the frame that called it, so the frame alone does not tell.
+    return ours and (frames[-1].line or "").startswith("raise ")
+
+
+def _quieten_lightning() -> None:
+    """Leave out Lightning's advertisements and a warning about its own use of torch."""
+    rank_zero = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    rank_zero.addFilter(_not_an_advertisement)
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+
+
+def _not_an_advertisement(record: logging.LogRecord) -> bool:
+    return "Tip: For seamless cloud" not in record.getMessage()

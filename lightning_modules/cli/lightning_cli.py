@@ -5,11 +5,7 @@ Model and data are any class of ours or yours by ``class_path``; several ``--con
 
 from __future__ import annotations
 
-import logging
-import os
 import sys
-import traceback
-import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,28 +18,36 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import aegpo
-from lightning_modules.cli_errors import (
+from lightning_modules.arguments.configs import differing_hyperparameters, unknown_empty_keys
+from lightning_modules.arguments.messages import (
     UserError,
+    _debugging,
+    _fail,
     did_you_mean,
     explain_exception,
     explain_parsing,
-    unknown_empty_keys,
 )
-from lightning_modules.config_differences import differing_hyperparameters
-from lightning_modules.memory_errors import explain_memory, is_out_of_memory
-from lightning_modules.run_record import RunRecord, held_out_prompts, log_folders, run_config
-from lightning_modules.text_arguments import join_texts
-from lightning_modules.trainer import AEGPOTrainer
+from lightning_modules.arguments.parser import join_texts
+from lightning_modules.cli.failures import (
+    _quieten_lightning,
+    explain_memory,
+    is_out_of_memory,
+    is_user_error,
+)
+from lightning_modules.cli.trainer import AEGPOTrainer
+from lightning_modules.commands.export.run_record import (
+    RunRecord,
+    held_out_prompts,
+    log_folders,
+    run_config,
+)
+from lightning_modules.commands.plan.run_length import count_processes
 
 DEFAULT_SEED = 0
-OUR_PACKAGES = ("aegpo", "lightning_modules", "datamodules", "callbacks")
-
 WITH_CHECKPOINT = ("signals", "export", "sample")
 """Commands of ours that look at a checkpoint, also at ``--ckpt_path last``."""
-
 WITHOUT_DATA = ("export", "sample")
 """Commands that run where the data of the config no longer is."""
-
 TRAINER_DEFAULTS: dict[str, Any] = {
     "logger": {
         "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
@@ -52,7 +56,6 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "log_every_n_steps": 1,  # a step is a whole rollout and its updates
 }
 """What the Trainer does unless a config says otherwise."""
-
 
 QUIET_TRAINER: dict[str, Any] = {
     "logger": False,
@@ -281,50 +284,6 @@ def main(args: list[str] | None = None) -> None:
         _fail(explain_exception(error))
 
 
-def count_processes(accelerator: Any, devices: Any, num_nodes: int) -> int:
-    """Processes that a trainer would start; where it would look, the GPUs of this machine.
-
-    Args:
-        accelerator: The trainer's argument.
-        devices: The trainer's argument: a number, a list of devices, "auto" or -1.
-        num_nodes: Machines.
-
-    Returns:
-        Their number, at least 1.
-    """
-    if isinstance(devices, str) and devices.isdigit():
-        devices = int(devices)
-    if isinstance(devices, str) and "," in devices:
-        devices = [device for device in devices.split(",") if device.strip()]
-    if isinstance(devices, list | tuple):
-        return len(devices) * num_nodes
-    if isinstance(devices, int) and devices > 0:
-        return devices * num_nodes
-    gpus = torch.cuda.device_count() if accelerator != "cpu" else 1
-    return max(1, gpus) * num_nodes
-
-
-def is_user_error(error: BaseException) -> bool:
-    """Whether an exception from a running command is a message to the user or a fault.
-
-    Args:
-        error: What ended the run.
-
-    Returns:
-        True for what a ``raise`` in our own packages or Lightning's checks said, and for files and
-        disks that failed. An error from inside torch is a fault and keeps its traceback.
-    """
-    if isinstance(error, OSError | MisconfigurationException):
-        return True
-    frames = traceback.extract_tb(error.__traceback__)
-    if not frames:
-        return False
-    roots = [Path(aegpo.__file__).parents[1] / name for name in OUR_PACKAGES]
-    ours = any(root in Path(frames[-1].filename).parents for root in roots)
-    # An operation of torch fails in the frame that called it, so the frame alone does not tell.
-    return ours and (frames[-1].line or "").startswith("raise ")
-
-
 def _at(tree: dict[str, Any], dotted: str) -> dict[str, Any]:
     for key in filter(None, dotted.split(".")):
         tree = tree[key]
@@ -341,23 +300,3 @@ def _unreadable_config() -> str | None:
             except yaml.YAMLError:
                 return str(path)
     return None
-
-
-def _quieten_lightning() -> None:
-    """Leave out Lightning's advertisements and a warning about its own use of torch."""
-    rank_zero = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    rank_zero.addFilter(_not_an_advertisement)
-    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
-
-
-def _not_an_advertisement(record: logging.LogRecord) -> bool:
-    return "Tip: For seamless cloud" not in record.getMessage()
-
-
-def _debugging() -> bool:
-    return os.environ.get("AEGPO_DEBUG", "0") not in ("", "0")
-
-
-def _fail(line: str) -> NoReturn:
-    print(f"error: {line}", file=sys.stderr)
-    raise SystemExit(2)

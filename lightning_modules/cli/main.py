@@ -7,7 +7,6 @@ dealt with before it is imported.
 
 from __future__ import annotations
 
-import ctypes
 import difflib
 import logging
 import os
@@ -16,30 +15,10 @@ from importlib import import_module
 from pathlib import Path
 
 from aegpo import __version__
-from aegpo.doctor import check_environment, report
-
-COMMANDS = {
-    "fit": "train the configured model",
-    "validate": "score it on the held-out prompts",
-    "test": "score it on the test prompts",
-    "predict": "draw images for prompts",
-    "plan": "say what a run will do and cost, before anything is loaded",
-    "doctor": "check this machine; with --config also the first update of that config",
-    "compare": "methods x seeds at equal compute, from one file: table and curves",
-    "replay": "what another allocator or step selector would have decided in a logged run",
-    "signals": "measure what attention entropy predicts for a policy and a reward",
-    "check-reward": "try a reward out: form, range, determinism, batches, broken input, time",
-    "export": "write a checkpoint for diffusers, checked against diffusers, with a model card",
-    "sample": "draw prompts from a checkpoint beside the base, with scores",
-}
-"""The subcommands and what ``--help`` says of each."""
-
-STANDALONE = {
-    "compare": "lightning_modules.compare",
-    "replay": "lightning_modules.replay",
-    "check-reward": "lightning_modules.check_reward",
-}
-"""Commands that have arguments of their own; ``AEGPOCLI.subcommands`` has all others."""
+from aegpo.utilities.findings import report
+from lightning_modules.cli.process import _keep_freed_memory, _respect_cpu_quota
+from lightning_modules.commands import COMMANDS, STANDALONE
+from lightning_modules.commands.doctor.environment import check_environment
 
 _HELP = """\
 usage: {prog} <command> --config FILE [--config FILE ...] [--key value ...]
@@ -54,7 +33,6 @@ A later --config is merged over an earlier one; --print_config shows the result.
   --version   print the version and leave
   --debug     show the traceback of an error (or set AEGPO_DEBUG=1)
 """
-
 _DOCTOR_HELP = """\
 usage: {prog} doctor [--config FILE ...] [--key value ...]
 
@@ -108,7 +86,7 @@ def main() -> None:
 def _run() -> None:
     """Import the CLI and run it; a broken torchvision gets one line instead of a traceback."""
     try:
-        from lightning_modules.cli import main as run_cli
+        from lightning_modules.cli.lightning_cli import main as run_cli
     except (ImportError, RuntimeError) as error:
         if os.environ.get("AEGPO_DEBUG") or "torchvision" not in str(error):
             raise
@@ -124,7 +102,7 @@ def _run() -> None:
 
 def _program_name() -> str:
     name = Path(sys.argv[0]).name
-    return "python -m aegpo" if name in ("__main__.py", "entry.py") else name
+    return "python -m aegpo" if name in ("__main__.py", "main.py") else name
 
 
 def _unknown_command(prog: str, command: str) -> int:
@@ -133,44 +111,6 @@ def _unknown_command(prog: str, command: str) -> int:
     known = ", ".join(COMMANDS)
     print(f"error: {prog} has no command {command!r}{hint} (commands: {known})", file=sys.stderr)
     return 2
-
-
-def _keep_freed_memory() -> None:
-    """Tell glibc to keep freed memory instead of handing it back to the system.
-
-    A rollout allocates and frees the same few large blocks thousands of times; by default each is
-    mapped, zeroed page by page and unmapped again, which costs several times the arithmetic on a
-    CPU. Does nothing away from Linux with glibc.
-    """
-    mmap_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of malloc.h
-    try:
-        if "glibc" not in (os.confstr("CS_GNU_LIBC_VERSION") or ""):
-            return
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, ValueError):
-        return
-    mallopt(mmap_threshold, 1 << 30)
-    mallopt(trim_threshold, 1 << 30)
-
-
-def _respect_cpu_quota() -> None:
-    """Give torch as many threads as a container's CPU quota has cores.
-
-    torch counts the cores that it sees; under a quota it then starts more threads than may run,
-    and they wait for each other. A thread count that is set already stands. Without a quota the
-    choice is left to torch, and with several processes to Lightning.
-    """
-    if "OMP_NUM_THREADS" in os.environ or not hasattr(os, "sched_getaffinity"):
-        return
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except (OSError, ValueError):
-        return
-    if quota == "max":
-        return
-    cores = max(1, int(quota) // int(period))
-    if cores < len(os.sched_getaffinity(0)):
-        os.environ["OMP_NUM_THREADS"] = str(cores)
 
 
 if __name__ == "__main__":

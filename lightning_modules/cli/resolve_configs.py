@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from lightning_modules.cli import main as run_cli
+from lightning_modules.cli.lightning_cli import main as run_cli
 
 
 def resolve(arguments: list[str]) -> dict[str, Any]:

@@ -9,14 +9,14 @@ from typing import Any
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from rich.console import Console
 
-from lightning_modules.export_run import run_export
-from lightning_modules.inside_trainer import Weights
-from lightning_modules.plan import make_plan
-from lightning_modules.plan_page import page
-from lightning_modules.preflight import run_preflight
-from lightning_modules.run_record import RunRecord
-from lightning_modules.sample_run import run_sample
-from lightning_modules.signals_run import run_signals
+from lightning_modules.commands.doctor.doctor import run_preflight
+from lightning_modules.commands.export.export import run_export
+from lightning_modules.commands.export.run_record import RunRecord
+from lightning_modules.commands.inside_trainer import Weights
+from lightning_modules.commands.plan.page import page
+from lightning_modules.commands.plan.plan import make_plan
+from lightning_modules.commands.sample import run_sample
+from lightning_modules.commands.signals import run_signals
 
 
 class AEGPOTrainer(Trainer):

@@ -11,12 +11,12 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
-from aegpo.doctor import Finding
-from aegpo.reward_checks import check_reward
-from aegpo.reward_samples import RewardSamples, folder_samples, shapes_samples
-from aegpo.rewards import Reward
-from lightning_modules.cli_errors import explain_exception
-from lightning_modules.one_line_parser import OneLineParser
+from aegpo.rewards.base import Reward
+from aegpo.rewards.checks.check import check_reward
+from aegpo.rewards.checks.samples import RewardSamples, folder_samples, shapes_samples
+from aegpo.utilities.findings import Finding
+from lightning_modules.arguments.messages import explain_exception
+from lightning_modules.arguments.parser import OneLineParser
 
 _STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 MOST_WARNINGS = 3

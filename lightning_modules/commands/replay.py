@@ -6,10 +6,15 @@ import sys
 from pathlib import Path
 
 from aegpo.allocation import Allocator
-from aegpo.decisions import read_decisions
 from aegpo.exploration import StepSelector
-from aegpo.replay_decisions import SizeAgreement, StepAgreement, compare_sizes, compare_steps
-from lightning_modules.one_line_parser import OneLineParser
+from aegpo.study.decision_log import read_decisions
+from aegpo.study.decision_replay import (
+    SizeAgreement,
+    StepAgreement,
+    compare_sizes,
+    compare_steps,
+)
+from lightning_modules.arguments.parser import OneLineParser
 
 
 def main(args: list[str] | None = None) -> None:

@@ -16,16 +16,16 @@ from PIL.PngImagePlugin import PngInfo
 from rich.console import Console
 from torch import Tensor
 
-from aegpo.image_grid import side_by_side, to_picture
 from aegpo.noise import KeyedNoise
-from aegpo.prompt_files import read_prompts
 from aegpo.prompts import PromptBatch
+from aegpo.prompts.files import read_prompts
 from aegpo.rewards.base import Reward
 from aegpo.rewards.guarded import guarded_scores
-from aegpo.sampling import deterministic_rollout
-from aegpo.schedule import require_positive
-from lightning_modules.inside_trainer import Weights, inside_trainer
-from lightning_modules.out_folder import check_new_folder
+from aegpo.rollout.deterministic import deterministic_rollout
+from aegpo.utilities.checks import require_positive
+from aegpo.utilities.folders import check_new_folder
+from aegpo.utilities.images import side_by_side, to_picture
+from lightning_modules.commands.inside_trainer import Weights, inside_trainer
 from lightning_modules.policy_module import PolicyModule
 
 GRID_PROMPTS = 32

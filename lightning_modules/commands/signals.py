@@ -15,15 +15,15 @@ from rich.table import Table
 
 from aegpo.noise import KeyedNoise
 from aegpo.prompts import PromptBatch
-from aegpo.signal_report import (
+from aegpo.study.signal_probe import SignalProbe
+from aegpo.study.signal_report import (
     PROMPT_COLUMNS,
     STEP_COLUMNS,
     Report,
     make_report,
     write_report,
 )
-from aegpo.signals import SignalProbe
-from lightning_modules.inside_trainer import inside_trainer
+from lightning_modules.commands.inside_trainer import inside_trainer
 
 NEEDED = ("policy_factory", "sde", "reward", "step_selector", "noise", "num_steps")
 PRINTED_ROWS = 12

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from aegpo.distributed import all_gather_rows
 from aegpo.prompts import PromptBatch
-from aegpo.tree import RolloutTree
+from aegpo.rollout import RolloutTree
 
 
 @dataclass(frozen=True)

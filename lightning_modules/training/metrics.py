@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from aegpo.advantages import Advantages
-from aegpo.losses import LossTerms
+from aegpo.exploration import ExplorationSchedule
+from aegpo.objectives.samples import LossTerms
 from aegpo.prompts import PromptBatch
-from aegpo.schedule import ExplorationSchedule
-from aegpo.tree import RolloutTree
+from aegpo.rollout import RolloutTree
 
 
 @dataclass(frozen=True)

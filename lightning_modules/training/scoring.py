@@ -11,7 +11,7 @@ from torch import Tensor
 from aegpo.prompts import PromptBatch
 from aegpo.rewards.base import Reward
 from aegpo.rewards.guarded import guarded_scores
-from aegpo.tree import RolloutTree
+from aegpo.rollout import RolloutTree
 
 Parts = dict[str, Tensor]
 

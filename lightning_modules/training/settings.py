@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from aegpo.advantages import GroupRelative
+from aegpo.exploration import StepSelector
 from aegpo.objectives import Objective, PolicyGradient
 from aegpo.rewards.base import Reward
-from aegpo.rollout import check_split_scale
-from aegpo.schedule import StepSelector, require_positive
+from aegpo.rollout.loop import check_split_scale
+from aegpo.utilities.checks import require_positive
 
 
 def choose_objective(objective: Objective | None, **policy_gradient: Any) -> Objective:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from aegpo.compute import PURPOSES, EvaluationCounter
+from aegpo.evaluations import PURPOSES, EvaluationCounter
 
 
 def test_the_innermost_purpose_pays_and_updates_cost_three():

@@ -6,8 +6,11 @@ from tiny_training import entropy_callbacks, tiny_data, tiny_module, tiny_traine
 
 from aegpo.allocation import UniformAllocator
 from aegpo.exploration import FixedSteps
-from callbacks import BudgetStop, CostLogger, EvaluateByCost, RolloutCheckpoint
-from lightning_modules.run_logs import read_scalars
+from callbacks.budget_stop import BudgetStop
+from callbacks.cost_logger import CostLogger
+from callbacks.evaluate_by_cost import EvaluateByCost
+from callbacks.rollout_checkpoint import RolloutCheckpoint
+from lightning_modules.commands.run_logs import read_scalars
 
 # 4 prompts × 2 images × (5 steps + 3 × 1 stochastic step) = 64 evaluations an iteration, as long as
 # no group scores alike throughout.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from aegpo.prompts import PromptBatch
-from aegpo.rewards import Reward
+from aegpo.rewards.base import Reward
 from callbacks.canary import Canary, color_entropy, edge_density, group_diversity
 
 

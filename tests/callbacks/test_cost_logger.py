@@ -10,7 +10,8 @@ import torch
 from tiny_training import Redness, entropy_callbacks, tiny_data, tiny_module, tiny_trainer
 
 from aegpo.allocation import MedianSplitAllocator
-from callbacks import CostLogger, cost_logger
+from callbacks import cost_logger
+from callbacks.cost_logger import CostLogger
 
 
 def test_the_arithmetic_of_a_batch_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:

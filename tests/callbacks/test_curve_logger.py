@@ -14,8 +14,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from aegpo.entropy.reading import EntropyReading
 from aegpo.exploration import ExplorationSchedule
 from aegpo.prompts import PromptBatch
-from callbacks import CurveLogger, EntropyProbe
-from callbacks.curve_logger import curve_figure, layer_figure, prompt_table, tensorboard_writers
+from callbacks.curve_logger import (
+    CurveLogger,
+    curve_figure,
+    layer_figure,
+    prompt_table,
+    tensorboard_writers,
+)
+from callbacks.entropy_probe import EntropyProbe
 
 BATCH = PromptBatch(["a dog", "a cat"], torch.tensor([3, 8]), [{}] * 2)
 MASK = torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0]], dtype=torch.bool)

@@ -5,11 +5,12 @@ import torch
 from tiny_training import entropy_callbacks, tiny_data, tiny_module, tiny_trainer
 
 from aegpo.allocation import MedianSplitAllocator
-from aegpo.decisions import read_decisions
 from aegpo.exploration import EntropyPeaks
-from aegpo.replay_decisions import compare_sizes, compare_steps
-from callbacks import DecisionLog, RolloutCheckpoint
-from lightning_modules import replay
+from aegpo.study.decision_log import read_decisions
+from aegpo.study.decision_replay import compare_sizes, compare_steps
+from callbacks.decision_log import DecisionLog
+from callbacks.rollout_checkpoint import RolloutCheckpoint
+from lightning_modules.commands import replay
 
 
 def train(folder, pipeline, max_epochs, ckpt_path=None):

@@ -9,7 +9,7 @@ import torch
 from tiny_training import tiny_data, tiny_module, tiny_trainer
 from torch import Tensor
 
-from callbacks import EMA
+from callbacks.ema import EMA
 
 
 class Watch(L.Callback):

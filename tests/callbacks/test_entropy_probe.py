@@ -16,7 +16,7 @@ from torch import Tensor
 from aegpo.entropy import EntropyRecorder
 from aegpo.noise import KeyedNoise
 from aegpo.prompts import PromptBatch
-from callbacks import EntropyProbe
+from callbacks.entropy_probe import EntropyProbe
 
 TRAINER = SimpleNamespace(precision_plugin=SimpleNamespace(forward_context=nullcontext))
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import RichProgressBar
 
-from callbacks import RolloutProgressBar
+from callbacks.progress import RolloutProgressBar
 
 
 def trainer(**metrics: float) -> SimpleNamespace:

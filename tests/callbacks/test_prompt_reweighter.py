@@ -9,7 +9,9 @@ import torch
 
 from aegpo.entropy.reading import EntropyReading
 from aegpo.prompts import PromptBatch
-from callbacks import CostLogger, EntropyProbe, PromptReweighter
+from callbacks.cost_logger import CostLogger
+from callbacks.entropy_probe import EntropyProbe
+from callbacks.prompt_reweighter import PromptReweighter
 from datamodules.samplers import DeltaEntropySampler
 
 BATCH = PromptBatch(["a", "b", "c"], torch.tensor([3, 0, 1]), [{}] * 3)

@@ -13,7 +13,7 @@ from tiny_training import tiny_data, tiny_module, tiny_trainer
 
 from aegpo.allocation import UniformAllocator
 from aegpo.exploration import FixedSteps
-from callbacks import RolloutCheckpoint
+from callbacks.rollout_checkpoint import RolloutCheckpoint
 
 
 class Score(L.Callback):

@@ -14,7 +14,9 @@ from torch import Tensor
 from aegpo.entropy.reading import EntropyReading
 from aegpo.exploration import EntropyPeaks
 from aegpo.noise import KeyedNoise
-from callbacks import CostLogger, EntropyProbe, RunningEntropy
+from callbacks.cost_logger import CostLogger
+from callbacks.entropy_probe import EntropyProbe
+from callbacks.running_entropy import RunningEntropy
 
 INDEX = torch.arange(3)
 

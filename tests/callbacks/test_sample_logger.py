@@ -11,7 +11,8 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from PIL import Image
 
 from aegpo.prompts import PromptBatch
-from callbacks import SampleLogger, sample_logger
+from callbacks import sample_logger
+from callbacks.sample_logger import SampleLogger
 
 
 def trainer(folder: Path | None, is_global_zero: bool = True, logs: bool = True) -> SimpleNamespace:

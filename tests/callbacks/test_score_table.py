@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from callbacks import ScoreTable
+from callbacks.score_table import ScoreTable
 
 
 def module(metrics: dict[str, float], iteration: int) -> SimpleNamespace:

@@ -20,8 +20,11 @@ from aegpo.exploration import EntropyPeaks, ExplorationSchedule, FixedSteps, Ran
 from aegpo.prompts import PromptBatch
 from aegpo.rollout import rollout
 from aegpo.sde import FlowSDE
-from aegpo.split_variance import split_variance
-from callbacks import EntropyProbe, RewardSpread, RolloutCheckpoint, TreeSpread, TrialSpread
+from aegpo.study.split_variance import split_variance
+from callbacks.entropy_probe import EntropyProbe
+from callbacks.reward_spread import RewardSpread
+from callbacks.rollout_checkpoint import RolloutCheckpoint
+from callbacks.step_spread import TreeSpread, TrialSpread
 
 TRAINER = SimpleNamespace(precision_plugin=SimpleNamespace(forward_context=nullcontext))
 T = 5

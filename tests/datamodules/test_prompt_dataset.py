@@ -1,6 +1,6 @@
 import pytest
 
-from datamodules import PromptDataset
+from datamodules.prompt_dataset import PromptDataset
 
 
 def test_reads_text_lines_and_skips_blank_ones(tmp_path):

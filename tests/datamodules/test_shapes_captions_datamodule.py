@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from aegpo.rewards.shapes.judge import ShapesJudge
 from aegpo.shapes.captions import exclusive
-from aegpo.shapes.judge import ShapesJudge
 from aegpo.shapes.prompts import parse, split
 from datamodules.shapes_captions_datamodule import ShapesCaptionsDataModule
 

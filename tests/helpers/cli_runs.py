@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lightning_modules import entry
-from lightning_modules.cli import AEGPOCLI
+from lightning_modules.cli import main as entry
+from lightning_modules.cli.lightning_cli import AEGPOCLI
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 class Built(Exception):

@@ -18,16 +18,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aegpo.entropy import EntropyRecorder
-from aegpo.export import ExportCheck, check_export
-from aegpo.model_card import loading_code
+from aegpo.exploration import ExplorationSchedule
+from aegpo.export.check import ExportCheck, check_export
+from aegpo.export.model_card import loading_code
 from aegpo.noise import KeyedNoise
-from aegpo.policies import Conditioning
+from aegpo.objectives.transition_samples import Replay
+from aegpo.policies.conditioning import Conditioning
 from aegpo.policies.diffusers_policy import DiffusersPolicy
-from aegpo.replay import Replay
-from aegpo.rollout import rollout
-from aegpo.schedule import ExplorationSchedule
+from aegpo.rollout import RolloutTree, rollout
 from aegpo.sde import ODE, SDE
-from aegpo.tree import RolloutTree
 
 PROMPTS = [
     "a red circle",

@@ -15,7 +15,11 @@ from tiny_pipelines import WORDS, tiny_clip_tokenizer
 from torch import Tensor
 from transformers import BertTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel
 
-from aegpo.rewards import AestheticV2, HPSv21, ImageReward, OpenCLIPSimilarity, PickScore
+from aegpo.rewards.learned.aesthetic import AestheticV2
+from aegpo.rewards.learned.hpsv2 import HPSv21
+from aegpo.rewards.learned.image_reward import ImageReward
+from aegpo.rewards.learned.open_clip_similarity import OpenCLIPSimilarity
+from aegpo.rewards.learned.pickscore import PickScore
 from aegpo.shapes.pipeline import shapes_tokenizer
 
 SIZE = 32

@@ -13,12 +13,14 @@ from torch import Tensor
 from aegpo.allocation import Allocator, MedianSplitAllocator
 from aegpo.entropy import EntropyRecorder
 from aegpo.exploration import EntropyPeaks, StepSelector
-from aegpo.policies import StableDiffusion3
+from aegpo.policies.families.stable_diffusion3 import StableDiffusion3
 from aegpo.rewards.base import Reward
 from aegpo.sde import FlowSDE
-from callbacks import CostLogger, EntropyProbe, PromptReweighter
-from datamodules import PromptDataModule
-from lightning_modules import AEGPOModule
+from callbacks.cost_logger import CostLogger
+from callbacks.entropy_probe import EntropyProbe
+from callbacks.prompt_reweighter import PromptReweighter
+from datamodules.prompt_datamodule import PromptDataModule
+from lightning_modules.aegpo_module import AEGPOModule
 
 PROMPTS = [
     f"a {color} {shape}"

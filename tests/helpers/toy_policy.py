@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from aegpo.compute import EvaluationCounter
+from aegpo.evaluations import EvaluationCounter
 
 
 @dataclass(frozen=True)

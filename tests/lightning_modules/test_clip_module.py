@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from aegpo.rewards import OpenCLIPSimilarity
+from aegpo.rewards.learned.open_clip_similarity import OpenCLIPSimilarity
 from aegpo.shapes.pipeline import shapes_tokenizer
 from aegpo.shapes.prompts import COLORS, SHAPES, Group, Scene
 from aegpo.shapes.render import render_batch

@@ -8,13 +8,15 @@ import pytest
 import torch
 from tiny_training import Redness, entropy_callbacks, tiny_data, tiny_module
 
-from aegpo.advantages_by_reward import PerReward
+from aegpo.advantages import PerReward
 from aegpo.allocation import MedianSplitAllocator, ProportionalAllocator
 from aegpo.exploration import EntropyPeaks, NoSteps
-from aegpo.objectives import NFT
-from aegpo.rewards import JpegCompressibility, WeightedSum
-from aegpo.tree_advantages import DepthCredit
-from callbacks import CostLogger, RewardSpread, TreeSpread, TrialSpread
+from aegpo.objectives import NFT, DepthCredit
+from aegpo.rewards.jpeg import JpegCompressibility
+from aegpo.rewards.weighted_sum import WeightedSum
+from callbacks.cost_logger import CostLogger
+from callbacks.reward_spread import RewardSpread
+from callbacks.step_spread import TreeSpread, TrialSpread
 
 
 class Trace(L.Callback):

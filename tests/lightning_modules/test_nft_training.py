@@ -8,14 +8,12 @@ from tiny_training import Redness, tiny_data, tiny_module, tiny_trainer
 
 from aegpo.allocation import UniformAllocator
 from aegpo.exploration import FixedSteps, NoSteps
-from aegpo.losses import StdWeight
-from aegpo.objectives import NFT
-from aegpo.policies import StableDiffusion3
-from aegpo.pruning import RandomStepPruning
+from aegpo.objectives import NFT, DepthCredit, RandomStepPruning, StdWeight
+from aegpo.policies.families.stable_diffusion3 import StableDiffusion3
 from aegpo.sde import ODE
-from aegpo.tree_advantages import DepthCredit
-from callbacks import CostLogger, RolloutCheckpoint
-from lightning_modules import AEGPOModule
+from callbacks.cost_logger import CostLogger
+from callbacks.rollout_checkpoint import RolloutCheckpoint
+from lightning_modules.aegpo_module import AEGPOModule
 
 SETTINGS = {"beta": 1.0, "times_per_image": 2, "decay_rate": 1.0, "decay_max": 0.6}
 

@@ -8,7 +8,9 @@ import torch
 from tiny_training import entropy_callbacks, tiny_data, tiny_module, tiny_trainer
 
 from aegpo.entropy.category_controls import WithinCategory
-from callbacks import ControlledEntropy, RolloutCheckpoint, RunningEntropy
+from callbacks.controlled_entropy import ControlledEntropy
+from callbacks.rollout_checkpoint import RolloutCheckpoint
+from callbacks.running_entropy import RunningEntropy
 
 
 class Trace(L.Callback):

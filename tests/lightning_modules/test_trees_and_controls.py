@@ -4,13 +4,13 @@ import pytest
 import torch
 from tiny_training import entropy_callbacks, tiny_data, tiny_module, tiny_trainer
 
-from aegpo.advantage_controls import ShuffledRewards
+from aegpo.advantages import ShuffledRewards
 from aegpo.allocation import MedianSplitAllocator, UniformAllocator
 from aegpo.entropy.controls import InvertedEntropy, RandomEntropy
 from aegpo.exploration import EntropyPeaks, FixedSplits, FixedSteps
-from aegpo.pruning import DepthPruning, WidthPruning
-from aegpo.tree_advantages import DepthCredit
-from callbacks import ControlledEntropy, RewardSpread
+from aegpo.objectives import DepthCredit, DepthPruning, WidthPruning
+from callbacks.controlled_entropy import ControlledEntropy
+from callbacks.reward_spread import RewardSpread
 
 
 def fit(tmp_path, module, callbacks=(), **settings):

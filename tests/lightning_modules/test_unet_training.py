@@ -9,10 +9,10 @@ import torch
 from tiny_training import entropy_callbacks, tiny_data, tiny_module, tiny_trainer
 
 from aegpo.exploration import EntropyPeaks
-from aegpo.policies import StableDiffusion
+from aegpo.policies.families.stable_diffusion import StableDiffusion
 from aegpo.rewards.jpeg import JpegIncompressibility
 from aegpo.sde import DDIM
-from lightning_modules.preflight import run_preflight
+from lightning_modules.commands.doctor.doctor import run_preflight
 
 
 def unet_module(folder, **settings):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from aegpo.policies.conditioning import Conditioning, real_tokens
 from aegpo.policies.diffusers_policy import scaled_decode
-from aegpo.policies.flux_policy import PATCH, FluxPolicy
+from aegpo.policies.families.flux_policy import PATCH, FluxPolicy
 from aegpo.policies.patches import to_patches
 
 

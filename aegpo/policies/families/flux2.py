@@ -17,7 +17,7 @@ from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 from torch import Tensor, nn
 
 from aegpo.policies.conditioning import Conditioning
-from aegpo.policies.flux_policy import PATCH, FluxPolicy
+from aegpo.policies.families.flux_policy import PATCH, FluxPolicy
 from aegpo.policies.pretrained import find_pipeline, read_model_index
 
 

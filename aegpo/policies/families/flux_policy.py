@@ -15,7 +15,7 @@ from aegpo.policies.conditioning import Conditioning
 from aegpo.policies.flow_policy import FlowPolicy
 from aegpo.policies.patches import from_patches, to_patches
 from aegpo.policies.pretrained import find_pipeline, read_model_index, read_part_config
-from aegpo.sigmas import Spacing
+from aegpo.policies.sigmas import Spacing
 
 PATCH = 2
 """Height and width of the latent patch that is one image token."""

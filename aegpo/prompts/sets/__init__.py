@@ -11,9 +11,9 @@ import importlib
 from typing import Any
 
 PROMPT_SETS: dict[str, str] = {
-    "animals": "aegpo.prompt_sets.animals",
-    "geneval": "aegpo.prompt_sets.geneval",
-    "ocr": "aegpo.prompt_sets.ocr",
+    "animals": "aegpo.prompts.sets.animals",
+    "geneval": "aegpo.prompts.sets.geneval",
+    "ocr": "aegpo.prompts.sets.ocr",
     "shapes": "aegpo.shapes.prompts",
 }
 """Module of each set; imported when one of its splits is read."""

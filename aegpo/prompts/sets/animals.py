@@ -8,8 +8,8 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from aegpo.prompt_sets.hash_order import SPLITS, divide, pick
-from aegpo.prompt_sets.nouns import with_article
+from aegpo.prompts.sets.hash_order import SPLITS, divide, pick
+from aegpo.prompts.sets.nouns import with_article
 
 __all__ = ["ANIMALS", "SPLITS", "records"]
 

@@ -10,15 +10,25 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from aegpo.prompt_sets.hash_order import SPLITS, divide, pick, shuffled
-from aegpo.prompt_sets.nouns import plural, with_article
-from aegpo.rewards.geneval_clauses import COLORS, RELATIONS
+from aegpo.prompts.sets.hash_order import SPLITS, divide, pick, shuffled
+from aegpo.prompts.sets.nouns import plural, with_article
 
+COLORS = (
+    "red",
+    "orange",
+    "yellow",
+    "green",
+    "blue",
+    "purple",
+    "pink",
+    "brown",
+    "black",
+    "white",
+)
+RELATIONS = ("left of", "right of", "above", "below")
 __all__ = ["CATEGORIES", "CLASSES", "SPLITS", "records"]
-
 CATEGORIES = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 """GenEval's tags."""
-
 CLASSES: tuple[str, ...] = (
     *("person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat"),
     *("traffic light", "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat"),
@@ -32,7 +42,6 @@ CLASSES: tuple[str, ...] = (
     *("refrigerator", "book", "clock", "vase", "teddy bear", "hair drier", "toothbrush"),
 )
 """COCO's classes under GenEval's names, less three without a singular to count."""
-
 _NUMBERS = {2: "two", 3: "three", 4: "four"}
 _PAIRS_HELD_OUT = 400
 

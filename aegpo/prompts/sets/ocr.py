@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from aegpo.prompt_sets.hash_order import SPLITS, divide, pick
+from aegpo.prompts.sets.hash_order import SPLITS, divide, pick
 
 __all__ = ["CATEGORIES", "SPLITS", "records"]
 

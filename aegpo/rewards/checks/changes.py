@@ -9,9 +9,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from aegpo.doctor import Finding
-from aegpo.reward_samples import RewardSamples
 from aegpo.rewards.base import Reward
+from aegpo.rewards.checks.samples import RewardSamples
+from aegpo.utilities.findings import Finding
 
 ROUNDING_TOLERANCE = 0.1
 """Rounding does change an image a little, so more than elsewhere is accepted; a warning above."""

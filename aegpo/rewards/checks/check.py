@@ -11,11 +11,16 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from aegpo.doctor import Finding
-from aegpo.reward_samples import RewardSamples
 from aegpo.rewards.base import Reward
-from aegpo.score_checks import check_finite, check_form, check_range
-from aegpo.score_comparison import ScoreComparison, describe_error, is_groupwise, score_samples
+from aegpo.rewards.checks.changes import (
+    ScoreComparison,
+    describe_error,
+    is_groupwise,
+    score_samples,
+)
+from aegpo.rewards.checks.form import check_finite, check_form, check_range
+from aegpo.rewards.checks.samples import RewardSamples
+from aegpo.utilities.findings import Finding
 
 
 def check_reward(

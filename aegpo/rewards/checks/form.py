@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from aegpo.doctor import Finding
+from aegpo.utilities.findings import Finding
 
 
 def check_form(scores: object, number: int) -> Finding:

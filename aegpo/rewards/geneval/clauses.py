@@ -17,19 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-COLORS = (
-    "red",
-    "orange",
-    "yellow",
-    "green",
-    "blue",
-    "purple",
-    "pink",
-    "brown",
-    "black",
-    "white",
-)
-RELATIONS = ("left of", "right of", "above", "below")
+from aegpo.prompts.sets.geneval import COLORS, RELATIONS
+
 CONFIDENCE = 0.3
 """An object counts if its score is above this."""
 COUNTING_CONFIDENCE = 0.9
@@ -38,7 +27,6 @@ MAX_OBJECTS = 16
 """Objects of one class that count at most: those with the highest scores."""
 POSITION_THRESHOLD = 0.1
 """Share of the two objects' sides by which centers must differ at all."""
-
 Box = tuple[float, float, float, float]
 
 

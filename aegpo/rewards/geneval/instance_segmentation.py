@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torchvision.ops import masks_to_boxes
 
-from aegpo.rewards.geneval_clauses import DetectedObject
+from aegpo.rewards.geneval.clauses import DetectedObject
 
 _NAMES = {
     "aeroplane": "airplane",

@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from aegpo.rewards.geneval_clauses import COLORS, DetectedObject
-from aegpo.rewards.open_clip_model import find_open_clip, load_open_clip
+from aegpo.prompts.sets.geneval import COLORS
+from aegpo.rewards.geneval.clauses import DetectedObject
+from aegpo.rewards.learned.open_clip_model import find_open_clip, load_open_clip
 
 BACKGROUND = 0x99
 """Gray value of what does not belong to the object."""

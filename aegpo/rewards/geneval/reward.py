@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from aegpo.rewards.base import Reward
-from aegpo.rewards.geneval_clauses import (
+from aegpo.rewards.geneval.clauses import (
     CONFIDENCE,
     MAX_OBJECTS,
     Clauses,
@@ -27,9 +27,9 @@ from aegpo.rewards.geneval_clauses import (
     judge,
     read_clauses,
 )
-from aegpo.rewards.instance_segmentation import InstanceSegmenter
-from aegpo.rewards.object_colors import ColorClassifier
-from aegpo.rewards.pixels import to_pixels
+from aegpo.rewards.geneval.instance_segmentation import InstanceSegmenter
+from aegpo.rewards.geneval.object_colors import ColorClassifier
+from aegpo.utilities.images import to_pixels
 
 
 class GenEvalReward(Reward):

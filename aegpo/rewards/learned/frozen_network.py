@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from aegpo.rewards.base import Reward
-from aegpo.schedule import require_positive
+from aegpo.utilities.checks import require_positive
 
 Precision = Literal["float32", "bfloat16", "float16"]
 """Names of the dtypes that a frozen network may run in."""

@@ -6,9 +6,9 @@ from typing import Any
 
 import open_clip
 
-from aegpo.rewards.frozen_network import Precision
-from aegpo.rewards.open_clip_cosine import OpenCLIPCosine
-from aegpo.rewards.weights import check_file, fetch_file, load_exactly, load_tensors
+from aegpo.rewards.learned.frozen_network import Precision
+from aegpo.rewards.learned.open_clip_cosine import OpenCLIPCosine
+from aegpo.rewards.learned.weights import check_file, fetch_file, load_exactly, load_tensors
 
 
 class HPSv21(OpenCLIPCosine):

@@ -20,10 +20,10 @@ from transformers import (
     BlipVisionModel,
 )
 
-from aegpo.rewards.clip_pixels import clip_pixels
-from aegpo.rewards.frozen_network import FrozenNetworkReward, Precision
-from aegpo.rewards.linear_head import LinearHead
-from aegpo.rewards.weights import (
+from aegpo.rewards.learned.clip_pixels import clip_pixels
+from aegpo.rewards.learned.frozen_network import FrozenNetworkReward, Precision
+from aegpo.rewards.learned.linear_head import LinearHead
+from aegpo.rewards.learned.weights import (
     check_file,
     check_folder,
     fetch_file,

@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from aegpo.rewards.clip_pixels import clip_pixels
-from aegpo.rewards.frozen_network import FrozenNetworkReward, Precision
+from aegpo.rewards.learned.clip_pixels import clip_pixels
+from aegpo.rewards.learned.frozen_network import FrozenNetworkReward, Precision
 
 
 class OpenCLIPCosine(FrozenNetworkReward):

@@ -7,14 +7,15 @@ import json
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from aegpo.rewards.weights import explained
+from aegpo.utilities.hub import explained
 
-BUNDLED = {"shapes": Path(__file__).parent.parent / "shapes" / "clip"}
+BUNDLED = {"shapes": Path(str(files("aegpo.shapes"))) / "clip"}
 """Folders that come with the package, by the name that stands for them."""
 
 CONFIG = "open_clip_config.json"

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from aegpo.rewards.frozen_network import Precision
-from aegpo.rewards.open_clip_cosine import OpenCLIPCosine
-from aegpo.rewards.open_clip_model import find_open_clip, load_open_clip, pixel_settings
+from aegpo.rewards.learned.frozen_network import Precision
+from aegpo.rewards.learned.open_clip_cosine import OpenCLIPCosine
+from aegpo.rewards.learned.open_clip_model import (
+    find_open_clip,
+    load_open_clip,
+    pixel_settings,
+)
 
 PRECISIONS: dict[str, Precision] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 """Names of the dtypes as open_clip has them."""

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
-from aegpo.rewards.clip_pixels import clip_pixels
-from aegpo.rewards.frozen_network import FrozenNetworkReward, Precision
-from aegpo.rewards.weights import check_folder, load_pretrained
+from aegpo.rewards.learned.clip_pixels import clip_pixels
+from aegpo.rewards.learned.frozen_network import FrozenNetworkReward, Precision
+from aegpo.rewards.learned.weights import check_folder, load_pretrained
 
 Scale = Literal["raw/26", "raw", "(raw-18)/8", "cosine"]
 """How published code scales PickScore; raw is exp(logit_scale) times the cosine, about 20 to 24."""

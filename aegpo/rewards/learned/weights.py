@@ -6,37 +6,18 @@ A constructor calls `check_file` or `check_folder`, which touch the disk alone; 
 from __future__ import annotations
 
 import pickle
-import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-)
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from aegpo.causes import causes
-
-WEIGHT_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".safetensors")
-"""Ends of file names that hold weights: "models/hps.pt" is a path that was mistyped, no hub id."""
-
-
-def is_hub_id(source: str) -> bool:
-    """Whether a text has the form of a hub id, owner/name; nothing is looked up."""
-    return bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source)) and not source.endswith(
-        WEIGHT_SUFFIXES
-    )
+from aegpo.utilities.hub import explained, is_hub_id
 
 
 def check_file(source: str, filename: str, argument: str) -> None:
@@ -102,54 +83,6 @@ def fetch_file(source: str, filename: str, argument: str) -> Path:
         return path / filename if path.is_dir() else path
     with explained(source, argument, filename):
         return Path(hf_hub_download(source, filename))
-
-
-@contextmanager
-def explained(source: str, argument: str, wanted: str = "model") -> Iterator[None]:
-    """Says in one line why the hub, or a library that asks it, did not give a model.
-
-    Args:
-        source: Hub id or folder.
-        argument: Name of the argument that accepts a local path instead.
-        wanted: What is looked for in the repository, a file's name if there is one.
-
-    Raises:
-        FileNotFoundError: If the repository, the file or the network is missing.
-        PermissionError: If the repository is gated.
-        ValueError: If something is there, but unreadable.
-    """
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        chain = list(causes(error))
-        local = f"give a local path as {argument}"
-
-        def has(*kinds: type[BaseException]) -> bool:
-            return any(isinstance(cause, kinds) for cause in chain)
-
-        if has(GatedRepoError):  # a kind of RepositoryNotFoundError
-            raise PermissionError(
-                f"{argument}={source!r} is gated: accept its terms at https://huggingface.co/"
-                f"{source} and log in with `hf auth login`, or {local}"
-            ) from error
-        if has(RepositoryNotFoundError):
-            raise FileNotFoundError(
-                f"{argument}={source!r} is no folder here and no public repository on the hub; "
-                f"check the name, log in with `hf auth login` if it is private, or {local}"
-            ) from error
-        if has(LocalEntryNotFoundError, ConnectionError, TimeoutError):
-            raise FileNotFoundError(
-                f"{argument}={source!r} is not in the hub's cache and the hub is out of reach; "
-                f"connect (and unset HF_HUB_OFFLINE), or {local}"
-            ) from error
-        if has(EntryNotFoundError):
-            raise FileNotFoundError(
-                f"{argument}={source!r} is on the hub, but has no {wanted}; check the name, or "
-                f"{local}"
-            ) from error
-        reason = shorten(str(error), 200, placeholder=" ...") or type(error).__name__
-        kind = FileNotFoundError if has(FileNotFoundError) else ValueError
-        raise kind(f"{argument}={source!r} could not be read: {reason}") from error
 
 
 def load_pretrained(kind: Any, source: str, argument: str, **settings: Any) -> Any:

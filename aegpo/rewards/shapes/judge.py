@@ -18,9 +18,9 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from aegpo.rewards.base import Reward
+from aegpo.rewards.shapes.overlap import find_objects
+from aegpo.rewards.shapes.segmentation import COLOR_NAMES, Components, Float
 from aegpo.shapes.prompts import SHAPES, Scene, parse
-from aegpo.shapes.segmentation import COLOR_NAMES, Components, Float
-from aegpo.shapes.shape_overlap import find_objects
 
 IMAGE_SIZE = 32
 """Side in pixels at which images are judged."""

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from aegpo.rewards.shapes.segmentation import PREFILTER_STD, Components, Float, Int, segment
 from aegpo.shapes.prompts import SHAPES
 from aegpo.shapes.render import shape_mask
-from aegpo.shapes.segmentation import PREFILTER_STD, Components, Float, Int, segment
 
 SIZE_STEP = 0.5  # pixels
 SIZES = np.arange(5.0, 22.0, SIZE_STEP)

@@ -20,13 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from aegpo.learning_curves import Curve
-from lightning_modules.cli_errors import UserError
-from lightning_modules.compare_report import write_report
-from lightning_modules.compared_run import ComparedRun, Process, start
-from lightning_modules.comparison_settings import Comparison
-from lightning_modules.one_line_parser import OneLineParser
-from lightning_modules.run_logs import read_scalars
+from aegpo.study.learning_curves import Curve
+from lightning_modules.arguments.messages import UserError
+from lightning_modules.arguments.parser import OneLineParser
+from lightning_modules.commands.compare.report import write_report
+from lightning_modules.commands.compare.run import ComparedRun, Process, start
+from lightning_modules.commands.compare.settings import Comparison
+from lightning_modules.commands.run_logs import read_scalars
 
 Resolve = Callable[[list[list[str]]], list[dict[str, Any]]]
 Start = Callable[[ComparedRun, bool, bool], Process]
@@ -45,7 +45,7 @@ def resolve_in_subprocess(arguments: list[list[str]]) -> list[dict[str, Any]]:
         SystemExit: If a config has a mistake; the process has said which.
     """
     done = subprocess.run(
-        [sys.executable, "-m", "lightning_modules.resolve_configs"],
+        [sys.executable, "-m", "lightning_modules.cli.resolve_configs"],
         input=json.dumps(arguments),
         stdout=subprocess.PIPE,
         text=True,

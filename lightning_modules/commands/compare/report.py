@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from aegpo.comparison import Estimate, Target, summarize
-from aegpo.learning_curves import Runs, band
-from lightning_modules.comparison_settings import Comparison
+from aegpo.study.comparison import Estimate, Target, summarize
+from aegpo.study.learning_curves import Runs, band
+from lightning_modules.commands.compare.settings import Comparison
 
 _COLUMNS = (
     *("method", "seeds", "final score", "against {}", "mean score", "against {}"),
@@ -75,7 +75,7 @@ def markdown_table(
     Args:
         settings: What was compared.
         score: The score to reach.
-        rows: What `aegpo.comparison.summarize` returned.
+        rows: What `aegpo.study.comparison.summarize` returned.
         failures: What went wrong, by the name of the run.
 
     Returns:

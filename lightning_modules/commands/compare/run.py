@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import yaml
 
-from lightning_modules.cli_errors import UserError
+from lightning_modules.arguments.messages import UserError
 
 _LOGGERS = ("TensorBoardLogger", "CSVLogger")
 

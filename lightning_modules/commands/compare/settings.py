@@ -9,8 +9,8 @@ from typing import Any, Literal
 import yaml
 from jsonargparse.typing import register_type
 
-from lightning_modules.cli_errors import UserError
-from lightning_modules.compared_run import ComparedRun, run_config
+from lightning_modules.arguments.messages import UserError
+from lightning_modules.commands.compare.run import ComparedRun, run_config
 
 
 class Overlays(list[Any]):

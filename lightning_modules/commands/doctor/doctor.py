@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
-from aegpo.doctor import Finding, check_writable, report
+from aegpo.utilities.findings import Finding, report
+from lightning_modules.commands.doctor.environment import check_writable
 
 FP32_TOLERANCE = 1e-6
 """Largest |log ratio| before the first update that counts as 1 when everything is in fp32."""

@@ -15,11 +15,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-Status = Literal["ok", "warning", "failed"]
+from aegpo.utilities.findings import Finding
 
 PACKAGES = (
     "torch",
@@ -31,7 +29,6 @@ PACKAGES = (
     "jsonargparse",
 )
 """Distributions that must be installed, with their versions in the report."""
-
 RECORDABLE_BACKENDS = (
     "native",
     "_native_cudnn",
@@ -41,10 +38,8 @@ RECORDABLE_BACKENDS = (
 )
 """Attention backends of diffusers that go through torch's scaled_dot_product_attention, the call
 that the entropy recorder watches."""
-
 MINIMUM_FREE_GB = 2.0
 """Less free disk space than this is a warning: room for a few checkpoints and image grids."""
-
 _PROBE = """
 import json, os
 found = {}
@@ -66,37 +61,6 @@ except Exception as error:
     found["torchvision_error"] = f"{type(error).__name__}: {error}"
 print("\\n" + json.dumps(found))
 """
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the report.
-
-    Args:
-        name: What was looked at.
-        status: ``ok``, ``warning`` (works, but read it) or ``failed`` (fix it first).
-        detail: What was found, and what to do unless it is ok.
-    """
-
-    name: str
-    status: Status
-    detail: str
-
-
-def report(findings: Iterable[Finding]) -> bool:
-    """Print the findings as they come, one a line.
-
-    Args:
-        findings: What was found; consumed lazily, so that a slow check does not hold up the others.
-
-    Returns:
-        Whether none has failed.
-    """
-    healthy = True
-    for finding in findings:
-        print(f"{finding.status:<8} {finding.name:<16} {finding.detail}", flush=True)
-        healthy = healthy and finding.status != "failed"
-    return healthy
 
 
 def check_environment(log_dir: Path) -> Iterable[Finding]:

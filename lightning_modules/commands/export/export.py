@@ -9,16 +9,16 @@ import torch
 import yaml
 from lightning.pytorch import LightningModule, Trainer
 
-from aegpo.export import ExportCheck, check_export
-from aegpo.image_grid import side_by_side
-from aegpo.model_card import Facts, loading_code, model_card
+from aegpo.export.check import ExportCheck, check_export
+from aegpo.export.model_card import Facts, loading_code, model_card
 from aegpo.policies.exportable import Exportable
 from aegpo.prompts import PromptBatch
-from aegpo.sampling import deterministic_rollout
-from lightning_modules.inside_trainer import Weights, inside_trainer
-from lightning_modules.out_folder import check_new_folder, published
+from aegpo.rollout.deterministic import deterministic_rollout
+from aegpo.utilities.folders import check_new_folder, published
+from aegpo.utilities.images import side_by_side
+from lightning_modules.commands.export.run_record import RunRecord, draw_scores
+from lightning_modules.commands.inside_trainer import Weights, inside_trainer
 from lightning_modules.policy_module import EVALUATION_NOISE, PolicyModule
-from lightning_modules.run_record import RunRecord, draw_scores
 
 NUM_PROMPTS = 8
 """Images compared and shown, if no prompts are given."""

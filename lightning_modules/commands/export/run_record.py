@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from matplotlib.figure import Figure
 
-from lightning_modules.run_logs import read_scalars
+from lightning_modules.commands.run_logs import read_scalars
 
 EXAMPLES = ("a red circle", "two blue circles", "a green square", "three red triangles")
 """Prompts that any text-to-image model can draw, where the run's own cannot be read."""

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import torch
 
+from aegpo.allocation.sharding import shard_loads
 from aegpo.entropy.reading import EntropyReading
 from aegpo.noise import KeyedNoise
 from aegpo.objectives import Experience
-from aegpo.planned_run import Range
-from aegpo.policies.stand_in import StandInPolicy
+from aegpo.planning.counts import Range
+from aegpo.planning.stand_in import StandInPolicy
 from aegpo.prompts import PromptBatch
-from aegpo.sharding import shard_loads
 from lightning_modules.aegpo_module import AEGPOModule
 
 TRAINING = ("rollout", "probe", "reference", "update")

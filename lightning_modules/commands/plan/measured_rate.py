@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightning_modules.run_logs import read_scalars
+from lightning_modules.commands.run_logs import read_scalars
 
 PHASES = ("probe", "encode", "rollout", "reward", "advantage", "update")
 """What `seconds/<phase>` is logged for."""

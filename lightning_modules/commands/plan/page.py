@@ -8,9 +8,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from aegpo.planned_run import Range
-from lightning_modules.dry_run import TRAINING
-from lightning_modules.plan import RunPlan, sum_ranges
+from aegpo.planning.counts import Range
+from lightning_modules.commands.plan.dry_run import TRAINING
+from lightning_modules.commands.plan.plan import RunPlan, sum_ranges
 
 WIDTH = 78
 

@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
-from aegpo.memory_estimate import MemoryEstimate, MemoryLoad, estimate_memory
-from aegpo.planned_run import PlansEvaluations, Range, RunShape
+from aegpo.planning.counts import PlansEvaluations, Range, RunShape
+from aegpo.planning.memory import MemoryEstimate, MemoryLoad, estimate_memory
+from aegpo.planning.policy_size import PolicySize, policy_of, policy_size
 from aegpo.policies.diffusers_policy import DiffusersPolicy
 from aegpo.policies.pretrained import find_pipeline
-from aegpo.policy_size import PolicySize, policy_of, policy_size
 from lightning_modules.aegpo_module import AEGPOModule
-from lightning_modules.dry_run import TRAINING, Iteration, dry_run
-from lightning_modules.measured_rate import MeasuredRate, read_rate
-from lightning_modules.run_length import RunLength, run_length
+from lightning_modules.commands.plan.dry_run import TRAINING, Iteration, dry_run
+from lightning_modules.commands.plan.measured_rate import MeasuredRate, read_rate
+from lightning_modules.commands.plan.run_length import RunLength, run_length
 
 NEEDED = ("batch_size", "batches_per_epoch", "val_images", "val_batch_size")
 TRIED = 4

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 
-from aegpo.planned_run import PlansEvaluations, Range
+from aegpo.planning.counts import PlansEvaluations, Range
 
 
 @dataclass(frozen=True)
@@ -124,3 +125,26 @@ def _validations(
     elif interval is not None and interval < 1:
         in_epoch = per_epoch // max(1, int(per_epoch * interval))
     return Range.over(count // max(1, per_epoch) // epochs * in_epoch for count in bounds)
+
+
+def count_processes(accelerator: Any, devices: Any, num_nodes: int) -> int:
+    """Processes that a trainer would start; where it would look, the GPUs of this machine.
+
+    Args:
+        accelerator: The trainer's argument.
+        devices: The trainer's argument: a number, a list of devices, "auto" or -1.
+        num_nodes: Machines.
+
+    Returns:
+        Their number, at least 1.
+    """
+    if isinstance(devices, str) and devices.isdigit():
+        devices = int(devices)
+    if isinstance(devices, str) and "," in devices:
+        devices = [device for device in devices.split(",") if device.strip()]
+    if isinstance(devices, list | tuple):
+        return len(devices) * num_nodes
+    if isinstance(devices, int) and devices > 0:
+        return devices * num_nodes
+    gpus = torch.cuda.device_count() if accelerator != "cpu" else 1
+    return max(1, gpus) * num_nodes

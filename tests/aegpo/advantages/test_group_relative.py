@@ -7,7 +7,8 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from aegpo.advantages import GroupRelative, group_relative, zero_variance_groups
+from aegpo.advantages import GroupRelative
+from aegpo.advantages.group_relative import group_relative, zero_variance_groups
 
 NAN = float("nan")
 SCALES = ("group", "global", "none")

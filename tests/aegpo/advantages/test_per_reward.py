@@ -3,8 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from aegpo.advantages import GroupRelative
-from aegpo.advantages_by_reward import PerReward
+from aegpo.advantages import GroupRelative, PerReward
 
 PROMPT = torch.tensor([0, 0, 0, 1, 1, 1, 1])
 WIDE = torch.tensor([10.0, 20.0, 60.0, 0.0, 5.0, 5.0, 9.0])

@@ -6,8 +6,7 @@ import math
 
 import torch
 
-from aegpo.advantage_controls import ShuffledRewards
-from aegpo.advantages import GroupRelative
+from aegpo.advantages import GroupRelative, ShuffledRewards
 
 
 def test_groups_keep_their_own_advantages_in_another_order() -> None:

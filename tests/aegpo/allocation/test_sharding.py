@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aegpo.allocation import MedianSplitAllocator
+from aegpo.allocation.sharding import shard, shard_loads
 from aegpo.entropy.reading import EntropyReading
-from aegpo.sharding import shard, shard_loads
 
 SIZES = st.lists(st.integers(1, 30), min_size=1, max_size=24)
 

@@ -12,7 +12,7 @@ from aegpo.entropy.category_controls import CategoryControl, CategoryOnly, Withi
 from aegpo.entropy.reading import EntropyReading
 from aegpo.noise import KeyedNoise
 from aegpo.prompts import PromptBatch
-from callbacks import ControlledEntropy
+from callbacks.controlled_entropy import ControlledEntropy
 
 NOISE = KeyedNoise(0)
 CATEGORIES = ["one", "two", "two", "one", "two"]

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from aegpo.entropy import EntropyRecorder, delta_entropy
+from aegpo.exploration import ExplorationSchedule
 from aegpo.noise import KeyedNoise
-from aegpo.policies import StableDiffusion3
+from aegpo.policies.families.stable_diffusion3 import StableDiffusion3
 from aegpo.rollout import rollout
-from aegpo.schedule import ExplorationSchedule
 from aegpo.sde import FlowSDE
 
 PROMPTS = ["a red circle", "two blue stars"]

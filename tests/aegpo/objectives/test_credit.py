@@ -11,11 +11,12 @@ from toy_policy import ToyPolicy
 from aegpo.advantages import GroupRelative
 from aegpo.exploration import ExplorationSchedule
 from aegpo.noise import KeyedNoise
-from aegpo.replay import Replay
-from aegpo.rollout import rollout
+from aegpo.objectives import DepthCredit, LeafCredit
+from aegpo.objectives.credit import fuse
+from aegpo.objectives.transition_samples import Replay
+from aegpo.rollout import RolloutTree, rollout
+from aegpo.rollout.tree import Transitions
 from aegpo.sde import FlowSDE
-from aegpo.tree import RolloutTree, Transitions
-from aegpo.tree_advantages import DepthCredit, LeafCredit, fuse
 
 NAN = math.nan
 

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 from toy_policy import ToyPolicy
 
-from aegpo.exploration import AllSteps, FixedSplits, NoSteps
+from aegpo.exploration import AllSteps, ExplorationSchedule, FixedSplits, NoSteps, StepSelector
 from aegpo.noise import KeyedNoise
 from aegpo.objectives import NFT, Experience
 from aegpo.objectives.nft import ForwardSamples, nft_loss
 from aegpo.rollout import rollout
-from aegpo.schedule import ExplorationSchedule, StepSelector
 from aegpo.sde import ODE
 
 INDEX = torch.tensor([40, 7, 23])

@@ -8,11 +8,10 @@ from toy_policy import ToyPolicy, ToySchedule
 
 from aegpo.exploration import AllSteps, ExplorationSchedule
 from aegpo.noise import KeyedNoise
-from aegpo.pruning import DepthPruning, RandomStepPruning, WidthPruning
-from aegpo.replay import Replay
-from aegpo.rollout import rollout
+from aegpo.objectives import DepthPruning, RandomStepPruning, WidthPruning
+from aegpo.objectives.transition_samples import Replay
+from aegpo.rollout import RolloutTree, rollout
 from aegpo.sde import DanceSDE
-from aegpo.tree import RolloutTree
 
 NOISE = KeyedNoise(5)
 

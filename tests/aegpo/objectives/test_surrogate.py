@@ -6,16 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from aegpo.losses import (
-    EqualWeight,
-    RatioNorm,
-    SensitivityWeight,
-    StdWeight,
-    TransitionTerms,
-    gaussian_log_ratio,
-    policy_loss,
-    surrogate,
-)
+from aegpo.objectives import EqualWeight, RatioNorm, SensitivityWeight, StdWeight
+from aegpo.objectives.surrogate import gaussian_log_ratio, policy_loss, surrogate
+from aegpo.objectives.transition_weights import TransitionTerms
 
 EPS = 0.1
 

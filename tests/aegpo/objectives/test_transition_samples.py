@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 from toy_policy import ToyPolicy
 
-from aegpo.losses import EqualWeight, SensitivityWeight, TransitionWeight, policy_loss
+from aegpo.exploration import ExplorationSchedule
 from aegpo.noise import KeyedNoise
-from aegpo.replay import Replay
+from aegpo.objectives import EqualWeight, SensitivityWeight, TransitionWeight
+from aegpo.objectives.surrogate import policy_loss
+from aegpo.objectives.transition_samples import Replay
 from aegpo.rollout import rollout
-from aegpo.schedule import ExplorationSchedule
 from aegpo.sde import CPS, SDE, DanceSDE, FlowSDE
 
 INDEX = torch.tensor([40, 7, 23, 5])
@@ -150,7 +151,8 @@ def test_weights_are_set_against_the_mean_over_all_ranks(monkeypatch: pytest.Mon
     _, terms = other.terms(torch.arange(len(other.tree.transitions)))
     theirs = iter([terms.std, terms.std / terms.sensitivity])
     monkeypatch.setattr(
-        "aegpo.replay.all_gather_rows", lambda rows: (torch.cat([rows, next(theirs)]), slice(0))
+        "aegpo.objectives.transition_samples.all_gather_rows",
+        lambda rows: (torch.cat([rows, next(theirs)]), slice(0)),
     )
     mine = replay([0, 1])
     torch.testing.assert_close(mine.mean_std, whole.mean_std)

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from aegpo.activation_memory import num_blocks
-from aegpo.memory_estimate import MemoryLoad, estimate_memory, optimizer_state_bytes
-from aegpo.policies import StableDiffusion3
-from aegpo.policy_size import PolicySize, policy_size
+from aegpo.planning.activations import num_blocks
+from aegpo.planning.memory import MemoryLoad, estimate_memory, optimizer_state_bytes
+from aegpo.planning.policy_size import PolicySize, policy_size
+from aegpo.policies.families.stable_diffusion3 import StableDiffusion3
 
 ARGUMENTS: dict[str, Any] = {"lora_rank": 4, "max_sequence_length": 4}
 

@@ -11,11 +11,12 @@ import torch
 from tiny_families import FAMILIES, Family
 from torch import Tensor, nn
 
-from aegpo.activation_memory import saved_bytes
-from aegpo.memory_estimate import MemoryLoad, estimate_memory
-from aegpo.policies import Sana, StableDiffusion3
+from aegpo.planning.activations import saved_bytes
+from aegpo.planning.memory import MemoryLoad, estimate_memory
+from aegpo.planning.policy_size import policy_of, policy_size
 from aegpo.policies.diffusers_policy import DiffusersPolicy
-from aegpo.policy_size import policy_of, policy_size
+from aegpo.policies.families.sana import Sana
+from aegpo.policies.families.stable_diffusion3 import StableDiffusion3
 
 ADAMW = partial(torch.optim.AdamW, lr=1e-3)
 LOAD = MemoryLoad(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from toy_policy import ToyPolicy
 
-from aegpo.objectives.behavior import BehaviorWeights
+from aegpo.policies.averaged import BehaviorWeights
 
 
 def test_the_first_policy_is_copied_and_not_followed_by_itself() -> None:

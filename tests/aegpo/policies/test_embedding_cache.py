@@ -6,8 +6,9 @@ import pytest
 import torch
 from tiny_pipelines import save_tiny_sd3
 
-from aegpo.policies import Conditioning, StableDiffusion3
+from aegpo.policies.conditioning import Conditioning
 from aegpo.policies.embedding_cache import ConditioningCache, EmbeddingFolder
+from aegpo.policies.families.stable_diffusion3 import StableDiffusion3
 
 
 def encode(texts: list[str]) -> Conditioning:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from aegpo.entropy.tokens import TokenLayout
-from aegpo.policies import Conditioning, Policy
+from aegpo.policies.base import Policy
+from aegpo.policies.conditioning import Conditioning
 
 
 class Linear(Policy):

@@ -8,8 +8,8 @@ import pytest
 from diffusers import StableDiffusion3Pipeline
 
 from aegpo.policies import pretrained
+from aegpo.policies.families.stable_diffusion3 import StableDiffusion3
 from aegpo.policies.pretrained import find_pipeline, read_model_index
-from aegpo.policies.stable_diffusion3 import StableDiffusion3
 
 
 def test_folder_hub_id_and_bundled_name(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
-from aegpo.sigmas import resolution_mu, scheduler_sigmas
+from aegpo.policies.sigmas import resolution_mu, scheduler_sigmas
 
 
 def test_sd3_schedule_of_ten_steps():

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from aegpo.prompt_sets import bundled_records, bundled_sources, is_bundled
-from aegpo.prompt_sets.nouns import plural
-from aegpo.rewards.geneval_clauses import COLORS, Clause, Clauses, read_clauses
-from aegpo.rewards.instance_segmentation import _NAMES
+from aegpo.prompts.sets import bundled_records, bundled_sources, is_bundled
+from aegpo.prompts.sets.geneval import COLORS
+from aegpo.prompts.sets.nouns import plural
+from aegpo.rewards.geneval.clauses import Clause, Clauses, read_clauses
+from aegpo.rewards.geneval.instance_segmentation import _NAMES
 from aegpo.rewards.ocr import quoted_text
-from datamodules import PromptDataModule
+from datamodules.prompt_datamodule import PromptDataModule
 
 SIZES = {
     "animals:train": 620,

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from aegpo.rewards import GroupDiversity, GroupReward, JpegCompressibility, WeightedSum
+from aegpo.rewards.group import GroupDiversity, GroupReward
+from aegpo.rewards.jpeg import JpegCompressibility
+from aegpo.rewards.weighted_sum import WeightedSum
 
 
 class Rank(GroupReward):

@@ -7,8 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from aegpo.rewards import JpegCompressibility, JpegIncompressibility
-from aegpo.rewards.jpeg import jpeg_kilobytes
+from aegpo.rewards.jpeg import JpegCompressibility, JpegIncompressibility, jpeg_kilobytes
 
 
 def images() -> torch.Tensor:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 import aegpo.rewards
-from aegpo.rewards import Reward, WeightedSum
+from aegpo.rewards.base import Reward
+from aegpo.rewards.weighted_sum import WeightedSum
 
 
 class Given(Reward):
@@ -109,7 +110,7 @@ def test_a_part_of_the_wrong_shape_is_named() -> None:
 
 def test_package_offers_the_shapes_rewards_lazily() -> None:
     assert {"ShapesJudge", "ShapesMatch"} <= set(aegpo.rewards.__all__)
-    from aegpo.shapes.match import ShapesMatch
+    from aegpo.rewards.shapes.match import ShapesMatch
 
     assert aegpo.rewards.ShapesMatch is ShapesMatch
     with pytest.raises(AttributeError, match="NoSuchReward"):

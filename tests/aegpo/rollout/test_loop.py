@@ -12,9 +12,8 @@ from torch import Tensor
 from toy_policy import ToyPolicy, ToySchedule
 
 from aegpo.noise import KeyedNoise
-from aegpo.rollout import rollout
+from aegpo.rollout import RolloutTree, rollout
 from aegpo.sde import CPS, ODE, DanceSDE, FlowSDE
-from aegpo.tree import RolloutTree
 
 
 def schedule(eta: list[list[float]], branching: list[list[int]] | None = None) -> ToySchedule:

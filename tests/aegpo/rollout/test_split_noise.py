@@ -14,9 +14,8 @@ from toy_policy import ToyPolicy
 
 from aegpo.exploration import ExplorationSchedule
 from aegpo.noise import KeyedNoise
-from aegpo.rollout import rollout
+from aegpo.rollout import RolloutTree, rollout
 from aegpo.sde import CPS, DanceSDE, FlowSDE
-from aegpo.tree import RolloutTree
 
 NOISE = KeyedNoise(4, 1)
 ETA, STEPS = 0.3, 4

@@ -9,7 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from aegpo.tree import RolloutTree, Transitions
+from aegpo.rollout import RolloutTree
+from aegpo.rollout.tree import Transitions
 
 
 def transitions(count: int) -> Transitions:

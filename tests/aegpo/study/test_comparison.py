@@ -5,14 +5,14 @@ import math
 import numpy as np
 import pytest
 
-from aegpo.comparison import (
+from aegpo.study.comparison import (
     Target,
     bootstrap,
     difference,
     evaluations_ratio,
     summarize,
 )
-from aegpo.learning_curves import Curve, band
+from aegpo.study.learning_curves import Curve, band
 
 
 def curve(cost, score):

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from aegpo.allocation import MedianSplitAllocator, UniformAllocator
-from aegpo.decisions import Decision, read_decisions
 from aegpo.entropy.reading import EntropyReading
 from aegpo.exploration import AllSteps, EntropyPeaks, FixedSteps, RandomSteps
 from aegpo.noise import KeyedNoise
-from aegpo.replay_decisions import compare_sizes, compare_steps, replay_sizes
+from aegpo.study.decision_log import Decision, read_decisions
+from aegpo.study.decision_replay import compare_sizes, compare_steps, replay_sizes
 
 
 def decide(allocator, selector, iteration, num_steps=6, prompts=4, entropy=True):

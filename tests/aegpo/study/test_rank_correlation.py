@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from aegpo.rank_correlation import chance_level, spearman, spearman_within
+from aegpo.study.rank_correlation import chance_level, spearman, spearman_within
 
 NAN = math.nan
 

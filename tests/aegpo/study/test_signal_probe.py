@@ -11,12 +11,12 @@ from tiny_training import PROMPTS, Redness
 from aegpo.entropy import EntropyRecorder
 from aegpo.exploration import EntropyPeaks, ExplorationSchedule
 from aegpo.noise import KeyedNoise
-from aegpo.policies import StableDiffusion3
+from aegpo.policies.families.stable_diffusion3 import StableDiffusion3
 from aegpo.prompts import PromptBatch
 from aegpo.rollout import rollout
 from aegpo.sde import ODE, FlowSDE
-from aegpo.signal_tables import prompt_table, step_table
-from aegpo.signals import ALL_LAYERS, SignalProbe
+from aegpo.study.signal_probe import ALL_LAYERS, SignalProbe
+from aegpo.study.signal_tables import prompt_table, step_table
 
 T, G, M = 4, 3, 2
 BATCH = PromptBatch(PROMPTS[:3], torch.tensor([5, 7, 9]), [{}, {}, {}])

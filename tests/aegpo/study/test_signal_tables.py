@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from aegpo.prompts import PromptBatch
-from aegpo.signal_report import NOT_TRAINED, make_report, write_report
-from aegpo.signal_tables import prompt_table, step_table
-from aegpo.signals import Signals
-from aegpo.step_trials import group_spread
+from aegpo.study.signal_probe import Signals
+from aegpo.study.signal_report import NOT_TRAINED, make_report, write_report
+from aegpo.study.signal_tables import prompt_table, step_table
+from aegpo.study.step_trials import group_spread
 
 SPREAD = torch.tensor([[0.5, 0.25, 0.125], [0.5, 0.125, 0.25]] * 2)
 """Variances 16 : 4 : 1 or 16 : 1 : 4, of 21; powers of two, so that means are exact."""

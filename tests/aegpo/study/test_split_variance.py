@@ -13,10 +13,9 @@ from torch import Tensor
 
 from aegpo.exploration import ExplorationSchedule
 from aegpo.noise import KeyedNoise
-from aegpo.rollout import rollout
+from aegpo.rollout import RolloutTree, rollout
 from aegpo.sde import DanceSDE
-from aegpo.split_variance import split_variance
-from aegpo.tree import RolloutTree
+from aegpo.study.split_variance import split_variance
 
 
 class Still(Eraser):

@@ -16,8 +16,8 @@ from aegpo.noise import KeyedNoise
 from aegpo.prompts import PromptBatch
 from aegpo.rewards.base import Reward
 from aegpo.sde import FlowSDE
-from aegpo.step_trials import single_step_rewards
-from aegpo.step_variance import StepVariance, VarianceTerms, trial_variance
+from aegpo.study.step_trials import single_step_rewards
+from aegpo.study.step_variance import StepVariance, VarianceTerms, trial_variance
 
 NAN = math.nan
 T, K, ETA = 6, 2, 0.7

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from aegpo.image_grid import image_grid
+from aegpo.utilities.images import image_grid
 
 COLORS = torch.eye(3)[:, :, None, None]  # red, green, blue
 

@@ -11,10 +11,11 @@ import pytest
 from diffusers import StableDiffusion3Pipeline
 from lightning.pytorch.strategies import FSDPStrategy
 
-from lightning_modules import AEGPOModule, entry
+from lightning_modules.aegpo_module import AEGPOModule
+from lightning_modules.cli import main as entry
 from lightning_modules.policy_module import PolicyModule
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture

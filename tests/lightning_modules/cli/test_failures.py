@@ -7,8 +7,8 @@ import pytest
 import torch
 from tiny_training import tiny_data, tiny_module, tiny_trainer
 
-from lightning_modules import cli
-from lightning_modules.memory_errors import explain_memory, is_out_of_memory
+from lightning_modules.cli import lightning_cli as cli
+from lightning_modules.cli.failures import explain_memory, is_out_of_memory
 
 
 def run_out(*_: Any, **__: Any) -> None:
@@ -21,7 +21,7 @@ def run_out(*_: Any, **__: Any) -> None:
         ("aegpo.policies.StableDiffusion3.encode_texts", "encode", "offload: true"),
         ("aegpo.policies.StableDiffusion3.predict", "rollout", "max_batch"),
         ("aegpo.policies.StableDiffusion3.decode_latents", "decode", "decode_batch"),
-        ("aegpo.objectives.policy_gradient.PolicyGradient.samples", "update", "micro_batch_size"),
+        ("aegpo.objectives.PolicyGradient.samples", "update", "micro_batch_size"),
     ],
 )
 def test_the_line_says_where_and_what_to_change(

@@ -13,12 +13,14 @@ import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from aegpo.sde import GaussianStep
-from lightning_modules import entry
-from lightning_modules.cli import AEGPOCLI, differing_hyperparameters, is_user_error, main
-from lightning_modules.cli_errors import explain_exception, unknown_empty_keys
-from lightning_modules.preflight import check_gradients, check_ratio
+from lightning_modules.arguments.configs import differing_hyperparameters, unknown_empty_keys
+from lightning_modules.arguments.messages import explain_exception
+from lightning_modules.cli import main as entry
+from lightning_modules.cli.failures import is_user_error
+from lightning_modules.cli.lightning_cli import AEGPOCLI, main
+from lightning_modules.commands.doctor.doctor import check_gradients, check_ratio
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 USER_MODULE = '''
 import abc
@@ -197,7 +199,7 @@ def test_entry_and_cli_know_the_same_commands() -> None:
     ],
 )
 def test_light_answers_load_no_torch(arguments: list[str], expected: str) -> None:
-    code = "import sys; from lightning_modules.entry import main; main(); "
+    code = "import sys; from lightning_modules.cli.main import main; main(); "
     code += "print('torch' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lightning_modules import entry
-from lightning_modules.check_reward import main
+from lightning_modules.cli import main as entry
+from lightning_modules.commands.check_reward import main
 
 MINE = '''
 import warnings

@@ -16,15 +16,15 @@ from typing import Any, ClassVar
 import pytest
 import yaml
 
-from lightning_modules import compare as compare_module
-from lightning_modules import compared_run
-from lightning_modules.cli_errors import UserError
-from lightning_modules.compare import compare, main, run_all
-from lightning_modules.compared_run import ComparedRun, run_config, start
-from lightning_modules.comparison_settings import Comparison
-from lightning_modules.run_logs import read_scalars
+from lightning_modules.arguments.messages import UserError
+from lightning_modules.commands.compare import compare as compare_module
+from lightning_modules.commands.compare import run as compared_run
+from lightning_modules.commands.compare.compare import compare, main, run_all
+from lightning_modules.commands.compare.run import ComparedRun, run_config, start
+from lightning_modules.commands.compare.settings import Comparison
+from lightning_modules.commands.run_logs import read_scalars
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TENSORBOARD = "lightning.pytorch.loggers.TensorBoardLogger"
 
 
@@ -489,7 +489,7 @@ def test_the_bundled_comparison_names_files_that_are_there(tmp_path: Path) -> No
 def test_the_command_and_its_help_load_no_torch() -> None:
     code = (
         "import sys; sys.argv = ['aegpo', 'compare', '--help']\n"
-        "from lightning_modules.entry import main\n"
+        "from lightning_modules.cli.main import main\n"
         "try: main()\n"
         "except SystemExit: print('torch' in sys.modules)"
     )

@@ -9,11 +9,11 @@ import pytest
 import yaml
 from tiny_training import PROMPTS
 
-from lightning_modules.cli import main as run_cli
-from lightning_modules.compare import compare
-from lightning_modules.compared_run import ComparedRun
-from lightning_modules.comparison_settings import Comparison
-from lightning_modules.resolve_configs import resolve
+from lightning_modules.cli.lightning_cli import main as run_cli
+from lightning_modules.cli.resolve_configs import resolve
+from lightning_modules.commands.compare.compare import compare
+from lightning_modules.commands.compare.run import ComparedRun
+from lightning_modules.commands.compare.settings import Comparison
 
 
 class Ended:

@@ -9,14 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from aegpo import doctor
-from aegpo.doctor import (
-    Finding,
+from aegpo.utilities.findings import Finding, report
+from lightning_modules.commands.doctor import environment as doctor
+from lightning_modules.commands.doctor.environment import (
     check_attention_backend,
     check_environment,
     check_torch,
     check_writable,
-    report,
 )
 
 HEALTHY = {

@@ -24,12 +24,14 @@ from tiny_training import tiny_data, tiny_module, tiny_trainer
 from torch import Tensor
 
 from aegpo.noise import KeyedNoise
-from aegpo.policies import StableDiffusion, StableDiffusion3
+from aegpo.policies.families.stable_diffusion import StableDiffusion
+from aegpo.policies.families.stable_diffusion3 import StableDiffusion3
 from aegpo.sde import DDIM
-from lightning_modules import AEGPOModule, entry
-from lightning_modules.export_run import run_export
-from lightning_modules.run_record import RunRecord
-from lightning_modules.text_arguments import join_texts
+from lightning_modules.aegpo_module import AEGPOModule
+from lightning_modules.arguments.parser import join_texts
+from lightning_modules.cli import main as entry
+from lightning_modules.commands.export.export import run_export
+from lightning_modules.commands.export.run_record import RunRecord
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 PROMPTS = ["a red circle", "two blue stars", "three green squares"]
@@ -352,7 +354,7 @@ def test_export_and_sample_from_the_command_line_without_the_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    shapes = Path(__file__).parents[2] / "configs/shapes.yaml"
+    shapes = Path(__file__).parents[3] / "configs/shapes.yaml"
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red circle\na green square\n")
 

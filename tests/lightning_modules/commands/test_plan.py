@@ -16,18 +16,26 @@ from tiny_families import FAMILIES
 from tiny_training import entropy_callbacks, tiny_data, tiny_module, tiny_trainer
 
 from aegpo.allocation import UniformAllocator
-from aegpo.compute import PURPOSES
+from aegpo.evaluations import PURPOSES
 from aegpo.exploration import EntropyPeaks, FixedSplits, FixedSteps, NoSteps, RandomSteps
-from aegpo.objectives import NFT
-from aegpo.planned_run import PlansEvaluations, Range
-from aegpo.policies import Flux, Flux2, Flux2Klein, QwenImage, StableDiffusion3, ZImage
-from aegpo.pruning import RandomStepPruning
+from aegpo.objectives import NFT, RandomStepPruning
+from aegpo.planning.counts import PlansEvaluations, Range
+from aegpo.policies.families.flux import Flux
+from aegpo.policies.families.flux2 import Flux2, Flux2Klein
+from aegpo.policies.families.qwen_image import QwenImage
+from aegpo.policies.families.stable_diffusion3 import StableDiffusion3
+from aegpo.policies.families.z_image import ZImage
 from aegpo.sde import ODE
-from callbacks import BudgetStop, CostLogger, EntropyProbe, EvaluateByCost, RewardSpread
+from callbacks.budget_stop import BudgetStop
+from callbacks.cost_logger import CostLogger
+from callbacks.entropy_probe import EntropyProbe
+from callbacks.evaluate_by_cost import EvaluateByCost
+from callbacks.reward_spread import RewardSpread
 from callbacks.step_spread import TrialSpread
-from lightning_modules.cli import count_processes, main
-from lightning_modules.plan import RunPlan, make_plan
-from lightning_modules.plan_page import duration, number, page
+from lightning_modules.cli.lightning_cli import main
+from lightning_modules.commands.plan.page import duration, number, page
+from lightning_modules.commands.plan.plan import RunPlan, make_plan
+from lightning_modules.commands.plan.run_length import count_processes
 
 PROBE = {"trajectories": 2, "every_n_iterations": 2}
 GUIDED = {"guidance_scale": 2.0}
@@ -315,7 +323,7 @@ def test_the_command_plans_a_bundled_config_and_writes_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
-    config = Path(__file__).parents[2] / "configs" / "shapes.yaml"
+    config = Path(__file__).parents[3] / "configs" / "shapes.yaml"
     # GPUs that this machine may not have are no obstacle.
     gpus = ["--trainer.accelerator", "gpu", "--trainer.devices", "4", "--trainer.strategy", "ddp"]
     main(["plan", "--config", str(config), *gpus, "--rate", "1000"])

@@ -14,7 +14,7 @@ from tiny_training import Redness, tiny_data, tiny_module, tiny_trainer
 from torch import Tensor
 
 from aegpo.rewards.base import Reward
-from lightning_modules.sample_run import run_sample
+from lightning_modules.commands.sample import run_sample
 
 PROMPTS = ["a red circle", "ein grüner Kreis ★"]
 

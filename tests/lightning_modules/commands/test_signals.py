@@ -10,7 +10,7 @@ import torch
 from tiny_training import tiny_data, tiny_module, tiny_trainer
 
 from aegpo.noise import KeyedNoise
-from lightning_modules.signals_run import choose_prompts, run_signals
+from lightning_modules.commands.signals import choose_prompts, run_signals
 
 SMALL = {"prompts": 4, "images": 2, "trajectories": 2, "rows": None, "top_k": None}
 

@@ -12,9 +12,12 @@ import torch
 from tiny_training import Redness, entropy_callbacks, tiny_data, tiny_module, tiny_trainer
 from torch import Tensor
 
-from aegpo.advantages_by_reward import PerReward
-from aegpo.rewards import GroupDiversity, JpegCompressibility, Reward, WeightedSum
-from lightning_modules import AEGPOModule
+from aegpo.advantages import PerReward
+from aegpo.rewards.base import Reward
+from aegpo.rewards.group import GroupDiversity
+from aegpo.rewards.jpeg import JpegCompressibility
+from aegpo.rewards.weighted_sum import WeightedSum
+from lightning_modules.aegpo_module import AEGPOModule
 
 
 class Slow(Redness):

@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser
 from tiny_flux import tiny_flux, tiny_flux2
 from torch import Tensor
 
-from aegpo.policies import Flux
+from aegpo.policies.families.flux import Flux
 from aegpo.sde import FlowSDE
 
 TEXT, IMAGE = 12, 16  # T5 tokens and patches

@@ -11,8 +11,8 @@ from jsonargparse import ArgumentParser
 from tiny_flux import tiny_flux2, tiny_flux2_klein
 from torch import Tensor
 
-from aegpo.policies import Flux2, Flux2Klein
 from aegpo.policies.diffusers_policy import DiffusersPolicy
+from aegpo.policies.families.flux2 import Flux2, Flux2Klein
 from aegpo.sde import FlowSDE
 
 TEXT, IMAGE = 64, 16  # tokens of the chat and patches

@@ -11,7 +11,7 @@ import torch
 from diffusers import QwenImagePipeline, QwenImageTransformer2DModel
 from torch import Tensor
 
-from aegpo.policies import QwenImage
+from aegpo.policies.families.qwen_image import QwenImage
 from aegpo.sde import FlowSDE
 
 TEXT = 40

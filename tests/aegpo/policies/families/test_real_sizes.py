@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from aegpo.entropy import EntropyRecorder
 from aegpo.exploration import ExplorationSchedule
 from aegpo.noise import KeyedNoise
-from aegpo.policies import StableDiffusion3
+from aegpo.policies.families.stable_diffusion3 import StableDiffusion3
 from aegpo.rollout import rollout
 from aegpo.sde import ODE
 

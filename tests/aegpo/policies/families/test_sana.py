@@ -16,8 +16,7 @@ from diffusers import (
 )
 from torch import Tensor
 
-from aegpo.policies import Sana
-from aegpo.policies.sana import HUMAN_INSTRUCTION, flow_euler_scheduler
+from aegpo.policies.families.sana import HUMAN_INSTRUCTION, Sana, flow_euler_scheduler
 from aegpo.sde import FlowSDE
 
 TEXT = 32

@@ -18,7 +18,7 @@ from tiny_unet import save_tiny_sd15
 from torch import Tensor
 
 from aegpo.entropy import EntropyRecorder
-from aegpo.policies import StableDiffusion
+from aegpo.policies.families.stable_diffusion import StableDiffusion
 from aegpo.sde import DDIM, DanceSDE, FlowSDE
 
 

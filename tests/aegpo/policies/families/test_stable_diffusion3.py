@@ -14,7 +14,8 @@ from tiny_pipelines import load_tiny_sd3, tiny_clip_tokenizer
 from torch import Tensor
 
 from aegpo import policies
-from aegpo.policies import Conditioning, StableDiffusion3
+from aegpo.policies.conditioning import Conditioning
+from aegpo.policies.families.stable_diffusion3 import StableDiffusion3
 
 PROMPTS = ["a red circle", "two blue stars", "a square left of one green triangle"]
 TEXT = 8  # zero tokens in place of T5

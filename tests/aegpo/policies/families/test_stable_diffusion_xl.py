@@ -14,7 +14,7 @@ from policy_contract import PROMPTS
 from tiny_unet import save_tiny_sdxl
 from torch import Tensor
 
-from aegpo.policies import StableDiffusionXL
+from aegpo.policies.families.stable_diffusion_xl import StableDiffusionXL
 from aegpo.sde import DDIM
 
 

@@ -11,7 +11,7 @@ import torch
 from diffusers import ZImagePipeline
 from torch import Tensor
 
-from aegpo.policies import ZImage
+from aegpo.policies.families.z_image import ZImage
 from aegpo.sde import FlowSDE
 
 TEXT = 48

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from aegpo.reward_checks import check_reward
-from aegpo.reward_samples import RewardSamples, shapes_samples
-from aegpo.rewards import JpegCompressibility, JpegIncompressibility, Reward
-from aegpo.shapes.judge import ShapesJudge
-from aegpo.shapes.match import ShapesMatch
+from aegpo.rewards.base import Reward
+from aegpo.rewards.checks.check import check_reward
+from aegpo.rewards.checks.samples import RewardSamples, shapes_samples
+from aegpo.rewards.jpeg import JpegCompressibility, JpegIncompressibility
+from aegpo.rewards.shapes.judge import ShapesJudge
+from aegpo.rewards.shapes.match import ShapesMatch
 
 CPU = torch.device("cpu")
 Metadata = list[dict[str, Any]]

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from aegpo.reward_samples import folder_samples, shapes_samples
-from aegpo.shapes.judge import judge_images
+from aegpo.rewards.checks.samples import folder_samples, shapes_samples
+from aegpo.rewards.shapes.judge import judge_images
 from aegpo.shapes.prompts import parse
 
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aegpo.rewards.geneval_clauses import (
+from aegpo.prompts.sets.geneval import RELATIONS
+from aegpo.rewards.geneval.clauses import (
     MAX_OBJECTS,
-    RELATIONS,
     Clause,
     ClauseScores,
     DetectedObject,

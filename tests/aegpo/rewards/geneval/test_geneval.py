@@ -18,10 +18,11 @@ from transformers import (
     SwinConfig,
 )
 
-from aegpo.rewards.geneval import GenEvalReward
-from aegpo.rewards.geneval_clauses import COLORS, DetectedObject
-from aegpo.rewards.instance_segmentation import InstanceSegmenter
-from aegpo.rewards.object_colors import ColorClassifier, crop_object
+from aegpo.prompts.sets.geneval import COLORS
+from aegpo.rewards.geneval.clauses import DetectedObject
+from aegpo.rewards.geneval.instance_segmentation import InstanceSegmenter
+from aegpo.rewards.geneval.object_colors import ColorClassifier, crop_object
+from aegpo.rewards.geneval.reward import GenEvalReward
 
 CPU = torch.device("cpu")
 QUERIES = 4

@@ -8,7 +8,7 @@ from tiny_rewards import head_tensors, pil_images, tiny_aesthetic, tiny_images
 from transformers import CLIPModel
 from transformers.models.clip import CLIPImageProcessorPil
 
-from aegpo.rewards import AestheticV2
+from aegpo.rewards.learned.aesthetic import AestheticV2
 
 CPU = torch.device("cpu")
 

@@ -7,7 +7,7 @@ from tiny_rewards import pil_images, tiny_images
 from torchvision import transforms
 from transformers.models.clip import CLIPImageProcessorPil
 
-from aegpo.rewards.clip_pixels import clip_pixels
+from aegpo.rewards.learned.clip_pixels import clip_pixels
 
 # One level of 8 bits in the units of the result: the standard deviations are at least 0.26.
 LEVEL = 1 / 255 / 0.26

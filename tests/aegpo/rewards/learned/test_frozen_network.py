@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from aegpo.rewards import frozen_network
-from aegpo.rewards.frozen_network import FrozenNetworkReward
+from aegpo.rewards.learned import frozen_network
+from aegpo.rewards.learned.frozen_network import FrozenNetworkReward
 
 CPU = torch.device("cpu")
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_rewards import PROMPTS, pil_images, tiny_hpsv2, tiny_images
 
-from aegpo.rewards import HPSv21
+from aegpo.rewards.learned.hpsv2 import HPSv21
 
 CPU = torch.device("cpu")
 

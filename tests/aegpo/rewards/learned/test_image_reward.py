@@ -17,8 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.models.clip import CLIPImageProcessorPil
 
-from aegpo.rewards import ImageReward
-from aegpo.rewards.image_reward import convert_checkpoint
+from aegpo.rewards.learned.image_reward import ImageReward, convert_checkpoint
 
 CPU = torch.device("cpu")
 

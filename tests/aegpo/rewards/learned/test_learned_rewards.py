@@ -12,7 +12,7 @@ from tiny_rewards import BUILDERS, PROMPTS, pil_images, tiny_images
 from torch import Tensor
 from torchvision.transforms.functional import to_tensor
 
-from aegpo.rewards.frozen_network import FrozenNetworkReward
+from aegpo.rewards.learned.frozen_network import FrozenNetworkReward
 
 CPU = torch.device("cpu")
 METADATA: list[dict] = [{}] * 5

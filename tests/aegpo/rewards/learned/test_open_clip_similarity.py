@@ -16,9 +16,14 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from tiny_rewards import PROMPTS, SIZE, pil_images, save_tiny_open_clip, tiny_images
 from torch import Tensor, nn
 
-from aegpo.rewards import CLIPScore, OpenCLIPSimilarity
-from aegpo.rewards.clip_pixels import clip_pixels
-from aegpo.rewards.open_clip_model import BUNDLED, CONFIG, load_open_clip, pixel_settings
+from aegpo.rewards.learned.clip_pixels import clip_pixels
+from aegpo.rewards.learned.open_clip_model import (
+    BUNDLED,
+    CONFIG,
+    load_open_clip,
+    pixel_settings,
+)
+from aegpo.rewards.learned.open_clip_similarity import CLIPScore, OpenCLIPSimilarity
 from aegpo.shapes.pipeline import shapes_tokenizer
 from aegpo.shapes.prompts import near_misses, split
 from aegpo.shapes.render import render_batch

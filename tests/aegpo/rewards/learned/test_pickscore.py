@@ -8,7 +8,7 @@ from tiny_rewards import PROMPTS, pil_images, save_tiny_clip, tiny_images
 from transformers import AutoTokenizer, CLIPModel
 from transformers.models.clip import CLIPImageProcessorPil
 
-from aegpo.rewards import PickScore
+from aegpo.rewards.learned.pickscore import PickScore
 
 CPU = torch.device("cpu")
 

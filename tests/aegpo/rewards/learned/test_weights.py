@@ -19,17 +19,16 @@ from tiny_rewards import save_tiny_clip
 from torch import nn
 from transformers import AutoTokenizer, CLIPModel
 
-from aegpo.rewards import weights
-from aegpo.rewards.weights import (
+from aegpo.rewards.learned import weights
+from aegpo.rewards.learned.weights import (
     check_file,
     check_folder,
-    explained,
     fetch_file,
-    is_hub_id,
     load_exactly,
     load_pretrained,
     load_tensors,
 )
+from aegpo.utilities.hub import explained, is_hub_id
 
 
 def http_error(kind: type[HfHubHTTPError]) -> HfHubHTTPError:

@@ -10,7 +10,8 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from aegpo.shapes.judge import ShapesJudge, Verdict, judge_image, judge_images
+from aegpo.rewards.shapes.judge import ShapesJudge, Verdict, judge_image, judge_images
+from aegpo.rewards.shapes.segmentation import segment
 from aegpo.shapes.prompts import (
     CATEGORIES,
     COLORS,
@@ -22,7 +23,6 @@ from aegpo.shapes.prompts import (
     split,
 )
 from aegpo.shapes.render import render_batch, shape_mask
-from aegpo.shapes.segmentation import segment
 
 SAMPLES = 200
 

@@ -8,7 +8,7 @@ from collections import defaultdict
 import pytest
 import torch
 
-from aegpo.shapes.match import (
+from aegpo.rewards.shapes.match import (
     STRAY_TOLERANCE,
     ShapesMatch,
     color_similarity,

@@ -1,0 +1,1 @@
+"""Is the export the model? Checked by diffusers itself, with a model card."""

@@ -1,0 +1,1 @@
+"""What will it cost? Counts of evaluations and memory, before anything is loaded."""

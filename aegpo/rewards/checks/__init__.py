@@ -1,0 +1,1 @@
+"""Checks of a reward: form, range, determinism, batches."""

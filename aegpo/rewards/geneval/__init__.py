@@ -1,0 +1,1 @@
+"""GenEval's verdict: objects found in an image against the clauses of its prompt."""

@@ -1,0 +1,1 @@
+"""Rewards of the Shapes world: they read pixels."""

@@ -1,0 +1,1 @@
+"""What was mistyped, in one line. Imported before torch: nothing heavy here."""

@@ -1,0 +1,1 @@
+"""From `sys.argv` to a command. Imported before torch: nothing heavy here."""

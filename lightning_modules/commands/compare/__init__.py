@@ -1,0 +1,1 @@
+"""`aegpo compare`: methods and seeds at equal compute."""

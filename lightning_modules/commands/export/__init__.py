@@ -1,0 +1,1 @@
+"""`aegpo export`: a checkpoint for diffusers, checked."""

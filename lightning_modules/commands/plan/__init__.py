@@ -1,0 +1,1 @@
+"""`aegpo plan`: what a run will do and cost."""
