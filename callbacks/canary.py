@@ -37,11 +37,11 @@ class Canary(L.Callback):
     ) -> None:
         """Log the statistics of this rank's images."""
         tree = pl_module.last.tree
-        images = pl_module.last.batch.repeat(tree.prompt)
+        images = pl_module.last.batch.repeat(tree.row)
         metrics = {
             "canary/edge_density": float(edge_density(tree.images).mean()),
             "canary/color_entropy": float(color_entropy(tree.images).mean()),
-            "canary/group_diversity": float(group_diversity(tree.images, tree.prompt).mean()),
+            "canary/group_diversity": float(group_diversity(tree.images, tree.row).mean()),
         }
         for reward in self.rewards:
             scores = guarded_scores(reward, tree.images, images.prompts, images.metadata)
@@ -65,17 +65,17 @@ def color_entropy(images: Tensor, levels: int = 4) -> Tensor:
     return -(share * share.clamp_min(1e-12).log()).sum(1)
 
 
-def group_diversity(images: Tensor, prompt: Tensor) -> Tensor:
+def group_diversity(images: Tensor, group: Tensor) -> Tensor:
     """Root mean square distance of a group's images from their mean.
 
     Args:
         images: Shape (N, 3, H, W) in [0, 1].
-        prompt: Group of each image, shape (N,) int64.
+        group: Group of each image, shape (N,) int64.
 
     Returns:
         One value a group, in the order of the group numbers.
     """
-    _, group = prompt.unique(return_inverse=True)
+    _, group = group.unique(return_inverse=True)
     pixels = images.flatten(1)
     count = torch.bincount(group).to(pixels)
     total = pixels.new_zeros(len(count), pixels.shape[1]).index_add(0, group, pixels)

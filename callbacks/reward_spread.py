@@ -48,7 +48,7 @@ class RewardSpread(L.Callback, PlansEvaluations):
         last = pl_module.last
         if last is None:
             return
-        groups = [last.rewards[last.tree.prompt == row] for row in range(len(last.batch))]
+        groups = [last.rewards[last.tree.row == row] for row in range(len(last.batch))]
         spreads = torch.stack([spread(group) for group in groups])
         rows = torch.stack([last.batch.index.to(spreads.device).double(), spreads], dim=1)
         gathered, _ = all_gather_rows(rows)

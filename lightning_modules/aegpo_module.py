@@ -284,7 +284,7 @@ class AEGPOModule(PolicyModule):
 
         Statistics are taken over all ranks; `mine` are this rank's rows of the whole batch.
         """
-        groups = mine.to(tree.prompt.device)[tree.prompt]
+        groups = mine.to(tree.row.device)[tree.row]
         all_rewards, own = all_gather_rows(rewards)
         all_parts, _ = all_gather_rows(self.scoring.part_scores(rewards))
         all_groups, _ = all_gather_rows(groups)

@@ -74,7 +74,7 @@ class GroupRelative:
     """Whether `of_parts` looks at a composite reward's parts one by one."""
 
     def of_parts(
-        self, rewards: Tensor, parts: Tensor, weights: Sequence[float], prompt: Tensor
+        self, rewards: Tensor, parts: Tensor, weights: Sequence[float], group: Tensor
     ) -> Advantages:
         """Compare images that several rewards have scored; here by their sum.
 
@@ -82,15 +82,15 @@ class GroupRelative:
             rewards: The composite reward, shape (N,).
             parts: Its P parts, shape (N, P).
             weights: Weight of each part, P numbers.
-            prompt: Group of each image, any integers, shape (N,).
+            group: Group of each image, any integers, shape (N,).
 
         Returns:
             Advantages of shape (N,) and the groups without signal.
         """
         del parts, weights
-        return self(rewards, prompt)
+        return self(rewards, group)
 
-    def __call__(self, rewards: Tensor, prompt: Tensor) -> Advantages:
+    def __call__(self, rewards: Tensor, group: Tensor) -> Advantages:
         """Compare each reward with its group.
 
         With `scale="global"` the call must see the rewards of all ranks.
@@ -98,7 +98,7 @@ class GroupRelative:
         Args:
             rewards: Rewards, any float type, shape (N,); a value that is not finite is missing:
                 it enters no statistic and its advantage is 0.
-            prompt: Group of each reward, any integers, shape (N,).
+            group: Group of each reward, any integers, shape (N,).
 
         Returns:
             Advantages of shape (N,) and the groups without signal.
@@ -106,7 +106,7 @@ class GroupRelative:
         Raises:
             ValueError: If the shapes differ.
         """
-        statistics = _group_statistics(rewards, prompt)
+        statistics = _group_statistics(rewards, group)
         values = statistics.centered
         if self.scale == "group":
             values = values / (statistics.std + self.eps)[statistics.group]
@@ -124,7 +124,7 @@ class GroupRelative:
 
 def group_relative(
     rewards: Tensor,
-    prompt: Tensor,
+    group: Tensor,
     *,
     scale: Scale = "group",
     clip: float = 5.0,
@@ -134,7 +134,7 @@ def group_relative(
 
     Args:
         rewards: Rewards, shape (N,); a value that is not finite is missing.
-        prompt: Group of each reward, any integers, shape (N,).
+        group: Group of each reward, any integers, shape (N,).
         scale: What divides the centered reward: "group", "global" or "none".
         clip: Largest absolute advantage.
         eps: Added to the standard deviation.
@@ -142,31 +142,31 @@ def group_relative(
     Returns:
         Advantages, fp32, shape (N,).
     """
-    return GroupRelative(scale=scale, clip=clip, eps=eps)(rewards, prompt).values
+    return GroupRelative(scale=scale, clip=clip, eps=eps)(rewards, group).values
 
 
-def zero_variance_groups(rewards: Tensor, prompt: Tensor) -> Tensor:
+def zero_variance_groups(rewards: Tensor, group: Tensor) -> Tensor:
     """Which groups carry no signal: all rewards equal, or fewer than 2 of them finite.
 
     Args:
         rewards: Rewards, shape (N,).
-        prompt: Group of each reward, any integers, shape (N,).
+        group: Group of each reward, any integers, shape (N,).
 
     Returns:
         bool, shape (G,), in ascending order of the group's number.
     """
-    return _group_statistics(rewards, prompt).zero_variance
+    return _group_statistics(rewards, group).zero_variance
 
 
-def _group_statistics(rewards: Tensor, prompt: Tensor) -> _GroupStatistics:
-    if rewards.ndim != 1 or rewards.shape != prompt.shape:
+def _group_statistics(rewards: Tensor, group: Tensor) -> _GroupStatistics:
+    if rewards.ndim != 1 or rewards.shape != group.shape:
         raise ValueError(
-            "rewards and prompt must both have shape (N,), but got "
-            f"{tuple(rewards.shape)} and {tuple(prompt.shape)}"
+            "rewards and group must both have shape (N,), but got "
+            f"{tuple(rewards.shape)} and {tuple(group.shape)}"
         )
     # float64: near-equal rewards of large mean would lose their spread in fp32.
     rewards = rewards.detach().double()
-    ids, group = torch.unique(prompt, return_inverse=True)
+    ids, group = torch.unique(group, return_inverse=True)
     finite = torch.isfinite(rewards)
     rows, member = rewards[finite], group[finite]
     zeros = rewards.new_zeros(len(ids))

@@ -38,7 +38,7 @@ class PerReward(GroupRelative):
         self.normalize_batch = normalize_batch
 
     def of_parts(
-        self, rewards: Tensor, parts: Tensor, weights: Sequence[float], prompt: Tensor
+        self, rewards: Tensor, parts: Tensor, weights: Sequence[float], group: Tensor
     ) -> Advantages:
         """Compare by every part and add; see `GroupRelative.of_parts`.
 
@@ -49,7 +49,7 @@ class PerReward(GroupRelative):
             rewards: The composite reward, shape (N,); says which images are missing.
             parts: Its P parts, shape (N, P).
             weights: Weight of each part, P numbers.
-            prompt: Group of each image, any integers, shape (N,).
+            group: Group of each image, any integers, shape (N,).
 
         Returns:
             Advantages of shape (N,) and the groups without signal.
@@ -62,7 +62,7 @@ class PerReward(GroupRelative):
                 f"PerReward needs one weight for each part, but got parts of shape "
                 f"{tuple(parts.shape)} and {len(weights)} weights; train on a WeightedSum"
             )
-        scored = [self(parts[:, column], prompt) for column in range(len(weights))]
+        scored = [self(parts[:, column], group) for column in range(len(weights))]
         values = sum(
             (weight * one.values for weight, one in zip(weights, scored, strict=True)),
             start=torch.zeros_like(scored[0].values),

@@ -29,14 +29,14 @@ class ShuffledRewards(GroupRelative):
         super().__init__(scale, clip, eps)
         self.noise = KeyedNoise(seed)
 
-    def __call__(self, rewards: Tensor, prompt: Tensor) -> Advantages:
+    def __call__(self, rewards: Tensor, group: Tensor) -> Advantages:
         """Shuffle what is not missing, then compare; see `GroupRelative.__call__`."""
         shuffled = rewards.clone()
-        for group in torch.unique(prompt):
-            member = ((prompt == group) & rewards.isfinite()).nonzero().flatten()
+        for number in torch.unique(group):
+            member = ((group == number) & rewards.isfinite()).nonzero().flatten()
             own = rewards[member].detach().float()
             order = self.noise.permutation(
                 "shuffled rewards", own.cpu().view(torch.int32).tolist(), len(own)
             )
             shuffled[member] = rewards[member[order.to(member.device)]]
-        return super().__call__(shuffled, prompt)
+        return super().__call__(shuffled, group)

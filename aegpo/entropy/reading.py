@@ -51,6 +51,11 @@ class EntropyReading:
         """Number of denoising steps T."""
         return self.curve.shape[1]
 
+    def to(self, device: torch.device | str) -> EntropyReading:
+        """The same reading on a device, without gradient."""
+        delta = None if self.delta is None else self.delta.detach().to(device)
+        return EntropyReading(self.curve.detach().to(device), delta)
+
     def select(self, rows: Tensor | list[int]) -> EntropyReading:
         """The reading of some prompts.
 

@@ -45,7 +45,7 @@ class _Step:
     """One observed model call: a step of the trajectory on n rows, seen in chunks."""
 
     step: int
-    prompt: Tensor  # (n,) int64, CPU
+    row: Tensor  # (n,) int64, CPU
     layout: TokenLayout
     values: dict[str, list[Tensor]] = field(default_factory=dict)  # layer → (chunk,) each
     seen: dict[str, int] = field(default_factory=dict)  # layer → rows seen so far
@@ -85,7 +85,7 @@ class Recording:
         self._steps: list[_Step] = []
         self._open: _Step | None = None
 
-    def begin(self, step: int, prompt: Tensor, layout: TokenLayout) -> None:
+    def begin(self, step: int, row: Tensor, layout: TokenLayout) -> None:
         """Announce one model call on n rows, before it runs (the rollout does this per level).
 
         The call may arrive in chunks of rows, in order; with guidance each chunk is
@@ -93,7 +93,7 @@ class Recording:
 
         Args:
             step: Denoising step, 0 <= step < T.
-            prompt: Prompt of each row, shape (n,), int64 rows of the batch, 0 <= prompt < B.
+            row: Row of each latent's prompt in the batch, shape (n,) int64, 0 <= row < B.
             layout: Where image and text tokens lie; its text_mask, if any, has n rows.
 
         Raises:
@@ -101,19 +101,19 @@ class Recording:
             RuntimeError: If the previous step was not seen wholly.
         """
         self._close_step()
-        if step < 0 or prompt.dim() != 1 or len(prompt) == 0 or prompt.is_floating_point():
+        if step < 0 or row.dim() != 1 or len(row) == 0 or row.is_floating_point():
             raise ValueError(
-                f"step {step} with prompts {prompt.dtype} of shape {tuple(prompt.shape)}; "
+                f"step {step} with rows {row.dtype} of shape {tuple(row.shape)}; "
                 "give a step >= 0 and at least one row, int64 of shape (n,)"
             )
-        if layout.text_mask is not None and len(layout.text_mask) != len(prompt):
+        if layout.text_mask is not None and len(layout.text_mask) != len(row):
             raise ValueError(
-                f"the layout's text_mask has {len(layout.text_mask)} rows for {len(prompt)} rows "
-                "of latents; select its rows by prompt"
+                f"the layout's text_mask has {len(layout.text_mask)} rows for {len(row)} rows "
+                "of latents; select its rows likewise"
             )
         check_token_set(self._tokens, layout)
         self._stack.clear()  # an interrupted forward leaves its frames
-        self._open = _Step(step, prompt.detach().cpu().long(), layout)
+        self._open = _Step(step, row.detach().cpu().long(), layout)
 
     @property
     def layer_names(self) -> list[str]:
@@ -137,18 +137,18 @@ class Recording:
                 "pass the recording to rollout(..., observer=recording) and watch layers that "
                 "have such tokens"
             )
-        num_prompts = 1 + max(int(step.prompt.max()) for step in steps)
+        num_prompts = 1 + max(int(step.row.max()) for step in steps)
         num_steps = 1 + max(step.step for step in steps)
         total = torch.zeros(num_prompts, len(names), num_steps, dtype=torch.float64)
         count = torch.zeros(num_prompts, num_steps, dtype=torch.float64)
         for step in steps:
             values = torch.stack([torch.cat(step.values[name]) for name in names], dim=1)
-            total[:, :, step.step].index_add_(0, step.prompt, values.double().cpu())
-            count[:, step.step].index_add_(0, step.prompt, torch.ones(len(step.prompt)).double())
+            total[:, :, step.step].index_add_(0, step.row, values.double().cpu())
+            count[:, step.step].index_add_(0, step.row, torch.ones(len(step.row)).double())
         if bool((count == 0).any()):
-            prompt, missing = (count == 0).nonzero()[0].tolist()
+            row, missing = (count == 0).nonzero()[0].tolist()
             raise RuntimeError(
-                f"prompt {prompt} of {num_prompts} was not seen at step {missing} of {num_steps}; "
+                f"prompt {row} of {num_prompts} was not seen at step {missing} of {num_steps}; "
                 "record whole trajectories of every prompt"
             )
         return (total / count[:, None]).float()
@@ -172,9 +172,9 @@ class Recording:
             return
         for name in self._names:
             seen = step.seen.get(name, 0)
-            if seen != len(step.prompt) and name not in step.skipped:
+            if seen != len(step.row) and name not in step.skipped:
                 raise RuntimeError(
-                    f"layer {name} attended {seen} of {len(step.prompt)} rows under no_grad at "
+                    f"layer {name} attended {seen} of {len(step.row)} rows under no_grad at "
                     f"step {step.step}; the model call that begin() announced did not run wholly, "
                     "or does not use this layer (leave it out of the recorder's layers)"
                 )
@@ -247,16 +247,16 @@ class Recording:
         step = self._open
         if step is None:
             raise RuntimeError(
-                "the policy ran inside a recording without recording.begin(step, prompt, layout); "
+                "the policy ran inside a recording without recording.begin(step, row, layout); "
                 "pass the recording to rollout(..., observer=recording)"
             )
         repeats = self._policy.num_evaluations_per_sample
         rows, remainder = divmod(query.shape[0], repeats)
         first = step.seen.get(name, 0)
-        if remainder or first + rows > len(step.prompt):
+        if remainder or first + rows > len(step.row):
             raise RuntimeError(
                 f"layer {name} was given {query.shape[0]} rows ({repeats} evaluations per sample) "
-                f"after {first}, but begin() announced {len(step.prompt)} rows for step {step.step}"
+                f"after {first}, but begin() announced {len(step.row)} rows for step {step.step}"
             )
         if mask is not None and mask.dim() == 4 and mask.shape[0] == query.shape[0]:
             mask = mask[:rows]

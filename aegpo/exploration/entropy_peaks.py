@@ -1,16 +1,14 @@
-"""The selector that explores at the peaks of attention entropy; found as `aegpo.exploration`'s."""
+"""The selector that explores at the peaks of attention entropy."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from aegpo.entropy.reading import EntropyReading
-from aegpo.exploration.schedule import ExplorationSchedule
 from aegpo.exploration.selector import StepSelector, require_steps
 from aegpo.noise import KeyedNoise
 from aegpo.utilities.checks import require_positive
@@ -67,50 +65,40 @@ class EntropyPeaks(StepSelector):
         self.threshold = threshold
         self.scope = scope
 
-    def __call__(
-        self, entropy: EntropyReading | None, noise: KeyedNoise, index: Tensor, num_steps: int
-    ) -> ExplorationSchedule:
-        """Mark the peaks of each prompt's curve.
-
-        Args:
-            entropy: Reading of the same B prompts, or None when nothing has been read yet.
-            noise: Not used.
-            index: Dataset row of each prompt, int64, shape (B,).
-            num_steps: T, the number of denoising steps.
-
-        Returns:
-            A schedule of B rows and T steps.
-
-        Raises:
-            ValueError: If the reading has other prompts or steps than asked for.
-        """
-        self.validate(num_steps)
-        stochastic = torch.zeros(len(index), num_steps, dtype=torch.bool)
+    def mark(
+        self, explores: Tensor, entropy: EntropyReading | None, noise: KeyedNoise, index: Tensor
+    ) -> None:
+        """Mark the peaks of each prompt's curve; see `StepSelector.mark`."""
         if entropy is None:
-            stochastic[:, : self.top_k] = True
-            return self._schedule(stochastic)
-        if entropy.curve.shape != stochastic.shape:
-            raise ValueError(
-                f"the entropy curve has shape {tuple(entropy.curve.shape)}, but {len(index)} "
-                f"prompts with num_steps={num_steps} need {tuple(stochastic.shape)}"
-            )
-        curve = entropy.curve.detach().cpu()[:, :-1]
-        if self.scope == "batch":
-            curve = curve.mean(dim=0, keepdim=True).expand_as(curve)
-        order = self._order(curve)
+            explores[:, : self.top_k] = True
+            return
+        curve = self._curve(entropy)
         if self.threshold is None:
-            stochastic[:, :-1].scatter_(1, order[:, : self.top_k], True)
+            explores.scatter_(1, self._order(curve)[:, : self.top_k], True)
         else:
-            stochastic[:, :-1] = self._above(curve, self.threshold)
+            explores[:] = self._above(curve, self.threshold)
+
+    def priority(self, entropy: EntropyReading | None, shape: tuple[int, int]) -> Tensor | None:
+        """The highest peaks first; see `StepSelector.priority`."""
+        if entropy is None:
+            return None
+        order = self._order(self._curve(entropy))
         rank = torch.arange(0, -order.shape[1], -1).expand_as(order)
-        priority = torch.full(stochastic.shape, -num_steps)
+        priority = torch.full(shape, -shape[1])
         priority[:, :-1].scatter_(1, order, rank)
-        return replace(self._schedule(stochastic), priority=priority)
+        return priority
 
     def validate(self, num_steps: int) -> None:
         """Check that `top_k` steps can explore; see `StepSelector.validate`."""
         super().validate(num_steps)
         require_steps("top_k", self.top_k, num_steps)
+
+    def _curve(self, entropy: EntropyReading) -> Tensor:
+        """The entropy of the eligible steps, (B, T-1); one curve for all with scope "batch"."""
+        curve = entropy.curve[:, :-1]
+        if self.scope == "batch":
+            curve = curve.mean(dim=0, keepdim=True).expand_as(curve)
+        return curve
 
     def _order(self, curve: Tensor) -> Tensor:
         """The steps of each row from the highest rank to the lowest, (B, T-1)."""

@@ -1,4 +1,4 @@
-"""The selector of fixed trees, found as `aegpo.exploration.FixedSplits`."""
+"""The selector of fixed trees: splits at given steps."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from aegpo.entropy.reading import EntropyReading
-from aegpo.exploration.schedule import ExplorationSchedule
 from aegpo.exploration.selector import StepSelector
 from aegpo.noise import KeyedNoise
 
@@ -55,17 +54,18 @@ class FixedSplits(StepSelector):
         self.factors = list(factors)
         self.explore = explore
 
-    def __call__(
-        self, entropy: EntropyReading | None, noise: KeyedNoise, index: Tensor, num_steps: int
-    ) -> ExplorationSchedule:
-        """Mark the splits and the steps between; see `StepSelector.__call__`."""
-        self.validate(num_steps)
-        between = list(range(num_steps - 1)) if self.explore is None else self.explore
-        eta = torch.zeros(len(index), num_steps)
-        eta[:, self.splits + between] = self.eta
-        branching = torch.ones(len(index), num_steps, dtype=torch.int64)
+    def mark(
+        self, explores: Tensor, entropy: EntropyReading | None, noise: KeyedNoise, index: Tensor
+    ) -> None:
+        """Mark the splits and the steps between; see `StepSelector.mark`."""
+        between = list(range(explores.shape[1])) if self.explore is None else self.explore
+        explores[:, self.splits + between] = True
+
+    def children(self, explores: Tensor) -> Tensor:
+        """Each split its own factor, the steps between none; see `StepSelector.children`."""
+        branching = torch.ones_like(explores, dtype=torch.int64)
         branching[:, self.splits] = torch.tensor(self.factors)
-        return ExplorationSchedule(eta, branching)
+        return branching
 
     def validate(self, num_steps: int) -> None:
         """Check that every step exists and is not the last; see `StepSelector.validate`."""

@@ -1,15 +1,13 @@
-"""The selector of E-GRPO, the entropy of a step's noise; found as `aegpo.exploration`'s."""
+"""The selector of E-GRPO: the entropy of a step's noise."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from aegpo.entropy.reading import EntropyReading
-from aegpo.exploration.schedule import ExplorationSchedule
 from aegpo.exploration.selector import StepSelector, require_steps
 from aegpo.noise import KeyedNoise
 from aegpo.sde import SDE, FlowSDE
@@ -54,16 +52,17 @@ class NoiseEntropy(StepSelector):
         self.sde = sde or FlowSDE()
         self.shift = shift
 
-    def __call__(
-        self, entropy: EntropyReading | None, noise: KeyedNoise, index: Tensor, num_steps: int
-    ) -> ExplorationSchedule:
-        """Mark the noisiest steps, the same for all prompts; see `StepSelector.__call__`."""
-        self.validate(num_steps)
-        curve = self.curve(num_steps)
-        stochastic = torch.zeros(len(index), num_steps, dtype=torch.bool)
+    def mark(
+        self, explores: Tensor, entropy: EntropyReading | None, noise: KeyedNoise, index: Tensor
+    ) -> None:
+        """Mark the noisiest steps, the same for all prompts; see `StepSelector.mark`."""
+        curve = self.curve(explores.shape[1] + 1)
         order = curve[:-1].argsort(descending=True, stable=True)
-        stochastic[:, order[: self.top_k]] = True
-        return replace(self._schedule(stochastic), priority=curve.expand(stochastic.shape))
+        explores[:, order[: self.top_k]] = True
+
+    def priority(self, entropy: EntropyReading | None, shape: tuple[int, int]) -> Tensor:
+        """The noisiest first; see `StepSelector.priority`."""
+        return self.curve(shape[1]).expand(shape)
 
     def curve(self, num_steps: int) -> Tensor:
         """Entropy of each step's noise.

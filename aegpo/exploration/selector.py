@@ -1,10 +1,15 @@
-"""What chooses the steps that explore: one row of an `ExplorationSchedule` per prompt."""
+"""What chooses the steps that explore: one row of an `ExplorationSchedule` per prompt.
+
+Every image of a prompt's group follows its row. The last transition is never eligible, so T steps
+offer T - 1 places to explore. Schedules are made on the CPU, whatever device the entropy lies on.
+"""
 
 from __future__ import annotations
 
 import abc
 import math
 
+import torch
 from torch import Tensor
 
 from aegpo.entropy.reading import EntropyReading
@@ -38,7 +43,6 @@ class StepSelector(abc.ABC):
         self.eta = eta
         self.branching = branching
 
-    @abc.abstractmethod
     def __call__(
         self, entropy: EntropyReading | None, noise: KeyedNoise, index: Tensor, num_steps: int
     ) -> ExplorationSchedule:
@@ -51,8 +55,67 @@ class StepSelector(abc.ABC):
             num_steps: T, the number of denoising steps.
 
         Returns:
-            A schedule of B rows and T steps.
+            A schedule of B rows and T steps, on the CPU.
+
+        Raises:
+            ValueError: If the selector needs more steps than there are, or the reading has other
+                prompts or steps than asked for.
         """
+        self.validate(num_steps)
+        shape = (len(index), num_steps)
+        if entropy is not None:
+            if entropy.curve.shape != shape:
+                raise ValueError(
+                    f"the entropy curve has shape {tuple(entropy.curve.shape)}, but {len(index)} "
+                    f"prompts with num_steps={num_steps} need {shape}"
+                )
+            entropy = entropy.to("cpu")
+        explores = torch.zeros(shape, dtype=torch.bool)
+        self.mark(explores[:, :-1], entropy, noise, index)  # the last step is never eligible
+        return ExplorationSchedule(
+            eta=torch.where(explores, self.eta, 0.0).float(),
+            branching=self.children(explores),
+            priority=self.priority(entropy, shape),
+        )
+
+    @abc.abstractmethod
+    def mark(
+        self, explores: Tensor, entropy: EntropyReading | None, noise: KeyedNoise, index: Tensor
+    ) -> None:
+        """Say at which steps each of B prompts explores; this is all that a selector has to do.
+
+        Args:
+            explores: All False, bool, shape (B, T - 1); to be set to True where a step explores.
+                The last of the T steps is left out, as it never does.
+            entropy: Reading of the same B prompts and T steps, or None when nothing has been read
+                yet; on the CPU.
+            noise: Keyed noise of this iteration, for selectors that draw lots.
+            index: Dataset row of each prompt, int64, shape (B,).
+        """
+
+    def children(self, explores: Tensor) -> Tensor:
+        """Into how many children each node parts, at every step.
+
+        Args:
+            explores: What `mark` chose, bool, shape (B, T).
+
+        Returns:
+            int64, shape (B, T); here `branching` at every chosen step.
+        """
+        return torch.where(explores, self.branching, 1).long()
+
+    def priority(self, entropy: EntropyReading | None, shape: tuple[int, int]) -> Tensor | None:
+        """Which steps keep their split where a group is too small for a split at each of them.
+
+        Args:
+            entropy: As `mark` got it.
+            shape: (B, T).
+
+        Returns:
+            The highest first, shape (B, T); None for the earliest first.
+        """
+        del entropy, shape
+        return None
 
     def validate(self, num_steps: int) -> None:
         """Check that the choice is possible, before any model is loaded.
@@ -68,10 +131,6 @@ class StepSelector(abc.ABC):
                 f"num_steps={num_steps} leaves no step to explore, because the last one never "
                 "does; use at least 2 denoising steps"
             )
-
-    def _schedule(self, stochastic: Tensor) -> ExplorationSchedule:
-        """This selector's noise level and branching at the marked steps, (B, T)."""
-        return ExplorationSchedule.from_mask(stochastic, self.eta, self.branching)
 
 
 def require_steps(name: str, count: int, num_steps: int) -> None:

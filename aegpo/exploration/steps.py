@@ -1,19 +1,12 @@
-"""Local exploration: the selectors that choose which denoising steps are stochastic.
-
-A selector gives one row of an `ExplorationSchedule` per prompt; every image of the prompt's group
-follows it. The last transition is never eligible, so T steps offer T - 1 places to explore.
-Schedules are made on the CPU, whatever device the entropy lies on.
-"""
+"""The selectors that read nothing: all steps, none, given ones, and random ones."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from aegpo.entropy.reading import EntropyReading
-from aegpo.exploration.schedule import ExplorationSchedule
 from aegpo.exploration.selector import StepSelector, require_steps
 from aegpo.noise import KeyedNoise
 from aegpo.utilities.checks import require_positive
@@ -30,14 +23,11 @@ class AllSteps(StepSelector):
     def __init__(self, eta: float = 0.7, branching: int = 1) -> None:
         super().__init__(eta, branching)
 
-    def __call__(
-        self, entropy: EntropyReading | None, noise: KeyedNoise, index: Tensor, num_steps: int
-    ) -> ExplorationSchedule:
-        """Mark all steps but the last; see `StepSelector.__call__`."""
-        self.validate(num_steps)
-        stochastic = torch.ones(len(index), num_steps, dtype=torch.bool)
-        stochastic[:, -1] = False
-        return self._schedule(stochastic)
+    def mark(
+        self, explores: Tensor, entropy: EntropyReading | None, noise: KeyedNoise, index: Tensor
+    ) -> None:
+        """Mark all steps but the last; see `StepSelector.mark`."""
+        explores[:] = True
 
 
 class NoSteps(StepSelector):
@@ -52,12 +42,10 @@ class NoSteps(StepSelector):
     def __init__(self) -> None:
         super().__init__()
 
-    def __call__(
-        self, entropy: EntropyReading | None, noise: KeyedNoise, index: Tensor, num_steps: int
-    ) -> ExplorationSchedule:
-        """Mark no step; see `StepSelector.__call__`."""
-        self.validate(num_steps)
-        return ExplorationSchedule.deterministic(len(index), num_steps)
+    def mark(
+        self, explores: Tensor, entropy: EntropyReading | None, noise: KeyedNoise, index: Tensor
+    ) -> None:
+        """Mark no step; see `StepSelector.mark`."""
 
 
 class FixedSteps(StepSelector):
@@ -80,14 +68,11 @@ class FixedSteps(StepSelector):
             )
         self.steps = sorted(steps)
 
-    def __call__(
-        self, entropy: EntropyReading | None, noise: KeyedNoise, index: Tensor, num_steps: int
-    ) -> ExplorationSchedule:
-        """Mark the given steps; see `StepSelector.__call__`."""
-        self.validate(num_steps)
-        stochastic = torch.zeros(len(index), num_steps, dtype=torch.bool)
-        stochastic[:, self.steps] = True
-        return self._schedule(stochastic)
+    def mark(
+        self, explores: Tensor, entropy: EntropyReading | None, noise: KeyedNoise, index: Tensor
+    ) -> None:
+        """Mark the given steps; see `StepSelector.mark`."""
+        explores[:, self.steps] = True
 
     def validate(self, num_steps: int) -> None:
         """Check that every step exists and is not the last; see `StepSelector.validate`."""
@@ -119,15 +104,13 @@ class RandomSteps(StepSelector):
         require_positive("num", num)
         self.num = num
 
-    def __call__(
-        self, entropy: EntropyReading | None, noise: KeyedNoise, index: Tensor, num_steps: int
-    ) -> ExplorationSchedule:
-        """Mark `num` steps drawn per prompt; see `StepSelector.__call__`."""
-        self.validate(num_steps)
-        stochastic = torch.zeros(len(index), num_steps, dtype=torch.bool)
-        for row, prompt in enumerate(index.tolist()):
-            stochastic[row, noise.permutation("steps", (prompt,), num_steps - 1)[: self.num]] = True
-        return self._schedule(stochastic)
+    def mark(
+        self, explores: Tensor, entropy: EntropyReading | None, noise: KeyedNoise, index: Tensor
+    ) -> None:
+        """Mark `num` steps drawn per prompt; see `StepSelector.mark`."""
+        for row, key in enumerate(index.tolist()):
+            order = noise.permutation("steps", (key,), explores.shape[1])
+            explores[row, order[: self.num]] = True
 
     def validate(self, num_steps: int) -> None:
         """Check that `num` steps can explore; see `StepSelector.validate`."""

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from aegpo.entropy.reading import EntropyReading
-from aegpo.exploration.schedule import ExplorationSchedule
 from aegpo.exploration.selector import StepSelector, require_steps
 from aegpo.noise import KeyedNoise
 from aegpo.utilities.checks import require_positive
@@ -40,17 +38,14 @@ class RandomWindow(StepSelector):
         self.width = width
         self.end = end
 
-    def __call__(
-        self, entropy: EntropyReading | None, noise: KeyedNoise, index: Tensor, num_steps: int
-    ) -> ExplorationSchedule:
-        """Mark the window drawn for each prompt; see `StepSelector.__call__`."""
-        self.validate(num_steps)
-        end = num_steps - 1 if self.end is None else self.end
-        stochastic = torch.zeros(len(index), num_steps, dtype=torch.bool)
-        for row, prompt in enumerate(index.tolist()):
-            start = int(noise.permutation("window", (prompt,), end - self.width + 1)[0])
-            stochastic[row, start : start + self.width] = True
-        return self._schedule(stochastic)
+    def mark(
+        self, explores: Tensor, entropy: EntropyReading | None, noise: KeyedNoise, index: Tensor
+    ) -> None:
+        """Mark the window drawn for each prompt; see `StepSelector.mark`."""
+        end = explores.shape[1] if self.end is None else self.end
+        for row, key in enumerate(index.tolist()):
+            start = int(noise.permutation("window", (key,), end - self.width + 1)[0])
+            explores[row, start : start + self.width] = True
 
     def validate(self, num_steps: int) -> None:
         """Check that the window fits; see `StepSelector.validate`."""
@@ -95,15 +90,12 @@ class SlidingWindow(StepSelector):
         self.iterations_per_position = iterations_per_position
         self.stride = stride
 
-    def __call__(
-        self, entropy: EntropyReading | None, noise: KeyedNoise, index: Tensor, num_steps: int
-    ) -> ExplorationSchedule:
-        """Mark this iteration's window; see `StepSelector.__call__`."""
-        self.validate(num_steps)
-        start = self.start(noise.iteration, num_steps)
-        stochastic = torch.zeros(len(index), num_steps, dtype=torch.bool)
-        stochastic[:, start : start + self.width] = True
-        return self._schedule(stochastic)
+    def mark(
+        self, explores: Tensor, entropy: EntropyReading | None, noise: KeyedNoise, index: Tensor
+    ) -> None:
+        """Mark this iteration's window; see `StepSelector.mark`."""
+        start = self.start(noise.iteration, explores.shape[1] + 1)
+        explores[:, start : start + self.width] = True
 
     def start(self, iteration: int, num_steps: int) -> int:
         """The window's first step in a training iteration.

@@ -78,7 +78,7 @@ class DepthCredit(Credit):
         size, rank = world()
         # All paths of a prompt are stochastic at the same steps: equal step is equal depth. Ranks
         # are told apart because `normalize` may look at all of them together.
-        depths = tree.transitions.prompt * len(tree.sigmas) + tree.transitions.step
+        depths = tree.transitions.row * len(tree.sigmas) + tree.transitions.step
         all_values, own = all_gather_rows(values)
         all_depths, _ = all_gather_rows(depths * size + rank)
         normalized = normalize(all_values, all_depths).values[own]

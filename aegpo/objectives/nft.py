@@ -176,38 +176,38 @@ class ForwardSamples(Samples):
     def __post_init__(self) -> None:
         """Draw the noise levels; which ones depends on prompt and image number alone."""
         tree, noise = self.experience.tree, self.experience.noise
-        prompt, times = tree.prompt.cpu(), self.objective.times_per_image
-        first = torch.searchsorted(prompt, prompt)  # a prompt's images are neighbors
-        number = torch.arange(len(prompt)) - first
-        named = torch.stack([self.experience.index.cpu()[prompt], number], dim=1)
+        rows, times = tree.row.cpu(), self.objective.times_per_image
+        first = torch.searchsorted(rows, rows)  # a prompt's images are neighbors
+        number = torch.arange(len(rows)) - first
+        named = torch.stack([self.experience.index.cpu()[rows], number], dim=1)
         allowed = torch.ones(len(self.experience.index), len(tree.sigmas) - 1, dtype=torch.bool)
         if self.objective.levels == "selected":
             allowed = self.experience.schedule.stochastic.cpu()
-        candidates = [row.nonzero().flatten() for row in allowed]
+        candidates = [steps.nonzero().flatten() for steps in allowed]
         levels = []
-        for row, key in zip(prompt.tolist(), named.tolist(), strict=True):
+        for row, key in zip(rows.tolist(), named.tolist(), strict=True):
             order = noise.permutation("forward level", key, len(candidates[row]))
             levels.append(candidates[row][order[:times]])
         counts = torch.tensor([len(level) for level in levels])
         level = torch.cat(levels)
         self.keys = torch.cat([named.repeat_interleave(counts, dim=0), level[:, None]], dim=1)
         self.sigma = tree.sigmas[level.to(tree.sigmas.device)]
-        self.image = torch.arange(len(tree)).repeat_interleave(counts).to(tree.prompt.device)
+        self.image = torch.arange(len(tree)).repeat_interleave(counts).to(tree.row.device)
 
     @property
-    def prompt(self) -> Tensor:
-        """Each sample's prompt, -1 where the reward failed; see `Samples.prompt`."""
+    def row(self) -> Tensor:
+        """Each sample's prompt, -1 where the reward failed; see `Samples.row`."""
         known = self.experience.advantages.isfinite()
-        return self.experience.tree.prompt.where(known, -1)[self.image]
+        return self.experience.tree.row.where(known, -1)[self.image]
 
-    def loss(self, rows: Tensor) -> LossTerms:
+    def loss(self, which: Tensor) -> LossTerms:
         """Noise the images, predict with old, new and reference weights; see `Samples.loss`."""
         objective, experience = self.objective, self.experience
-        policy, image, sigma = experience.policy, self.image[rows], self.sigma[rows]
+        policy, image, sigma = experience.policy, self.image[which], self.sigma[which]
         clean = policy.clean_latents(experience.tree.latents[image])
-        draw = experience.noise.normal("forward", self.keys[rows.cpu()], clean.shape[1:])
+        draw = experience.noise.normal("forward", self.keys[which.cpu()], clean.shape[1:])
         noised = torch.lerp(clean, draw.to(clean.device), sigma.view(-1, *[1] * (clean.dim() - 1)))
-        cond = experience.cond.select(experience.tree.prompt[image])
+        cond = experience.cond.select(experience.tree.row[image])
         charge = policy.evaluations.charge
         with torch.no_grad(), objective.behavior(policy), charge("rollout"):
             old_velocity = policy(noised, sigma, cond)

@@ -16,7 +16,6 @@ from aegpo.rollout import RolloutTree
 class Pruning(abc.ABC):
     """Chooses the transitions that are trained on."""
 
-    @abc.abstractmethod
     def __call__(
         self,
         tree: RolloutTree,
@@ -35,7 +34,31 @@ class Pruning(abc.ABC):
             index: Dataset row of each prompt, shape (B,) int64.
 
         Returns:
-            True where a transition is trained on, bool, shape (E,).
+            True where a transition is trained on, bool, shape (E,), where the advantages are.
+        """
+        kept = torch.ones(len(tree.transitions), dtype=torch.bool, device=advantages.device)
+        self.cut(kept, tree, schedule, advantages, noise, index)
+        return kept
+
+    @abc.abstractmethod
+    def cut(
+        self,
+        kept: Tensor,
+        tree: RolloutTree,
+        schedule: ExplorationSchedule,
+        advantages: Tensor,
+        noise: KeyedNoise,
+        index: Tensor,
+    ) -> None:
+        """Say which transitions are left out; this is all that a pruning has to do.
+
+        Args:
+            kept: All True, bool, shape (E,); to be set to False where a transition is left out.
+            tree: The rollout of B prompts.
+            schedule: Its exploration schedule, B rows.
+            advantages: Advantage of each transition, shape (E,).
+            noise: Keyed noise of this iteration.
+            index: Dataset row of each prompt, shape (B,) int64.
         """
 
     def validate(self, num_steps: int) -> None:
@@ -74,35 +97,36 @@ class WidthPruning(Pruning):
         self.mode = mode
         self.keep = keep
 
-    def __call__(
+    def cut(
         self,
+        kept: Tensor,
         tree: RolloutTree,
         schedule: ExplorationSchedule,
         advantages: Tensor,
         noise: KeyedNoise,
         index: Tensor,
-    ) -> Tensor:
-        """Cut the branches below the last split; see `Pruning.__call__`."""
-        prompt, leaf_edge = tree.prompt.cpu(), tree.leaf_edge.cpu()
+    ) -> None:
+        """Cut the branches below the last split; see `Pruning.cut`."""
+        rows, leaf_edge = tree.row.cpu(), tree.leaf_edge.cpu()
         worth = advantages.cpu()[leaf_edge]
-        kept = torch.ones(len(tree), dtype=torch.bool)
+        leaves_kept = torch.ones(len(tree), dtype=torch.bool)
         last_split = torch.full((schedule.num_prompts,), schedule.num_steps)
         for row, branching in enumerate(schedule.branching.cpu()):
             if bool((branching == 1).all()):
                 continue
             last_split[row] = branching.gt(1).nonzero().amax()
-            leaves = (prompt == row).nonzero().flatten()
+            leaves = (rows == row).nonzero().flatten()
             # After the last split nothing parts, so the children of one node are neighbors.
             children = int(branching[last_split[row]])
             width = children if self.mode == "parent_top" else len(leaves)
             for family in leaves.reshape(-1, width):
                 order = family[worth[family].argsort(descending=True, stable=True)]
-                kept[order[self._cut(len(order))]] = False
-        below = tree.transitions.step.cpu() > last_split[tree.transitions.prompt.cpu()]
-        leads_to_kept = tree.backup(kept.float().to(tree.prompt.device)).cpu() > 0
-        return (~below | leads_to_kept).to(advantages.device)
+                leaves_kept[order[self._beyond(len(order))]] = False
+        below = tree.transitions.step.cpu() > last_split[tree.transitions.row.cpu()]
+        leads_to_kept = tree.backup(leaves_kept.float().to(tree.row.device)).cpu() > 0
+        kept &= (~below | leads_to_kept).to(kept.device)
 
-    def _cut(self, count: int) -> slice:
+    def _beyond(self, count: int) -> slice:
         """The ranks that are cut, of `count` in descending order."""
         if self.mode == "parent_top":
             return slice(max(1, round(self.keep * count)), count)
@@ -133,18 +157,19 @@ class DepthPruning(Pruning):
             raise ValueError(f"stop={stop} must lie between 0 and start={start}")
         self.start, self.width, self.interval, self.stop = start, width, interval, stop
 
-    def __call__(
+    def cut(
         self,
+        kept: Tensor,
         tree: RolloutTree,
         schedule: ExplorationSchedule,
         advantages: Tensor,
         noise: KeyedNoise,
         index: Tensor,
-    ) -> Tensor:
-        """Leave out this iteration's steps; see `Pruning.__call__`."""
+    ) -> None:
+        """Leave out this iteration's steps; see `Pruning.cut`."""
         first = max(self.start - max(noise.iteration, 0) // self.interval, self.stop)
         step = tree.transitions.step
-        return (step < first) | (step >= first + self.width)
+        kept &= (step < first) | (step >= first + self.width)
 
     def validate(self, num_steps: int) -> None:
         """Check that the steps exist; see `Pruning.validate`."""
@@ -172,22 +197,22 @@ class RandomStepPruning(Pruning):
         _require_share(keep)
         self.keep = keep
 
-    def __call__(
+    def cut(
         self,
+        kept: Tensor,
         tree: RolloutTree,
         schedule: ExplorationSchedule,
         advantages: Tensor,
         noise: KeyedNoise,
         index: Tensor,
-    ) -> Tensor:
-        """Keep the steps that were drawn; see `Pruning.__call__`."""
-        kept = torch.zeros(schedule.eta.shape, dtype=torch.bool)
+    ) -> None:
+        """Keep the steps that were drawn; see `Pruning.cut`."""
+        trained = torch.zeros(schedule.eta.shape, dtype=torch.bool)
         for row, key in enumerate(index.tolist()):
             steps = schedule.stochastic[row].cpu().nonzero().flatten()
             order = noise.permutation("trained steps", (key,), len(steps))
-            kept[row, steps[order[: max(1, round(self.keep * len(steps)))]]] = True
-        kept = kept.to(advantages.device)
-        return kept[tree.transitions.prompt, tree.transitions.step]
+            trained[row, steps[order[: max(1, round(self.keep * len(steps)))]]] = True
+        kept &= trained.to(kept.device)[tree.transitions.row, tree.transitions.step]
 
 
 def _require_share(keep: float) -> None:

@@ -32,30 +32,30 @@ class Samples(abc.ABC):
 
     @property
     @abc.abstractmethod
-    def prompt(self) -> Tensor:
+    def row(self) -> Tensor:
         """Row of each sample's prompt in the batch, -1 where it is left out, shape (n,) int64."""
 
     @abc.abstractmethod
-    def loss(self, rows: Tensor) -> LossTerms:
+    def loss(self, which: Tensor) -> LossTerms:
         """Score some samples under the present policy, charging the evaluations it takes.
 
         Args:
-            rows: Which samples, shape (m,) int64.
+            which: Which samples, shape (m,) int64.
 
         Returns:
             Loss, with gradient, and statistics, each of shape (m,).
         """
 
-    def active(self, rows: Tensor) -> Tensor:
+    def active(self, which: Tensor) -> Tensor:
         """Those of some samples that can have a gradient; the others are not evaluated.
 
         Args:
-            rows: Which samples, shape (m,) int64.
+            which: Which samples, shape (m,) int64.
 
         Returns:
             Some or all of them, in their order.
         """
-        return rows
+        return which
 
     def rescore(self, micro_batches: list[Tensor]) -> Tensor | None:
         """Compute again, on the updates' own micro-batches, what the rollout scored.
@@ -87,10 +87,10 @@ class Samples(abc.ABC):
             `num_updates` tensors of sample numbers, together a permutation of 0..n-1, less those
             that are left out.
         """
-        prompt = self.prompt
-        update = torch.full_like(prompt, -1)
+        rows = self.row
+        update = torch.full_like(rows, -1)
         for row, key in enumerate(index.tolist()):
-            own = (prompt == row).nonzero().flatten()
+            own = (rows == row).nonzero().flatten()
             order = noise.permutation("updates", (key,), len(own)).to(own.device)
             update[own[order]] = torch.arange(len(own), device=own.device) % num_updates
         return [(update == number).nonzero().flatten() for number in range(num_updates)]

@@ -62,10 +62,10 @@ class Replay(Samples):
         self.mean_std = all_gather_rows(std)[0].mean()
         self.mean_std_per_sensitivity = all_gather_rows(std / self.sensitivity)[0].mean()
 
-    def _times(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        step = self.tree.transitions.step[rows]
-        prompt = self.tree.transitions.prompt[rows]
-        eta = self.schedule.eta.to(step.device)[prompt, step]
+    def _times(self, which: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        step = self.tree.transitions.step[which]
+        row = self.tree.transitions.row[which]
+        eta = self.schedule.eta.to(step.device)[row, step]
         return self.tree.sigmas[step], self.tree.sigmas[step + 1], eta
 
     def _scales(self) -> tuple[Tensor, Tensor]:
@@ -74,75 +74,75 @@ class Replay(Samples):
         No prediction is needed for either: the mean is affine in it, so at latents of 0 and a
         prediction of 1 the mean is the derivative itself.
         """
-        rows = torch.arange(len(self.tree.transitions), device=self.tree.transitions.step.device)
+        which = torch.arange(len(self.tree.transitions), device=self.tree.transitions.step.device)
         zeros = torch.zeros_like(self.tree.transitions.latents[:, :1, :1, :1])
-        step = self.sde.step(zeros + 1, zeros, *self._times(rows))
+        step = self.sde.step(zeros + 1, zeros, *self._times(which))
         return step.std.flatten(), step.mean.flatten().abs()
 
-    def step(self, rows: Tensor) -> GaussianStep:
+    def step(self, which: Tensor) -> GaussianStep:
         """Predict the distribution of the next latents of some transitions.
 
         It calls the same `Policy.forward` and `SDE.step` as the rollout, so that before the first
         update the ratio is 1.
 
         Args:
-            rows: Which transitions, shape (n,) int64.
+            which: Which transitions, shape (n,) int64.
 
         Returns:
-            The step of n rows, with gradient.
+            The step of n transitions, with gradient.
         """
-        latents = self.tree.transitions.latents[rows]
-        sigma, sigma_next, eta = self._times(rows)
-        cond = self.cond.select(self.tree.transitions.prompt[rows])
+        latents = self.tree.transitions.latents[which]
+        sigma, sigma_next, eta = self._times(which)
+        cond = self.cond.select(self.tree.transitions.row[which])
         return self.sde.step(self.policy(latents, sigma, cond), latents, sigma, sigma_next, eta)
 
-    def terms(self, rows: Tensor) -> tuple[GaussianStep, TransitionTerms]:
+    def terms(self, which: Tensor) -> tuple[GaussianStep, TransitionTerms]:
         """Set the current policy against the one that drew the transitions.
 
         Args:
-            rows: Which transitions, shape (n,) int64.
+            which: Which transitions, shape (n,) int64.
 
         Returns:
             The current step, and what the loss is made of.
         """
-        step = self.step(rows)
-        sigma, sigma_next, _ = self._times(rows)
+        step = self.step(which)
+        sigma, sigma_next, _ = self._times(which)
         std = step.std.flatten()
-        drift = ((step.mean - self.old_mean[rows]) ** 2).flatten(1).mean(1) / (2 * std**2)
-        next_latents = self.tree.transitions.next_latents[rows]
+        drift = ((step.mean - self.old_mean[which]) ** 2).flatten(1).mean(1) / (2 * std**2)
+        next_latents = self.tree.transitions.next_latents[which]
         return step, TransitionTerms(
-            log_ratio=gaussian_log_ratio(step.mean, self.old_mean[rows], next_latents, std),
+            log_ratio=gaussian_log_ratio(step.mean, self.old_mean[which], next_latents, std),
             drift=drift,
             std=std,
             dt=sigma - sigma_next,
             mean_std=self.mean_std,
-            sensitivity=self.sensitivity[rows],
+            sensitivity=self.sensitivity[which],
             mean_std_per_sensitivity=self.mean_std_per_sensitivity,
         )
 
     @property
-    def prompt(self) -> Tensor:
-        """Each transition's prompt, -1 where it is pruned; see `Samples.prompt`."""
-        prompt = self.tree.transitions.prompt
-        return prompt if self.kept is None else prompt.where(self.kept, -1)
+    def row(self) -> Tensor:
+        """Each transition's prompt, -1 where it is pruned; see `Samples.row`."""
+        row = self.tree.transitions.row
+        return row if self.kept is None else row.where(self.kept, -1)
 
-    def active(self, rows: Tensor) -> Tensor:
+    def active(self, which: Tensor) -> Tensor:
         """Without a KL a transition without advantage has no gradient; see `Samples.active`."""
-        return rows if self.kl_coeff > 0 else rows[self.advantages[rows] != 0]
+        return which if self.kl_coeff > 0 else which[self.advantages[which] != 0]
 
-    def loss(self, rows: Tensor) -> LossTerms:
+    def loss(self, which: Tensor) -> LossTerms:
         """The clipped objective and its KL under the present policy; see `Samples.loss`."""
         with self.policy.evaluations.charge("update"):
-            step, terms = self.terms(rows)
+            step, terms = self.terms(which)
         kl = None
         if self.kl_coeff > 0:
             charge = self.policy.evaluations.charge("reference")
             with torch.no_grad(), self.policy.reference(), charge:
-                reference = self.step(rows)
+                reference = self.step(which)
             kl = step.kl(reference)
         return policy_loss(
             terms,
-            self.advantages[rows],
+            self.advantages[which],
             clip_range=self.clip_range,
             weight=self.weight,
             kl=kl,
@@ -157,11 +157,11 @@ class Replay(Samples):
         """
         self.old_mean = self.old_mean.clone()
         change = torch.zeros((), device=self.old_mean.device)
-        for rows in micro_batches:
+        for which in micro_batches:
             with self.policy.evaluations.charge("rollout"):
-                step = self.step(rows)
-            log_prob = step.log_prob(self.tree.transitions.next_latents[rows])
-            deviation = (log_prob - self.tree.transitions.log_prob[rows]).abs().amax()
+                step = self.step(which)
+            log_prob = step.log_prob(self.tree.transitions.next_latents[which])
+            deviation = (log_prob - self.tree.transitions.log_prob[which]).abs().amax()
             change = torch.maximum(change, deviation)
-            self.old_mean[rows] = step.mean
+            self.old_mean[which] = step.mean
         return change

@@ -63,17 +63,17 @@ class PromptBatch:
             metadata=[self.metadata[row] for row in numbers],
         )
 
-    def repeat(self, prompt: Tensor) -> PromptBatch:
+    def repeat(self, row: Tensor) -> PromptBatch:
         """Spreads the prompts over images or transitions.
 
         Args:
-            prompt: (N,) int64, the row of each image's prompt in this batch, as in
-                `aegpo.rollout.RolloutTree.prompt`.
+            row: (N,) int64, the row of each image's prompt in this batch, as in
+                `aegpo.rollout.RolloutTree.row`.
 
         Returns:
-            N rows; row i holds ``prompts[prompt[i]]``.
+            N rows; row i holds ``prompts[row[i]]``.
         """
-        return self.select(prompt)
+        return self.select(row)
 
     def to(self, device: torch.device | str) -> PromptBatch:
         """Moves `index` to a device; the rest is text.

@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 class LevelObserver(Protocol):
     """Is told what the policy is about to be run on; an entropy recorder, for instance."""
 
-    def begin(self, step: int, prompt: Tensor, layout: TokenLayout) -> None:
+    def begin(self, step: int, row: Tensor, layout: TokenLayout) -> None:
         """Called before the policy predicts one level of the tree.
 
         Args:
             step: The denoising step, from 0.
-            prompt: (n,) int64, the row of each node's prompt in the batch.
+            row: (n,) int64, the row of each node's prompt in the batch.
             layout: Where image and text tokens lie, for these n rows.
         """
 
@@ -43,7 +43,7 @@ class _Nodes:
     """The nodes of the level that the loop has reached, those of one prompt side by side."""
 
     latents: Tensor  # (n, C, H, W) fp32
-    prompt: Tensor  # (n,) row in the batch
+    row: Tensor  # (n,) of the prompt, in the batch
     number: Tensor  # (n,) unique within its prompt and level, and a function of that prompt alone
     edge: Tensor  # (n,) last stochastic edge on the way here, -1 for none
 
@@ -114,47 +114,47 @@ def rollout(
     # With a shared start a prompt is one node, and its roots wait for the first stochastic step.
     waiting = roots.clone() if shared_start else torch.ones_like(roots)
     started = torch.ones_like(roots) if shared_start else roots
-    prompt, number = _part(started)
-    start = start_noise(noise, index[prompt], number, policy.latent_shape)
+    row, number = _part(started)
+    start = start_noise(noise, index[row], number, policy.latent_shape)
     nodes = _Nodes(
         latents=policy.initial_latents(start, float(sigmas[0])).to(device),
-        prompt=prompt,
+        row=row,
         number=number,
-        edge=torch.full_like(prompt, -1),
+        edge=torch.full_like(row, -1),
     )
     levels: list[Transitions] = []
     parents: list[Tensor] = []
     num_edges = num_nodes = 0
     for step in range(num_steps):
-        rows_cond = cond.select(nodes.prompt.to(device))
+        rows_cond = cond.select(nodes.row.to(device))
         if observer is not None:
-            observer.begin(step, nodes.prompt.to(device), policy.token_layout(rows_cond))
-        sigma, sigma_next = level_sigmas[step : step + 2, None].expand(2, len(nodes.prompt))
+            observer.begin(step, nodes.row.to(device), policy.token_layout(rows_cond))
+        sigma, sigma_next = level_sigmas[step : step + 2, None].expand(2, len(nodes.row))
         prediction = policy(nodes.latents, sigma, rows_cond)
-        num_nodes += len(nodes.prompt)
+        num_nodes += len(nodes.row)
         gaussian = sde.step(
-            prediction, nodes.latents, sigma, sigma_next, eta[nodes.prompt, step].to(device)
+            prediction, nodes.latents, sigma, sigma_next, eta[nodes.row, step].to(device)
         )
         # Nodes into children. A deterministic node has one, with the number that it had.
         splits = stochastic[:, step]
         width = torch.where(splits, branching[:, step] * waiting, torch.ones_like(waiting))
         waiting = torch.where(splits, torch.ones_like(waiting), waiting)
-        parent, child = _part(width[nodes.prompt])
-        prompt = nodes.prompt[parent]
-        number = nodes.number[parent] * width[prompt] + child
+        parent, child = _part(width[nodes.row])
+        row = nodes.row[parent]
+        number = nodes.number[parent] * width[row] + child
         edge = nodes.edge[parent]
         latents = gaussian.mean[parent.to(device)]
-        drawn = splits[prompt].nonzero().flatten()
+        drawn = splits[row].nonzero().flatten()
         if len(drawn) > 0:
             source, target = parent[drawn].to(device), drawn.to(device)
             transition = gaussian.select(source)
-            keys = torch.stack([index[prompt], number, torch.full_like(number, step)], dim=1)
+            keys = torch.stack([index[row], number, torch.full_like(number, step)], dim=1)
             draw = noise.normal("step", keys[drawn], policy.latent_shape)
             if split_scale is not None:
                 own = torch.stack(
-                    [index[nodes.prompt], nodes.number, torch.full_like(nodes.number, step)], dim=1
+                    [index[nodes.row], nodes.number, torch.full_like(nodes.number, step)], dim=1
                 )
-                parting = (width > 1)[prompt[drawn]]
+                parting = (width > 1)[row[drawn]]
                 siblings = parent[drawn][parting]
                 draw[parting] = _sibling_noise(noise, own, siblings, draw[parting], split_scale)
             latents[target] = transition.sample(draw.to(device))
@@ -165,21 +165,21 @@ def rollout(
                     mean=transition.mean,
                     step=torch.full_like(target, step),
                     log_prob=transition.log_prob(latents[target]),
-                    prompt=prompt[drawn].to(device),
+                    row=row[drawn].to(device),
                 )
             )
             parents.append(edge[drawn])
             edge[drawn] = torch.arange(num_edges, num_edges + len(drawn))
             num_edges += len(drawn)
-        nodes = _Nodes(latents=latents, prompt=prompt, number=number, edge=edge)
+        nodes = _Nodes(latents=latents, row=row, number=number, edge=edge)
 
     # A shared start that met no stochastic step: the group's images are copies of one node.
-    leaf, _ = _part(waiting[nodes.prompt])
+    leaf, _ = _part(waiting[nodes.row])
     leaf_rows = leaf.to(device)
     return RolloutTree(
         images=policy.decode(nodes.latents)[leaf_rows] if decode else None,
         latents=nodes.latents[leaf_rows],
-        prompt=nodes.prompt[leaf].to(device),
+        row=nodes.row[leaf].to(device),
         transitions=_concatenate(levels, policy.latent_shape, device),
         parent=torch.cat([torch.empty(0, dtype=torch.int64), *parents]).to(device),
         leaf_edge=nodes.edge[leaf].to(device),
@@ -289,6 +289,6 @@ def _concatenate(
         mean=latents,
         step=integers,
         log_prob=torch.empty(0, dtype=torch.float32, device=device),
-        prompt=integers,
+        row=integers,
     )
     return Transitions.cat([none, *levels])

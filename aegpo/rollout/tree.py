@@ -25,7 +25,7 @@ class Transitions:
         mean: (E, C, H, W) fp32, the mean from which it was drawn.
         step: (E,) int64, the denoising step, from 0.
         log_prob: (E,) fp32, log density of `next_latents`, a mean over the latent's dimensions.
-        prompt: (E,) int64, the row of the prompt in the batch.
+        row: (E,) int64, the row of its prompt in the batch.
     """
 
     latents: Tensor
@@ -33,7 +33,7 @@ class Transitions:
     mean: Tensor
     step: Tensor
     log_prob: Tensor
-    prompt: Tensor
+    row: Tensor
 
     def __len__(self) -> int:
         """Number of transitions, E."""
@@ -92,7 +92,7 @@ class RolloutTree:
     Attributes:
         images: (N, 3, H, W) in [0, 1], or None if the rollout was asked not to decode.
         latents: (N, C, H, W) fp32, the final latents.
-        prompt: (N,) int64, the row of each image's prompt in the batch; the images of one prompt
+        row: (N,) int64, the row of each image's prompt in the batch; the images of one prompt
             are neighbors.
         transitions: The E stochastic edges. A parent always comes before its children.
         parent: (E,) int64, the edge before each edge, -1 for the first one on its path.
@@ -104,7 +104,7 @@ class RolloutTree:
 
     images: Tensor | None
     latents: Tensor
-    prompt: Tensor
+    row: Tensor
     transitions: Transitions
     parent: Tensor
     leaf_edge: Tensor
@@ -113,7 +113,7 @@ class RolloutTree:
 
     def __len__(self) -> int:
         """Number of images, N."""
-        return self.prompt.shape[0]
+        return self.row.shape[0]
 
     @staticmethod
     def cat(parts: Sequence[RolloutTree], num_prompts: Sequence[int]) -> RolloutTree:
@@ -132,12 +132,9 @@ class RolloutTree:
         return RolloutTree(
             images=torch.cat(images) if images else None,
             latents=torch.cat([part.latents for part in parts]),
-            prompt=torch.cat([part.prompt + n for n, part in numbered]),
+            row=torch.cat([part.row + n for n, part in numbered]),
             transitions=Transitions.cat(
-                [
-                    replace(part.transitions, prompt=part.transitions.prompt + n)
-                    for n, part in numbered
-                ]
+                [replace(part.transitions, row=part.transitions.row + n) for n, part in numbered]
             ),
             parent=_shifted([part.parent for part in parts], first_edge),
             leaf_edge=_shifted([part.leaf_edge for part in parts], first_edge),
@@ -170,7 +167,7 @@ class RolloutTree:
         Raises:
             ValueError: If there is not one value per image.
         """
-        if values.shape != self.prompt.shape:
+        if values.shape != self.row.shape:
             raise ValueError(
                 f"backup needs one value per image, shape ({len(self)},), "
                 f"but was given shape {tuple(values.shape)}"

@@ -35,7 +35,7 @@ def split_variance(tree: RolloutTree, rewards: Tensor, num_prompts: int) -> Vari
     Returns:
         The terms of B prompts and T steps on the CPU; no freedom where a step did not split.
     """
-    step, prompt = tree.transitions.step.cpu(), tree.transitions.prompt.cpu()
+    step, row = tree.transitions.step.cpu(), tree.transitions.row.cpu()
     parent, leaf_edge = tree.parent.cpu(), tree.leaf_edge.cpu()
     node = _source_nodes(tree)
     num_edges, num_nodes = len(node), int(node.max()) + 1 if len(node) > 0 else 0
@@ -60,7 +60,7 @@ def split_variance(tree: RolloutTree, rewards: Tensor, num_prompts: int) -> Vari
         between = deviations / (count - 1)  # infinite or NaN where one child is left
         first = _first_of_each(node, step == level)
         told = first[(count >= 2)[node[first]] & ~child_error[node[first]].isnan()]
-        at = prompt[told], torch.full_like(told, level)
+        at = row[told], torch.full_like(told, level)
         weight = count[node[told]] - 1
         squares.index_put_(at, weight * (between - child_error)[node[told]], accumulate=True)
         freedom.index_put_(at, weight, accumulate=True)
@@ -82,7 +82,7 @@ def _source_nodes(tree: RolloutTree) -> Tensor:
         return parent.cpu()
     # Edges without a parent leave different roots or, with a shared start, the same one.
     same = (parent[1:] == parent[:-1]) & (edges.step[1:] == edges.step[:-1])
-    same &= edges.prompt[1:] == edges.prompt[:-1]
+    same &= edges.row[1:] == edges.row[:-1]
     same &= (edges.latents[1:] == edges.latents[:-1]).flatten(1).all(dim=1)
     return torch.cat([torch.zeros(1, dtype=torch.int64), (~same).cpu().cumsum(0)])
 

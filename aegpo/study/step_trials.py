@@ -57,7 +57,7 @@ def group_rewards(
             shared_start=shared_start,
             split_scale=split_scale,
         )
-    drawn = batch.repeat(tree.prompt)
+    drawn = batch.repeat(tree.row)
     scores = guarded_scores(reward, tree.images, drawn.prompts, drawn.metadata)
     return scores.cpu().view(len(batch), images)
 

@@ -86,7 +86,7 @@ def beside_the_judge(clip: OpenCLIPSimilarity, prompts: int, images: int) -> Non
     sizes = torch.full((prompts,), images)
     tree = rollout(policy, FlowSDE(), policy.encode(texts), schedule, sizes, noise, index)
     assert tree.images is not None
-    asked = [texts[row] for row in tree.prompt.tolist()]
+    asked = [texts[row] for row in tree.row.tolist()]
     judge = scores(ShapesJudge(), tree.images, asked).numpy()
     good = judge >= 0.9
     print(
@@ -101,7 +101,7 @@ def beside_the_judge(clip: OpenCLIPSimilarity, prompts: int, images: int) -> Non
         auc = test.statistic / (good.sum() * (~good).sum())
         inside = [
             stats.spearmanr(values[own], judge[own]).statistic
-            for own in ((tree.prompt == row).numpy() for row in range(prompts))
+            for own in ((tree.row == row).numpy() for row in range(prompts))
             if np.ptp(judge[own]) > 0
         ]
         across = stats.spearmanr(values, judge).statistic

@@ -91,13 +91,13 @@ def correlation_table(groups: int, images: int) -> None:
         cond = policy.encode(texts)
         tree = rollout(policy, FlowSDE(), cond, schedule, sizes, noise_keys, index)
         assert tree.images is not None
-        prompts = [texts[row] for row in tree.prompt.tolist()]
+        prompts = [texts[row] for row in tree.row.tolist()]
         match = ShapesMatch()(tree.images, prompts, [{}] * len(prompts)).numpy()
         judge = ShapesJudge()(tree.images, prompts, [{}] * len(prompts)).numpy()
         across = stats.spearmanr(match, judge).statistic
         inside, flat = [], 0
         for row in range(len(texts)):
-            own = (tree.prompt == row).numpy()
+            own = (tree.row == row).numpy()
             flat += int(np.ptp(match[own]) == 0)
             if np.ptp(judge[own]) > 0 and np.ptp(match[own]) > 0:
                 inside.append(stats.spearmanr(match[own], judge[own]).statistic)

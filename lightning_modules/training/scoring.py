@@ -95,7 +95,7 @@ class Scoring:
         return torch.stack(columns, dim=1) if columns else rewards.new_empty(len(rewards), 0)
 
     def _guarded(self, tree: RolloutTree, batch: PromptBatch) -> Tensor:
-        images = batch.repeat(tree.prompt)
+        images = batch.repeat(tree.row)
         return guarded_scores(self.reward, tree.images, images.prompts, images.metadata)
 
     @torch.no_grad()

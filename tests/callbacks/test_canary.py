@@ -64,7 +64,7 @@ def test_the_callback_logs_means_over_images_and_groups() -> None:
     logged: dict[str, float] = {}
     images = torch.stack([halves(), torch.zeros(3, 4, 4), halves(), halves()])
     last = SimpleNamespace(
-        tree=SimpleNamespace(images=images, prompt=torch.tensor([0, 0, 1, 2])),
+        tree=SimpleNamespace(images=images, row=torch.tensor([0, 0, 1, 2])),
         batch=PromptBatch(["a", "b", "c"], torch.tensor([4, 9, 2]), [{}] * 3),
     )
     module = SimpleNamespace(

@@ -233,7 +233,7 @@ def test_a_shared_start_that_parts_at_one_step_is_a_tree(
     own = TreeSpread()
     fit(tmp_path, module, [own])
     last = module.last
-    group = last.rewards[last.tree.prompt == 2]
+    group = last.rewards[last.tree.row == 2]
     step = int(last.schedule.stochastic[2].nonzero())
     terms = split_variance(last.tree, last.rewards, 4)
     assert float(terms.squares[2, step]) == pytest.approx(3 * float(group.var()), rel=1e-4)

@@ -40,7 +40,7 @@ def first_replay(tmp_path, folder, **settings):
         tree,
         schedule,
         rewards,
-        module.advantage(rewards, tree.prompt).values,
+        module.advantage(rewards, tree.row).values,
         batch.index,
         module.noise,
     )

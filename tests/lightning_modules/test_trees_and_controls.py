@@ -122,7 +122,7 @@ def test_reward_spread_decides_the_budget_at_the_next_visit(tmp_path, tiny_sd3_f
     assert float(delta[sizes == 4].min()) >= float(delta[sizes == 2].max())
     # What is remembered is the deviation of the last group's rewards.
     row, index = 1, int(module.last.batch.index[1])
-    own = module.last.rewards[module.last.tree.prompt == row]
+    own = module.last.rewards[module.last.tree.row == row]
     assert spread.last[index] == pytest.approx(float(own.std()), rel=1e-5)
     restored = RewardSpread()
     restored.load_state_dict(spread.state_dict())

@@ -101,7 +101,7 @@ def dry_run(
                 cond = module.encode(batch)
                 tree = module.explore(cond, schedule, sizes, noise, batch)
                 rewards = noise.normal("dry run", torch.arange(len(tree))[:, None], (1,))[:, 0]
-                advantages = module.advantage(rewards, tree.prompt).values
+                advantages = module.advantage(rewards, tree.row).values
                 experience = Experience(
                     *(module.policy, module.sde, cond, tree, schedule),
                     *(rewards, advantages, batch.index, noise),

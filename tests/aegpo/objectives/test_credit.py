@@ -29,7 +29,7 @@ def small_tree(log_prob: list[float]) -> RolloutTree:
     return RolloutTree(
         images=None,
         latents=torch.zeros(4, 1, 1, 1),
-        prompt=torch.zeros(4, dtype=torch.int64),
+        row=torch.zeros(4, dtype=torch.int64),
         transitions=Transitions(latents, latents, latents, step, torch.tensor(log_prob), prompt),
         parent=torch.tensor([-1, -1, 0, 0, 1, 1]),
         leaf_edge=torch.tensor([2, 3, 4, 5]),
@@ -44,7 +44,7 @@ PLAIN = GroupRelative(scale="none", eps=0.0)
 
 
 def credit_of(credit, tree, rewards, normalize=PLAIN) -> torch.Tensor:
-    leaves = normalize(rewards, tree.prompt).values.masked_fill(rewards.isnan(), NAN)
+    leaves = normalize(rewards, tree.row).values.masked_fill(rewards.isnan(), NAN)
     return credit(tree, rewards, leaves, normalize)
 
 
@@ -67,9 +67,9 @@ def test_depth_credit_of_chains_is_plain_grpo() -> None:
     tree = small_tree(FLAT)
     chains = RolloutTree(
         **{**vars(tree), "parent": torch.tensor([-1, -1, 0, 1, -1, -1])}
-        | {"leaf_edge": torch.tensor([2, 3]), "prompt": torch.zeros(2, dtype=torch.int64)}
+        | {"leaf_edge": torch.tensor([2, 3]), "row": torch.zeros(2, dtype=torch.int64)}
     )
-    chains.transitions.prompt[4:] = 1  # two edges of another prompt, without leaves
+    chains.transitions.row[4:] = 1  # two edges of another prompt, without leaves
     rewards = torch.tensor([1.0, 2.0])
     ours = credit_of(DepthCredit(), chains, rewards, GroupRelative())
     theirs = credit_of(LeafCredit(), chains, rewards, GroupRelative())
@@ -105,7 +105,7 @@ def test_fusion_sums_log_probs_over_several_levels() -> None:
     base = small_tree([0.0, 0.2, 0.5, 0.7, 0.0, 0.0])
     tree = RolloutTree(
         **{**vars(base), "parent": torch.tensor([-1, 0, 0, 1, -1, -1])}
-        | {"leaf_edge": torch.tensor([3, 2]), "prompt": torch.zeros(2, dtype=torch.int64)}
+        | {"leaf_edge": torch.tensor([3, 2]), "row": torch.zeros(2, dtype=torch.int64)}
     )
     values = fuse(tree, torch.tensor([1.0, 2.0]), beta=1.0)
     first, second = math.exp(0.2 + 0.7), math.exp(0.5)
@@ -132,7 +132,7 @@ def test_the_gradient_of_a_tree_is_that_of_its_paths() -> None:
     tree = rollout(policy, FlowSDE(), cond, plan, torch.tensor([12]), KeyedNoise(1), index)
     rewards = torch.linspace(0, 1, 12).square()[torch.randperm(12, generator=generator(0))]
     normalize = GroupRelative()
-    leaves = normalize(rewards, tree.prompt).values
+    leaves = normalize(rewards, tree.row).values
     advantages = LeafCredit()(tree, rewards, leaves, normalize)
     replay = Replay(policy, FlowSDE(), cond, tree, plan, advantages)
     step, _ = replay.terms(torch.arange(len(tree.transitions)))
@@ -194,5 +194,5 @@ def test_a_tree_that_splits_only_at_its_root_is_chains(shared_start: bool) -> No
     rewards = torch.tensor([0.1, 0.5, 0.2, 0.9, 0.4, 0.3])
     for credit in (LeafCredit(), DepthCredit(), DepthCredit(beta=1.0)):
         values = credit_of(credit, tree, rewards, GroupRelative())
-        plain = GroupRelative()(rewards, tree.prompt).values
+        plain = GroupRelative()(rewards, tree.row).values
         torch.testing.assert_close(values, plain.repeat(2))

@@ -159,7 +159,7 @@ def test_the_gradient_of_all_samples_follows_from_the_formulas(
     with objective.behavior(policy):  # theta_old is taken here
         pass
     policy.speed.data.fill_(0.9)
-    rows = (samples.prompt >= 0).nonzero().flatten()
+    rows = (samples.row >= 0).nonzero().flatten()
     terms = samples.loss(rows)
     terms.loss.sum().backward()
 
@@ -167,7 +167,7 @@ def test_the_gradient_of_all_samples_follows_from_the_formulas(
     tree = samples.experience.tree
     image = samples.image[rows]
     x0, t = tree.latents[image].double(), samples.sigma[rows].double().view(-1, 1, 1, 1)
-    c = (0.1 * (1 + tree.prompt[image].double())).view(-1, 1, 1, 1)
+    c = (0.1 * (1 + tree.row[image].double())).view(-1, 1, 1, 1)
     slope = (1 + c) * x_t * t  # dv / dspeed
     v, v_old, v_ref = (speed * slope - c for speed in (0.9, 0.6, 0.5))
     r = (ADVANTAGES[image].double() / 10 + 0.5).clamp(0, 1)
@@ -225,7 +225,7 @@ def test_levels_may_be_those_of_the_steps_that_the_selector_chose() -> None:
     chosen = [[0, 1, 3], [2], [1, 2]]
     samples = forward_samples(objective, ToyPolicy(), chosen=chosen)
     drawn: dict[int, set[tuple[int, ...]]] = {0: set(), 1: set(), 2: set()}
-    for image, prompt in enumerate(samples.experience.tree.prompt.tolist()):
+    for image, prompt in enumerate(samples.experience.tree.row.tolist()):
         own = samples.image == image
         levels = samples.keys[own][:, 2].tolist()
         # None twice, and all of them where fewer were chosen than are to be drawn.

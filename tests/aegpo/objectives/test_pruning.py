@@ -85,7 +85,7 @@ def test_prompts_are_pruned_each_at_its_own_last_split() -> None:
     kept = prune(WidthPruning(), plan, tree, leaves)
 
     def worth(prompt: int, step: int) -> list[float]:
-        rows = (tree.transitions.prompt == prompt) & (tree.transitions.step == step)
+        rows = (tree.transitions.row == prompt) & (tree.transitions.step == step)
         return tree.backup(leaves)[rows & kept].tolist()
 
     assert [worth(0, step) for step in range(3)] == [[9.0, 8.0]] * 3
@@ -94,7 +94,7 @@ def test_prompts_are_pruned_each_at_its_own_last_split() -> None:
     assert worth(2, 1) == [1.0, 2.0, 4.0, 3.0, 6.0, 6.0, 7.0, 8.0]
     assert worth(2, 2) == [2.0, 4.0, 6.0, 8.0]  # one of each pair, the first of equals
     best_and_worst = prune(WidthPruning("extremes"), plan, tree, leaves)
-    tail = (tree.transitions.prompt == 2) & (tree.transitions.step == 2)
+    tail = (tree.transitions.row == 2) & (tree.transitions.step == 2)
     assert tree.backup(leaves)[tail & best_and_worst].tolist() == [1.0, 2.0, 7.0, 8.0]
 
 
@@ -105,7 +105,7 @@ def test_random_steps_are_drawn_per_prompt_and_iteration() -> None:
     for iteration in range(6):
         kept = prune(RandomStepPruning(0.6), plan, tree, torch.zeros(6), NOISE.at(iteration))
         for prompt in range(2):
-            own = tree.transitions.prompt == prompt
+            own = tree.transitions.row == prompt
             steps = tree.transitions.step[kept & own]
             assert len(steps) == 6 * 3 and len(steps.unique()) == 6  # 0.6 of 10, whole groups
             seen.add(tuple(steps.unique().tolist()))

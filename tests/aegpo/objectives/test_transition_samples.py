@@ -44,7 +44,7 @@ def deal(held: Replay, index: Tensor, num_updates: int, noise: KeyedNoise) -> di
         assert bool((update[rows] == -1).all())
         update[rows] = number
     assert bool((update >= 0).all())
-    prompt = held.tree.transitions.prompt
+    prompt = held.tree.transitions.row
     return {key: update[prompt == row].tolist() for row, key in enumerate(index.tolist())}
 
 

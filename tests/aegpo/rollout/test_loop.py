@@ -105,8 +105,8 @@ def test_evaluations_are_the_nodes_of_the_tree(plan, shared_start):
     assert tree.num_nodes == policy.evaluations.counts["other"] == sum(policy.calls) == nodes
     assert len(policy.calls) == plan.num_steps  # one call a level
     assert len(tree.transitions) == len(tree.parent) == edges
-    assert torch.bincount(tree.prompt, minlength=len(sizes)).tolist() == sizes
-    assert tree.prompt.tolist() == sorted(tree.prompt.tolist())
+    assert torch.bincount(tree.row, minlength=len(sizes)).tolist() == sizes
+    assert tree.row.tolist() == sorted(tree.row.tolist())
     # No node twice: within a level all latents differ.
     for latents in policy.seen:
         assert len(torch.unique(latents.flatten(1), dim=0)) == len(latents)
@@ -115,7 +115,7 @@ def test_evaluations_are_the_nodes_of_the_tree(plan, shared_start):
 
 def check_wiring(tree: RolloutTree, plan: ToySchedule) -> None:
     """Parents and leaves belong to their prompts and to the stochastic steps before them."""
-    steps, prompt = tree.transitions.step, tree.transitions.prompt
+    steps, prompt = tree.transitions.step, tree.transitions.row
     noisy = [row.nonzero().flatten().tolist() for row in plan.eta > 0]
     for edge, above in enumerate(tree.parent.tolist()):
         before = [step for step in noisy[int(prompt[edge])] if step < steps[edge]]
@@ -125,10 +125,10 @@ def check_wiring(tree: RolloutTree, plan: ToySchedule) -> None:
             assert above < edge
             assert prompt[above] == prompt[edge] and steps[above] == before[-1]
     for leaf, edge in enumerate(tree.leaf_edge.tolist()):
-        last = noisy[int(tree.prompt[leaf])]
+        last = noisy[int(tree.row[leaf])]
         assert (edge < 0) == (last == [])
         if edge >= 0:
-            assert prompt[edge] == tree.prompt[leaf] and steps[edge] == last[-1]
+            assert prompt[edge] == tree.row[leaf] and steps[edge] == last[-1]
 
 
 # --------------------------------------------------------------------------- what is stored
@@ -165,14 +165,14 @@ def test_scoring_a_transition_again_gives_its_log_prob(sde):
     plan = schedule([[0.7, 0.7, 0, 0.2, 0], [0, 0.5, 0.5, 0.5, 0]])
     tree = draw(plan, [3, 5], policy=policy, sde=sde)
     edges, sigmas = tree.transitions, tree.sigmas
-    cond = policy.encode([1.0, 1.1]).select(edges.prompt)
+    cond = policy.encode([1.0, 1.1]).select(edges.row)
     prediction = policy(edges.latents, sigmas[edges.step], cond)
     again = sde.step(
         prediction,
         edges.latents,
         sigmas[edges.step],
         sigmas[edges.step + 1],
-        plan.eta[edges.prompt, edges.step],
+        plan.eta[edges.row, edges.step],
     )
     assert torch.equal(again.mean, edges.mean)
     assert torch.equal(again.log_prob(edges.next_latents), edges.log_prob)
@@ -231,9 +231,9 @@ def test_a_prompt_does_not_notice_its_neighbors(plan, shared_start, data):
         shared_start=shared_start,
     )
     for new, old in enumerate(keep):
-        assert torch.equal(part.latents[part.prompt == new], whole.latents[whole.prompt == old])
-        new_edges = part.transitions.select(part.transitions.prompt == new)
-        old_edges = whole.transitions.select(whole.transitions.prompt == old)
+        assert torch.equal(part.latents[part.row == new], whole.latents[whole.row == old])
+        new_edges = part.transitions.select(part.transitions.row == new)
+        old_edges = whole.transitions.select(whole.transitions.row == old)
         for name in ("latents", "next_latents", "mean", "step", "log_prob"):
             assert torch.equal(getattr(new_edges, name), getattr(old_edges, name))
 
@@ -264,7 +264,7 @@ def test_a_shared_prefix_is_evaluated_once():
     # Prompt 0 is one node at steps 0-2 and four after; prompt 1 is one node at step 0, then three.
     assert policy.calls == [1 + 1, 1 + 3, 1 + 3, 4 + 3, 4 + 3]
     edges = tree.transitions
-    first = (edges.prompt == 0) & (edges.step == 2)
+    first = (edges.row == 0) & (edges.step == 2)
     assert len(torch.unique(edges.latents[first].flatten(1), dim=0)) == 1
     assert len(torch.unique(edges.next_latents[first].flatten(1), dim=0)) == 4
     assert tree.parent[first].tolist() == [-1] * 4
@@ -283,7 +283,7 @@ def test_a_shared_start_without_noise_gives_equal_images():
     policy = ToyPolicy()
     tree = draw(schedule([[0.0] * 3, [0.5, 0, 0]]), [3, 2], policy=policy, shared_start=True)
     assert policy.calls == [2, 3, 3]
-    assert tree.prompt.tolist() == [0, 0, 0, 1, 1]
+    assert tree.row.tolist() == [0, 0, 0, 1, 1]
     assert tree.leaf_edge.tolist() == [-1, -1, -1, 0, 1]
     assert torch.equal(tree.latents[0], tree.latents[2]) and tree.images.shape[0] == 5
     assert not torch.equal(tree.latents[3], tree.latents[4])

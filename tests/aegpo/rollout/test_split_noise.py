@@ -115,7 +115,7 @@ def test_the_log_prob_is_that_of_the_marginal_and_the_first_ratio_is_one(sde: An
     tree = draw(schedule, [6, 6], sde=sde, split_scale=1.0)
     edges, policy = tree.transitions, ToyPolicy()
     prediction = policy(
-        edges.latents, tree.sigmas[edges.step], policy.encode([0.0, 0.1]).select(edges.prompt)
+        edges.latents, tree.sigmas[edges.step], policy.encode([0.0, 0.1]).select(edges.row)
     )
     sigmas = tree.sigmas[edges.step], tree.sigmas[edges.step + 1]
     again = sde.step(prediction, edges.latents, *sigmas, torch.full((len(edges),), ETA))
@@ -150,9 +150,9 @@ def test_a_prompt_does_not_notice_its_neighbors(
         **options,
     )
     for new, old in enumerate(keep):
-        assert torch.equal(part.latents[part.prompt == new], whole.latents[whole.prompt == old])
-        new_edges = part.transitions.select(part.transitions.prompt == new)
-        old_edges = whole.transitions.select(whole.transitions.prompt == old)
+        assert torch.equal(part.latents[part.row == new], whole.latents[whole.row == old])
+        new_edges = part.transitions.select(part.transitions.row == new)
+        old_edges = whole.transitions.select(whole.transitions.row == old)
         assert torch.equal(new_edges.next_latents, old_edges.next_latents)
 
 

@@ -24,7 +24,7 @@ def tree(parent: list[int], leaf_edge: list[int]) -> RolloutTree:
     return RolloutTree(
         images=None,
         latents=torch.zeros(leaves, 1, 1, 1),
-        prompt=torch.zeros(leaves, dtype=torch.int64),
+        row=torch.zeros(leaves, dtype=torch.int64),
         transitions=transitions(len(parent)),
         parent=torch.tensor(parent, dtype=torch.int64),
         leaf_edge=torch.tensor(leaf_edge, dtype=torch.int64),
@@ -98,12 +98,12 @@ def test_transitions_are_picked_and_joined_row_by_row():
     five = transitions(5)
     picked = five.select(torch.tensor([4, 0]))
     assert len(five) == 5 and len(picked) == 2
-    assert picked.step.tolist() == [4, 0] and picked.prompt.tolist() == [0, 0]
+    assert picked.step.tolist() == [4, 0] and picked.row.tolist() == [0, 0]
     assert picked.latents.flatten().tolist() == [4, 0]
     assert picked.next_latents.flatten().tolist() == [5, 1]
     assert picked.mean.flatten().tolist() == [6, 2]
     assert picked.log_prob.tolist() == [4, 0]
-    assert five.select(five.prompt == 1).step.tolist() == [1, 3]
+    assert five.select(five.row == 1).step.tolist() == [1, 3]
     assert five.select([]).step.tolist() == []
     assert Transitions.cat([picked, five]).step.tolist() == [4, 0, 0, 1, 2, 3, 4]
     assert five.to("meta").mean.device.type == "meta"
