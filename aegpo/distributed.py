@@ -29,19 +29,15 @@ def all_gather_rows(rows: Tensor) -> tuple[Tensor, slice]:
     size, rank = world()
     if size == 1:
         return rows, slice(0, len(rows))
-    home = rows.device
-    if dist.get_backend() == "nccl":  # it carries nothing that lies on the CPU
-        rows = rows.cuda()
-    lengths = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(size)]
-    dist.all_gather(lengths, torch.tensor([len(rows)], device=rows.device))
-    counts = [int(length) for length in lengths]
-    padded = rows.new_zeros((max(counts), *rows.shape[1:]))
-    padded[: len(rows)] = rows
-    gathered = [torch.empty_like(padded) for _ in range(size)]
-    dist.all_gather(gathered, padded)
-    start = sum(counts[:rank])
-    parts = [part[:count] for part, count in zip(gathered, counts, strict=True)]
-    return torch.cat(parts).to(home), slice(start, start + counts[rank])
+    from torchmetrics.utilities.distributed import (
+        gather_all_tensors,
+    )  # seconds; one rank needs none
+
+    # nccl carries nothing that lies on the CPU.
+    carried = rows.cuda() if dist.get_backend() == "nccl" else rows
+    parts = [part.to(rows.device) for part in gather_all_tensors(carried)]
+    start = sum(len(part) for part in parts[:rank])
+    return torch.cat(parts), slice(start, start + len(rows))
 
 
 def all_reduce_sum(value: float, device: torch.device) -> float:

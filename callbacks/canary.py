@@ -45,7 +45,7 @@ class Canary(L.Callback):
         }
         for reward in self.rewards:
             scores = guarded_scores(reward, tree.images, images.prompts, images.metadata)
-            metrics[f"canary/{reward.name}"] = float(scores.nanmean())
+            metrics[f"canary/{reward.name}"] = float(scores.total.nanmean())
         pl_module.log_dict(metrics, rank_zero_only=True)
 
 

@@ -16,19 +16,19 @@ from aegpo.allocation.sharding import shard
 from aegpo.distributed import all_gather_rows, all_reduce_sum, world
 from aegpo.entropy import EntropyReading, EntropyRecorder, Recording
 from aegpo.exploration import ExplorationSchedule, StepSelector
-from aegpo.noise import KeyedNoise
 from aegpo.objectives import Credit, Experience, Objective, Pruning, TransitionWeight
 from aegpo.policies.base import Policy
 from aegpo.policies.conditioning import Conditioning
 from aegpo.prompts import PromptBatch
-from aegpo.rewards.base import Reward
+from aegpo.rewards.base import Reward, Scores
 from aegpo.rollout import RolloutTree, rollout
 from aegpo.sde import SDE
 from lightning_modules.policy_module import PolicyModule
-from lightning_modules.training.metrics import Iteration, UpdateMeter, reward_metrics
+from lightning_modules.training.decision import Decision, Iteration
+from lightning_modules.training.metrics import UpdateMeter, reward_metrics
 from lightning_modules.training.optimizer_step import no_gradient_sync, optimizer_step
 from lightning_modules.training.phases import timed
-from lightning_modules.training.scoring import Scoring
+from lightning_modules.training.scoring import Drawn, Scoring
 from lightning_modules.training.settings import (
     check_parts,
     check_rollout,
@@ -131,7 +131,7 @@ class AEGPOModule(PolicyModule):
         )
         self.advantage, self.clip_range = advantage or GroupRelative(), clip_range
         check_parts(self.advantage, reward)
-        self.scoring = Scoring(reward, overlap_chunks)
+        self.scoring = Scoring(reward, overlap_chunks, max_missing)
         self.objective = choose_objective(
             objective,
             clip_range=clip_range,
@@ -149,7 +149,6 @@ class AEGPOModule(PolicyModule):
         self.inner_epochs, self.updates_per_epoch = inner_epochs, updates_per_epoch
         self.micro_batch_size, self.max_grad_norm = micro_batch_size, max_grad_norm
         self.shared_start, self.split_scale = shared_start, split_scale
-        self.max_missing = max_missing
         self.entropy: EntropyReading | None = None
         self.recorder: EntropyRecorder | None = None
         self.recording: Recording | None = None
@@ -171,40 +170,58 @@ class AEGPOModule(PolicyModule):
         return [optimizer], [self.lr_scheduler_factory(optimizer)]
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
-        """One iteration: rollout, rewards, advantages, update."""
-        noise = self.noise.at(self.iteration)
-        schedule = self.step_selector(self.entropy, noise, batch.index, self.num_steps)
-        sizes = self.allocator(self.entropy, len(batch))
-        schedule = schedule.fit(sizes)
-        mine = shard(sizes, *world())
-        experience = self.collect(batch, mine, schedule, sizes, noise)
+        """One iteration: decide, draw and score, compare, update."""
+        decision = self.decide(batch)
+        experience = self.collect(batch, decision)
         self.update(experience)
         self.last = Iteration(
-            batch.select(mine),
+            batch.select(decision.mine),
             experience.schedule,
-            sizes[mine],
+            decision.group_sizes[decision.mine],
             experience.tree,
             experience.rewards,
         )
         self.iteration += 1
         self.log_dict(self.log_step(), rank_zero_only=True)
 
-    def collect(
-        self,
-        whole: PromptBatch,
-        mine: Tensor,
-        schedule: ExplorationSchedule,
-        sizes: Tensor,
-        noise: KeyedNoise,
-    ) -> Experience:
-        """Draw, score and compare the images of this rank's prompts, `mine` of the whole batch."""
-        batch, schedule, sizes = whole.select(mine), schedule.select(mine), sizes[mine]
+    def decide(self, batch: PromptBatch) -> Decision:
+        """Choose steps and group sizes by `entropy`, and this rank's prompts.
+
+        Args:
+            batch: The prompts of all ranks, B rows.
+
+        Returns:
+            The same steps and sizes on every rank; its own rows.
+        """
+        noise = self.noise.at(self.iteration)
+        sizes = self.allocator(self.entropy, len(batch))
+        schedule = self.step_selector(self.entropy, noise, batch.index, self.num_steps)
+        return Decision(noise, schedule.fit(sizes), sizes, shard(sizes, *world()))
+
+    def collect(self, whole: PromptBatch, decision: Decision) -> Experience:
+        """Draw, score and compare the images of this rank's prompts.
+
+        Args:
+            whole: The prompts of all ranks.
+            decision: What to draw of them.
+
+        Returns:
+            All that the objective may learn from.
+        """
+        batch, own = whole.select(decision.mine), decision.own()
         cond = self.encode(batch)
-        tree = self.explore(cond, schedule, sizes, noise, batch)
-        rewards = self.score(tree, batch)
-        advantages = self.compare(tree, rewards, whole, mine)
+        tree, pending = self.explore(batch, cond, own)
+        scores = self.score(pending)
         return Experience(
-            self.policy, self.sde, cond, tree, schedule, rewards, advantages, batch.index, noise
+            policy=self.policy,
+            sde=self.sde,
+            cond=cond,
+            tree=tree,
+            schedule=own.schedule,
+            rewards=scores.total,
+            advantages=self.advantages(tree, scores, whole, decision.mine),
+            index=batch.index,
+            noise=own.noise,
         )
 
     @timed("encode")
@@ -213,15 +230,18 @@ class AEGPOModule(PolicyModule):
         return self.policy.encode(batch.prompts)
 
     @timed("rollout")
-    def explore(
-        self,
-        cond: Conditioning,
-        schedule: ExplorationSchedule,
-        sizes: Tensor,
-        noise: KeyedNoise,
-        batch: PromptBatch,
-    ) -> RolloutTree:
-        """Draw the images of every prompt."""
+    def explore(self, batch: PromptBatch, cond: Conditioning, own: Decision) -> Drawn:
+        """Draw the images of this rank's prompts; with `overlap_chunks` also start to score them.
+
+        Args:
+            batch: This rank's prompts.
+            cond: Their conditioning.
+            own: The decision on them, a row for each.
+
+        Returns:
+            The rollout, and what gives its scores.
+        """
+        schedule = own.schedule
         if not self.objective.draws_noise:
             schedule = ExplorationSchedule.deterministic(len(batch), self.num_steps)
         with ExitStack() as stack:
@@ -229,20 +249,16 @@ class AEGPOModule(PolicyModule):
             stack.enter_context(self.policy.evaluations.charge("rollout"))
             self.recording = None
             if self.recorder is not None:
-                if self.scoring.chunks > 1:
-                    raise ValueError(
-                        f"model.overlap_chunks={self.scoring.chunks} draws in parts, which cannot "
-                        "be recorded as one; set it to 1, or read entropy from its own trajectories"
-                    )
+                self.scoring.require_one_chunk()
                 self.recording = stack.enter_context(self.recorder.record(self.policy))
-            return self.scoring.draw(
+            return self.scoring.draw_and_score(
                 lambda rows: rollout(
                     self.policy,
                     self.sde,
                     cond.select(rows),
                     schedule.select(rows),
-                    sizes[rows],
-                    noise,
+                    own.group_sizes[rows],
+                    own.noise,
                     batch.index[rows],
                     shared_start=self.shared_start,
                     split_scale=self.split_scale,
@@ -252,69 +268,53 @@ class AEGPOModule(PolicyModule):
             )
 
     @timed("reward")
-    def score(self, tree: RolloutTree, batch: PromptBatch) -> Tensor:
-        """Score the images.
+    def score(self, pending: Callable[[], Scores]) -> Scores:
+        """Score the images, or wait for the scores; too many missing ones stop the run."""
+        scores = pending()
+        self.scoring.require_enough(scores.total, self.iteration)
+        return scores
+
+    @timed("advantage")
+    def advantages(
+        self, tree: RolloutTree, scores: Scores, whole: PromptBatch, mine: Tensor
+    ) -> Tensor:
+        """Compare every image with its group; statistics are taken over all ranks.
 
         Args:
             tree: The rollout of this rank's prompts.
-            batch: These prompts.
+            scores: Scores of its N images.
+            whole: The prompts of all ranks.
+            mine: This rank's rows of them.
 
         Returns:
-            Reward of each image, NaN where it failed, shape (N,).
-
-        Raises:
-            RuntimeError: If more than `max_missing` of all ranks' rewards failed.
+            Advantage of each image, NaN where its reward failed, shape (N,).
         """
-        rewards = self.scoring.scores(tree, batch)
-        missing = all_reduce_sum(float(rewards.isnan().sum()), rewards.device)
-        total = all_reduce_sum(float(len(rewards)), rewards.device)
-        if missing > self.max_missing * total:
-            raise RuntimeError(
-                f"reward {self.reward.name!r} failed on {missing:.0f} of {total:.0f} images of "
-                f"iteration {self.iteration}, more than max_missing={self.max_missing}; the "
-                "warnings above say why"
-            )
-        return rewards
-
-    @timed("advantage")
-    def compare(
-        self, tree: RolloutTree, rewards: Tensor, batch: PromptBatch, mine: Tensor
-    ) -> Tensor:
-        """Turn rewards into the advantage of every image, NaN where it failed, shape (N,).
-
-        Statistics are taken over all ranks; `mine` are this rank's rows of the whole batch.
-        """
-        groups = mine.to(tree.row.device)[tree.row]
-        all_rewards, own = all_gather_rows(rewards)
-        all_parts, _ = all_gather_rows(self.scoring.part_scores(rewards))
-        all_groups, _ = all_gather_rows(groups)
-        weights = list(self.reward.part_weights.values())
-        scored = self.advantage.of_parts(all_rewards, all_parts, weights, all_groups)
-        metrics = reward_metrics(all_rewards, all_groups, batch, scored)
-        metrics |= {
-            f"reward/part/{name}": float(part.nanmean()) for name, part in self.reward.parts.items()
-        }
-        self.log_dict(metrics, rank_zero_only=True)
-        return scored.values[own].masked_fill(rewards.isnan(), float("nan"))
+        gathered, own = scores.over_ranks()
+        groups, _ = all_gather_rows(mine.to(tree.row.device)[tree.row])
+        compared = self.advantage.of_scores(gathered, self.reward.part_weights, groups)
+        self.log_dict(reward_metrics(gathered, groups, whole, compared), rank_zero_only=True)
+        return compared.values[own].masked_fill(scores.total.isnan(), float("nan"))
 
     @timed("update")
     def update(self, experience: Experience) -> None:
         """Inner epochs of optimizer steps over the samples that the objective makes of it."""
         samples = self.objective.samples(experience)
         updates = samples.split(experience.index, self.updates_per_epoch, experience.noise)
-        totals = [max(all_reduce_sum(float(len(rows)), self.device), 1.0) for rows in updates]
-        updates = [samples.active(rows) for rows in updates]
-        batches = [list(rows.split(self.micro_batch_size)) if len(rows) else [] for rows in updates]
+        totals = [max(all_reduce_sum(float(len(which)), self.device), 1.0) for which in updates]
+        updates = [samples.active(which) for which in updates]
+        batches = [
+            list(which.split(self.micro_batch_size)) if len(which) else [] for which in updates
+        ]
         if self._below_fp32():
-            deviation = samples.rescore([rows for batch in batches for rows in batch])
+            deviation = samples.rescore([which for batch in batches for which in batch])
             if deviation is not None:
                 self.log("ratio/rollout_max_dev", deviation, rank_zero_only=True)
-        meter, parameters = UpdateMeter(), self.policy.trainable_parameters()
+        meter, parameters = UpdateMeter(self.device), self.policy.trainable_parameters()
         for _ in range(self.inner_epochs):
             for micro_batches, total in zip(batches, totals, strict=True):
                 with no_gradient_sync(self.trainer.strategy):
-                    for rows in micro_batches:
-                        loss = samples.loss(rows)
+                    for which in micro_batches:
+                        loss = samples.loss(which)
                         self.manual_backward(loss.loss.sum() / total)
                         meter.add(loss)
                 meter.step(optimizer_step(self.optimizers(), parameters, self.max_grad_norm))
@@ -337,26 +337,3 @@ class AEGPOModule(PolicyModule):
         """Continue from `on_save_checkpoint`."""
         super().on_load_checkpoint(checkpoint)
         self.objective.load_state_dict(checkpoint["aegpo"].get("objective", {}))
-
-    def ratio_preflight(self, batch: PromptBatch) -> float | None:
-        """Take the first update's backward pass without stepping, for `aegpo doctor`.
-
-        Args:
-            batch: Prompts to draw.
-
-        Returns:
-            Largest |log ratio|: 0 up to rounding if rollout and update score alike; None for an
-            objective without a ratio.
-        """
-        sizes, noise = self.allocator(None, len(batch)), self.noise
-        schedule = self.step_selector(None, noise, batch.index, self.num_steps).fit(sizes)
-        everything = torch.arange(len(batch))
-        samples = self.objective.samples(self.collect(batch, everything, schedule, sizes, noise))
-        (update,) = samples.split(batch.index, 1, noise)
-        deviation = None
-        for rows in update.split(self.micro_batch_size):
-            loss = samples.loss(rows)
-            self.manual_backward(loss.loss.mean())
-            if loss.ratio is not None:
-                deviation = max(deviation or 0.0, float(loss.ratio.log().abs().max()))
-        return deviation

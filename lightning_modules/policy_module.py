@@ -143,7 +143,7 @@ class PolicyModule(L.LightningModule):
         own = batch.select(torch.arange(rank, len(batch), size))
         tree = self.draw(own)
         scores = {
-            reward.name: guarded_scores(reward, tree.images, own.prompts, own.metadata)
+            reward.name: guarded_scores(reward, tree.images, own.prompts, own.metadata).total
             for reward in self.evaluation_rewards
         }
         return self.held_out.add(batch, own, tree, scores)

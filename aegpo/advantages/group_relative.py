@@ -7,12 +7,14 @@ index vector, so they may have any sizes; the index may as well number (tree, de
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from aegpo.rewards.base import Scores
 
 Scale = Literal["group", "global", "none"]
 
@@ -71,24 +73,21 @@ class GroupRelative:
         self.eps = eps
 
     uses_parts = False
-    """Whether `of_parts` looks at a composite reward's parts one by one."""
+    """Whether `of_scores` looks at a composite reward's parts one by one."""
 
-    def of_parts(
-        self, rewards: Tensor, parts: Tensor, weights: Sequence[float], group: Tensor
-    ) -> Advantages:
+    def of_scores(self, scores: Scores, weights: Mapping[str, float], group: Tensor) -> Advantages:
         """Compare images that several rewards have scored; here by their sum.
 
         Args:
-            rewards: The composite reward, shape (N,).
-            parts: Its P parts, shape (N, P).
-            weights: Weight of each part, P numbers.
+            scores: The reward of N images and its parts.
+            weights: Weight of each part that counts, by name.
             group: Group of each image, any integers, shape (N,).
 
         Returns:
             Advantages of shape (N,) and the groups without signal.
         """
-        del parts, weights
-        return self(rewards, group)
+        del weights
+        return self(scores.total, group)
 
     def __call__(self, rewards: Tensor, group: Tensor) -> Advantages:
         """Compare each reward with its group.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from aegpo.advantages.group_relative import Advantages, GroupRelative, Scale
+from aegpo.rewards.base import Scores
 
 
 class PerReward(GroupRelative):
@@ -37,37 +38,34 @@ class PerReward(GroupRelative):
         super().__init__(scale, clip, eps)
         self.normalize_batch = normalize_batch
 
-    def of_parts(
-        self, rewards: Tensor, parts: Tensor, weights: Sequence[float], group: Tensor
-    ) -> Advantages:
-        """Compare by every part and add; see `GroupRelative.of_parts`.
+    def of_scores(self, scores: Scores, weights: Mapping[str, float], group: Tensor) -> Advantages:
+        """Compare by every part and add; see `GroupRelative.of_scores`.
 
         An image that a part could not score has no advantage by that part. A group is silent if it
         is so by every part.
 
         Args:
-            rewards: The composite reward, shape (N,); says which images are missing.
-            parts: Its P parts, shape (N, P).
-            weights: Weight of each part, P numbers.
+            scores: The composite reward of N images, which says what is missing, and its parts.
+            weights: Weight of each part that counts, by name.
             group: Group of each image, any integers, shape (N,).
 
         Returns:
             Advantages of shape (N,) and the groups without signal.
 
         Raises:
-            ValueError: If there are not as many weights as parts, or none.
+            ValueError: If no part counts, or one that does was not scored.
         """
-        if parts.ndim != 2 or parts.shape[1] != len(weights) or not weights:
+        if not weights or not weights.keys() <= scores.parts.keys():
             raise ValueError(
-                f"PerReward needs one weight for each part, but got parts of shape "
-                f"{tuple(parts.shape)} and {len(weights)} weights; train on a WeightedSum"
+                f"PerReward needs a score for each part that counts, but got parts "
+                f"{list(scores.parts)} and weights of {list(weights)}; train on a WeightedSum"
             )
-        scored = [self(parts[:, column], group) for column in range(len(weights))]
+        scored = [self(scores.parts[name], group) for name in weights]
         values = sum(
-            (weight * one.values for weight, one in zip(weights, scored, strict=True)),
+            (weight * one.values for weight, one in zip(weights.values(), scored, strict=True)),
             start=torch.zeros_like(scored[0].values),
         )
-        present = rewards.isfinite()
+        present = scores.total.isfinite()
         if self.normalize_batch:
             values = values / (values[present].std(unbiased=False) + self.eps)
         values = torch.where(present, values, 0.0).clamp(-self.clip, self.clip)

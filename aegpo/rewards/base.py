@@ -4,12 +4,40 @@ from __future__ import annotations
 
 import abc
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from aegpo.distributed import all_gather_rows
+
+
+class Scores(NamedTuple):
+    """What a reward said of N images.
+
+    Attributes:
+        total: The score of each image, NaN where it is missing, shape (N,).
+        parts: Scores by component, each of shape (N,); empty unless the reward is a composite.
+    """
+
+    total: Tensor
+    parts: dict[str, Tensor]
+
+    def over_ranks(self) -> tuple[Scores, slice]:
+        """The scores of all ranks' images in rank order, and where this rank's own lie in them."""
+        columns, own = all_gather_rows(torch.stack([self.total, *self.parts.values()], dim=1))
+        total, *parts = columns.unbind(1)
+        return Scores(total, dict(zip(self.parts, parts, strict=True))), own
+
+    @staticmethod
+    def cat(chunks: Sequence[Scores]) -> Scores:
+        """The scores of several chunks of images, one after another; they have the same parts."""
+        return Scores(
+            torch.cat([chunk.total for chunk in chunks]),
+            {name: torch.cat([chunk.parts[name] for chunk in chunks]) for name in chunks[0].parts},
+        )
 
 
 class Reward(abc.ABC):
@@ -32,8 +60,8 @@ class Reward(abc.ABC):
     groupwise: bool = False
     """Whether a score depends on the other images of the same prompt; see `GroupReward`."""
 
-    parts: Mapping[str, Tensor] = MappingProxyType({})
-    """Scores (N,) by component of the latest call; empty unless the reward is a composite."""
+    part_names: Sequence[str] = ()
+    """Names of the components that `with_parts` tells apart; empty unless it is a composite."""
 
     part_weights: Mapping[str, float] = MappingProxyType({})
     """Weight of each component that counts; empty unless the reward is a composite."""
@@ -65,3 +93,18 @@ class Reward(abc.ABC):
         Returns:
             (N,) float32 scores; NaN marks an image that could not be scored.
         """
+
+    def with_parts(
+        self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]
+    ) -> Scores:
+        """Score images by component too; a composite overrides it.
+
+        Args:
+            images: (N, 3, H, W) in [0, 1].
+            prompts: N texts, the prompt of each image.
+            metadata: N dicts, the dataset's metadata of each prompt.
+
+        Returns:
+            What `__call__` returns, and its components under `part_names`.
+        """
+        return Scores(self(images, prompts, metadata), {})

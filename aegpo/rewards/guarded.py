@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aegpo.rewards.base import Reward
+from aegpo.rewards.base import Reward, Scores
 
 
 def guarded_scores(
     reward: Reward, images: Tensor | None, prompts: list[str], metadata: list[dict[str, Any]]
-) -> Tensor:
+) -> Scores:
     """Score images; an exception or a score that is not finite becomes NaN and a warning.
 
     Args:
@@ -23,7 +23,8 @@ def guarded_scores(
         metadata: N dicts.
 
     Returns:
-        fp32 scores on the images' device, shape (N,), NaN where the reward failed.
+        fp32 scores on the images' device, each of shape (N,), NaN where the reward failed; all of
+        the reward's parts are there, whatever happened.
 
     Raises:
         ValueError: If there are no images, or the reward returns another number of scores: a
@@ -31,18 +32,19 @@ def guarded_scores(
     """
     if images is None:
         raise ValueError(f"reward {reward.name!r} needs decoded images, but the rollout has none")
+    missing = torch.full((len(prompts),), float("nan"), device=images.device)
     try:
-        scores = reward(images, prompts, metadata)
+        total, parts = reward.with_parts(images, prompts, metadata)
     except Exception as error:  # a user's reward may raise anything
         warnings.warn(f"reward {reward.name!r} raised {error!r}; counted missing", stacklevel=2)
-        return torch.full((len(prompts),), float("nan"), device=images.device)
-    scores = torch.as_tensor(scores, dtype=torch.float32, device=images.device)
-    if scores.shape != (len(prompts),):
+        return Scores(missing, dict.fromkeys(reward.part_names, missing))
+    total = torch.as_tensor(total, dtype=torch.float32, device=images.device)
+    if total.shape != missing.shape:
         raise ValueError(
-            f"reward {reward.name!r} returned shape {tuple(scores.shape)} for {len(prompts)} "
+            f"reward {reward.name!r} returned shape {tuple(total.shape)} for {len(prompts)} "
             f"images; it must return one score per image, shape ({len(prompts)},)"
         )
-    finite = scores.isfinite()
+    finite = total.isfinite()
     if not bool(finite.all()):
         count = int((~finite).sum())
         warnings.warn(
@@ -50,4 +52,4 @@ def guarded_scores(
             "missing",
             stacklevel=2,
         )
-    return torch.where(finite, scores, torch.full_like(scores, float("nan")))
+    return Scores(torch.where(finite, total, missing), parts)

@@ -9,16 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aegpo.rewards.base import Reward
+from aegpo.rewards.base import Reward, Scores
 
 
 class WeightedSum(Reward):
-    """The weighted sum of several rewards, which remembers their scores.
+    """The weighted sum of several rewards.
 
-    After a call, `parts` holds the unweighted scores of each reward under its name; rewards of
-    the same name are numbered (`jpeg`, `jpeg_2`). An image that one part could not score (NaN) is
-    missing in the sum, whatever the part's weight. A weight of 0 watches a reward without
-    training on it.
+    `with_parts` has the unweighted scores of each reward under its name, too; rewards of the same
+    name are numbered (`jpeg`, `jpeg_2`). An image that one part could not score (NaN) is missing
+    in the sum, whatever the part's weight. A weight of 0 watches a reward without training on it.
 
     Args:
         rewards: The parts, one or more.
@@ -43,14 +42,10 @@ class WeightedSum(Reward):
         self.weights = list(weights)
         self.range = _sum_range(self.rewards, self.weights)
         self.deterministic = all(reward.deterministic for reward in self.rewards)
-        self.part_names = _unique_names([reward.name for reward in self.rewards])
-        """Key of each part in `parts`, in the order of `rewards`."""
         self.groupwise = any(reward.groupwise for reward in self.rewards)
-        self.part_weights = {
-            name: weight
-            for name, weight in zip(self.part_names, self.weights, strict=True)
-            if weight != 0
-        }
+        self.part_names = _unique_names([reward.name for reward in self.rewards])
+        named = zip(self.part_names, self.weights, strict=True)
+        self.part_weights = {name: weight for name, weight in named if weight != 0}
 
     def setup(self, device: torch.device) -> None:
         """Prepare all parts; see `Reward.setup`.
@@ -64,6 +59,12 @@ class WeightedSum(Reward):
     def __call__(
         self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]
     ) -> Tensor:
+        """The sums alone; see `with_parts`."""
+        return self.with_parts(images, prompts, metadata).total
+
+    def with_parts(
+        self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]
+    ) -> Scores:
         """Score with all parts and add.
 
         Args:
@@ -72,7 +73,7 @@ class WeightedSum(Reward):
             metadata: N dicts, the dataset's metadata of each prompt.
 
         Returns:
-            (N,) float32 sums; NaN where a part could not score.
+            (N,) float32 sums, NaN where a part could not score, and the parts, unweighted.
 
         Raises:
             ValueError: If a part does not return one score per image.
@@ -80,7 +81,8 @@ class WeightedSum(Reward):
         scores: dict[str, Tensor] = {}
         total = torch.zeros(len(images), device=images.device)
         for name, reward, weight in zip(self.part_names, self.rewards, self.weights, strict=True):
-            part = reward(images, prompts, metadata).detach().float().to(images.device)
+            answer = reward(images, prompts, metadata)
+            part = torch.as_tensor(answer, dtype=torch.float32, device=images.device).detach()
             if part.shape != total.shape:
                 raise ValueError(
                     f"reward {name!r} returned shape {tuple(part.shape)} for {len(images)} images; "
@@ -89,8 +91,7 @@ class WeightedSum(Reward):
             # An infinite score of weight 0 gives NaN as well: it did fail.
             total = total + weight * part
             scores[name] = part
-        self.parts = scores
-        return total
+        return Scores(total, scores)
 
 
 def _unique_names(names: list[str]) -> list[str]:

@@ -9,20 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from aegpo.entropy import TokenLayout
+from aegpo.exploration import ExplorationSchedule
 from aegpo.noise import KeyedNoise
+from aegpo.policies.base import Policy
+from aegpo.policies.conditioning import Conditioning
 from aegpo.rollout.tree import RolloutTree, Transitions
 from aegpo.sde import SDE
-
-if TYPE_CHECKING:
-    from aegpo.entropy import TokenLayout
-    from aegpo.exploration import ExplorationSchedule
-    from aegpo.policies.base import Policy
-    from aegpo.policies.conditioning import Conditioning
 
 
 class LevelObserver(Protocol):

@@ -59,7 +59,7 @@ def group_rewards(
         )
     drawn = batch.repeat(tree.row)
     scores = guarded_scores(reward, tree.images, drawn.prompts, drawn.metadata)
-    return scores.cpu().view(len(batch), images)
+    return scores.total.cpu().view(len(batch), images)
 
 
 def single_step_rewards(

@@ -187,7 +187,7 @@ class _Samples:
         """Prompt by prompt, so that one that a reward cannot read costs no other its scores."""
         prompts, extra = [prompt] * len(images), [metadata] * len(images)
         scores = {
-            reward.name: guarded_scores(reward, images, prompts, extra).tolist()
+            reward.name: guarded_scores(reward, images, prompts, extra).total.tolist()
             for reward in self.rewards
         }
         for name, values in scores.items():

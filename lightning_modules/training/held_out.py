@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torchmetrics import MeanMetric
 
-from aegpo.distributed import all_gather_rows
 from aegpo.prompts import PromptBatch
 from aegpo.rollout import RolloutTree
 
@@ -29,17 +29,15 @@ class Evaluated:
 
 @dataclass
 class HeldOut:
-    """Collects the scores of one evaluation.
+    """Collects the scores of one evaluation: means over what could be scored.
 
     Attributes:
-        categories: Category of every image of all ranks, by its index.
-        rows: (index, score of each reward) of this rank's images, float64.
-        names: Names of the rewards.
+        means: The mean of each reward over each category and over all, by (reward, category), with
+            None for all. Every rank holds all of them, whatever it drew: reading one is a
+            collective.
     """
 
-    categories: dict[int, str] = field(default_factory=dict)
-    rows: list[Tensor] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)
+    means: dict[tuple[str, str | None], MeanMetric] = field(default_factory=dict)
 
     def add(
         self, batch: PromptBatch, own: PromptBatch, tree: RolloutTree, scores: dict[str, Tensor]
@@ -50,29 +48,35 @@ class HeldOut:
             batch: The whole batch, as every rank sees it.
             own: This rank's part of it.
             tree: The rollout of this rank's part.
-            scores: Scores of this rank's images, each of shape (n,).
+            scores: Scores of this rank's images, each of shape (n,), NaN where one is missing.
 
         Returns:
             This rank's images with their scores, for callbacks.
         """
-        for index, metadata in zip(batch.index.tolist(), batch.metadata, strict=True):
-            self.categories[index] = str(metadata.get("category", "all"))
-        self.names = list(scores)
-        columns = [own.index.cpu(), *(score.cpu() for score in scores.values())]
-        self.rows.append(torch.stack([column.double() for column in columns], dim=1))
+        for name, score in scores.items():
+            self._mean(name, None, score.device).update(score)
+            for category in sorted(set(batch.categories)):
+                member = torch.tensor([one == category for one in own.categories], dtype=torch.bool)
+                self._mean(name, category, score.device).update(score[member.to(score.device)])
         assert tree.images is not None
         return Evaluated(own, tree.images, scores)
 
+    def _mean(self, name: str, category: str | None, device: torch.device) -> MeanMetric:
+        if (name, category) not in self.means:
+            mean = MeanMetric(nan_strategy="ignore").to(device)
+            # Sums of hundreds of scores; some accelerators have no float64.
+            self.means[name, category] = mean.set_dtype(
+                torch.float32 if device.type == "mps" else torch.float64
+            )
+        return self.means[name, category]
+
     def metrics(self, stage: str = "val") -> dict[str, float]:
         """Return `<stage>/<reward>` and `<stage>/<reward>/<category>`: means of finite scores."""
-        if not self.rows:
-            return {}
-        rows, _ = all_gather_rows(torch.cat(self.rows))
-        categories = [self.categories[int(index)] for index in rows[:, 0]]
+        categories = sorted({category for _, category in self.means if category is not None})
         metrics: dict[str, float] = {}
-        for column, name in enumerate(self.names, start=1):
-            metrics[f"{stage}/{name}"] = float(rows[:, column].nanmean())
-            for category in sorted(set(categories)) if len(set(categories)) > 1 else []:
-                member = torch.tensor([own == category for own in categories])
-                metrics[f"{stage}/{name}/{category}"] = float(rows[member, column].nanmean())
+        for name in [name for name, category in self.means if category is None]:
+            metrics[f"{stage}/{name}"] = float(self.means[name, None].compute())
+            for category in categories if len(categories) > 1 else []:
+                mean = self.means[name, category]
+                metrics[f"{stage}/{name}/{category}"] = float(mean.compute())
         return metrics

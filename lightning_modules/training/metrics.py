@@ -2,44 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from aegpo.advantages import Advantages
-from aegpo.exploration import ExplorationSchedule
+from aegpo.distributed import all_gather_rows
 from aegpo.objectives.samples import LossTerms
 from aegpo.prompts import PromptBatch
-from aegpo.rollout import RolloutTree
-
-
-@dataclass(frozen=True)
-class Iteration:
-    """One iteration as this rank saw it, for callbacks.
-
-    Attributes:
-        batch: This rank's prompts, B rows.
-        schedule: Their exploration schedule.
-        group_sizes: Images per prompt, shape (B,).
-        tree: The rollout.
-        rewards: Reward of each image, NaN where it failed, shape (N,).
-    """
-
-    batch: PromptBatch
-    schedule: ExplorationSchedule
-    group_sizes: Tensor
-    tree: RolloutTree
-    rewards: Tensor
+from aegpo.rewards.base import Scores
 
 
 def reward_metrics(
-    rewards: Tensor, groups: Tensor, batch: PromptBatch, advantages: Advantages
+    scores: Scores, groups: Tensor, batch: PromptBatch, advantages: Advantages
 ) -> dict[str, float]:
     """Summarize the rewards of an iteration.
 
     Args:
-        rewards: Reward of every image of all ranks, NaN where it failed, shape (N,).
+        scores: Scores of every image of all ranks, NaN where the reward failed, shape (N,).
         groups: Row of each image's prompt in the batch, shape (N,) int64.
         batch: The whole batch.
         advantages: The images' advantages.
@@ -47,25 +26,39 @@ def reward_metrics(
     Returns:
         Tag and value, as docs/logging.md lists them.
     """
+    rewards = scores.total
     finite = rewards[rewards.isfinite()]
     categories = batch.categories
     by_category = {}
     for category in sorted(set(categories)) if len(set(categories)) > 1 else []:
         member = torch.tensor([own == category for own in categories], device=groups.device)
         by_category[f"reward/{category}"] = float(rewards[member[groups]].nanmean())
-    return by_category | {
-        "reward/mean": float(finite.mean()),
-        "reward/std": float(finite.std(correction=0)),
-        "reward/missing": float(rewards.isnan().sum()),
-        "reward/zero_variance_groups": float(advantages.zero_variance.sum()),
-        "rollout/images": float(len(rewards)),
-    }
+    parts = {f"reward/part/{name}": float(part.nanmean()) for name, part in scores.parts.items()}
+    return (
+        by_category
+        | parts
+        | {
+            "reward/mean": float(finite.mean()),
+            "reward/std": float(finite.std(correction=0)),
+            "reward/missing": float(rewards.isnan().sum()),
+            "reward/zero_variance_groups": float(advantages.zero_variance.sum()),
+            "rollout/images": float(len(rewards)),
+        }
+    )
 
 
 class UpdateMeter:
-    """Collects what the updates of one iteration did; everything stays on the device until read."""
+    """Collects what the updates of one iteration did on this rank.
 
-    def __init__(self) -> None:
+    Everything stays on the device until `metrics` is called, by every rank, also by one that had
+    nothing to learn from.
+
+    Args:
+        device: Where the ranks can exchange numbers.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
         self.losses: list[LossTerms] = []
         self.norms: list[float] = []
         self.first_update = 0
@@ -81,7 +74,7 @@ class UpdateMeter:
         self.norms.append(gradient_norm)
 
     def metrics(self) -> dict[str, float]:
-        """Return loss, ratio, clipping, KL and gradient norm of the iteration.
+        """Return loss, ratio, clipping, KL and gradient norm of the iteration, over all ranks.
 
         `ratio/first_max_dev` is the largest deviation of a ratio from 1 before the first optimizer
         step: the check that rollout and update score alike.
@@ -91,26 +84,30 @@ class UpdateMeter:
             "update/gradient_norm": float(norms[norms.isfinite()].mean()),
             "update/skipped": float((~norms.isfinite()).sum()),
         }
-        if not self.losses:
-            return metrics
-        losses = torch.cat([loss.loss for loss in self.losses])
-        metrics |= {"update/loss": float(losses.mean()), "update/transitions": float(len(losses))}
-        metrics |= self._ratio_metrics()
-        divergences = [loss.kl for loss in self.losses if loss.kl is not None]
-        if divergences:
-            metrics["update/kl"] = float(torch.cat(divergences).mean())
+        rows = [
+            self._columns(loss, number < max(self.first_update, 1))
+            for number, loss in enumerate(self.losses)
+        ]
+        table, _ = all_gather_rows(torch.cat([torch.zeros(0, 7, device=self.device), *rows]))
+        loss, kl, ratio, clipped, has_kl, has_ratio, first = table.t().contiguous().unbind(0)
+        if len(loss) > 0:
+            metrics |= {"update/loss": float(loss.mean()), "update/transitions": float(len(loss))}
+        if bool(has_kl.any()):
+            metrics["update/kl"] = float(kl.mean())
+        if bool(has_ratio.any()):  # an objective without log-probs has none
+            metrics |= {
+                "ratio/mean": float(ratio.mean()),
+                "ratio/std": float(ratio.std(correction=0)),
+                "ratio/first_max_dev": float((ratio[first > 0] - 1).abs().max()),
+                "ratio/clip_fraction": float(clipped.mean()),
+            }
         return metrics
 
-    def _ratio_metrics(self) -> dict[str, float]:
-        ratios = [loss.ratio for loss in self.losses if loss.ratio is not None]
-        if not ratios:  # an objective without log-probs
-            return {}
-        first = torch.cat(ratios[: max(self.first_update, 1)])
-        ratio = torch.cat(ratios)
-        clipped = torch.cat([loss.clipped for loss in self.losses if loss.clipped is not None])
-        return {
-            "ratio/mean": float(ratio.mean()),
-            "ratio/std": float(ratio.std(correction=0)),
-            "ratio/first_max_dev": float((first - 1).abs().max()),
-            "ratio/clip_fraction": float(clipped.float().mean()),
-        }
+    @staticmethod
+    def _columns(loss: LossTerms, first: bool) -> Tensor:
+        """A micro-batch as rows of numbers, so that one gather carries all of them, (n, 7)."""
+        zeros = torch.zeros_like(loss.loss)
+        columns = [loss.loss, loss.kl, loss.ratio, loss.clipped]
+        flags = [loss.kl is not None, loss.ratio is not None, first]
+        filled = [zeros if column is None else column.to(zeros) for column in columns]
+        return torch.stack([*filled, *(zeros + float(flag) for flag in flags)], dim=1)

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from aegpo.distributed import all_reduce_sum
 from aegpo.prompts import PromptBatch
-from aegpo.rewards.base import Reward
+from aegpo.rewards.base import Reward, Scores
 from aegpo.rewards.guarded import guarded_scores
 from aegpo.rollout import RolloutTree
 
-Parts = dict[str, Tensor]
+
+class Drawn(NamedTuple):
+    """A rollout and its scores to come.
+
+    Attributes:
+        tree: The rollout.
+        scores: Makes the scores of its images, or waits for them; to be called once.
+    """
+
+    tree: RolloutTree
+    scores: Callable[[], Scores]
 
 
 class Scoring:
@@ -26,86 +38,69 @@ class Scoring:
     Args:
         reward: The reward; called from one thread at a time, chunks in order.
         chunks: Into how many parts the prompts of this process are divided; 1 for no overlap.
+        max_missing: Share of failed rewards in an iteration above which the run stops.
 
     Raises:
         ValueError: If `chunks` is below 1.
     """
 
-    def __init__(self, reward: Reward, chunks: int = 1) -> None:
+    def __init__(self, reward: Reward, chunks: int = 1, max_missing: float = 0.5) -> None:
         if chunks < 1:
             raise ValueError(f"model.overlap_chunks={chunks} must be at least 1")
         self.reward = reward
         self.chunks = chunks
-        self._jobs: list[Future[tuple[Tensor, Parts]]] = []
+        self.max_missing = max_missing
 
-    def draw(self, rollout: Callable[[Tensor], RolloutTree], batch: PromptBatch) -> RolloutTree:
+    def draw_and_score(self, draw: Callable[[Tensor], RolloutTree], batch: PromptBatch) -> Drawn:
         """Draw all prompts; with several chunks also start to score them.
 
         Args:
-            rollout: Draws the given rows of the batch, (n,) int64.
+            draw: Draws the given rows of the batch, (n,) int64.
             batch: The prompts of this process.
 
         Returns:
-            The tree of all prompts.
+            The tree of all prompts, and its scores.
         """
         rows = torch.arange(len(batch))
         if self.chunks == 1:
-            return rollout(rows)
+            tree = draw(rows)
+            return Drawn(tree, lambda: self._score(tree, batch))
         trees: list[RolloutTree] = []
+        jobs: list[Future[Scores]] = []
         chunks = rows.tensor_split(min(self.chunks, len(rows)))
         # Leaving the pool waits for the last chunk's scores.
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="reward") as pool:
-            self._jobs = []
             for chunk in chunks:
-                trees.append(rollout(chunk))
-                self._jobs.append(pool.submit(self._score, trees[-1], batch.select(chunk)))
-        return RolloutTree.cat(trees, [len(chunk) for chunk in chunks])
+                trees.append(draw(chunk))
+                jobs.append(pool.submit(self._score, trees[-1], batch.select(chunk)))
+        tree = RolloutTree.cat(trees, [len(chunk) for chunk in chunks])
+        return Drawn(tree, lambda: Scores.cat([job.result() for job in jobs]))
 
-    def scores(self, tree: RolloutTree, batch: PromptBatch) -> Tensor:
-        """Score the images that `draw` returned, or collect the scores that it started.
-
-        Args:
-            tree: What `draw` returned.
-            batch: The prompts of this process.
-
-        Returns:
-            Reward of each image, NaN where it failed, shape (N,). The reward's `parts` are those of
-            all images.
-        """
-        if self.chunks == 1:
-            return self._guarded(tree, batch)
-        results = [job.result() for job in self._jobs]
-        self._jobs = []
-        self.reward.parts = _joined([parts for _, parts in results])
-        return torch.cat([scores for scores, _ in results])
-
-    def part_scores(self, rewards: Tensor) -> Tensor:
-        """The parts that count, beside the rewards they add up to.
-
-        Args:
-            rewards: What `scores` returned.
-
-        Returns:
-            Scores of the P parts in the order of the reward's `part_weights`, shape (N, P); NaN
-            where the latest call left none.
-        """
-        missing = torch.full_like(rewards, float("nan"))
-        parts = [self.reward.parts.get(name, missing) for name in self.reward.part_weights]
-        columns = [part if part.shape == rewards.shape else missing for part in parts]
-        return torch.stack(columns, dim=1) if columns else rewards.new_empty(len(rewards), 0)
-
-    def _guarded(self, tree: RolloutTree, batch: PromptBatch) -> Tensor:
+    @torch.no_grad()
+    def _score(self, tree: RolloutTree, batch: PromptBatch) -> Scores:
         images = batch.repeat(tree.row)
         return guarded_scores(self.reward, tree.images, images.prompts, images.metadata)
 
-    @torch.no_grad()
-    def _score(self, tree: RolloutTree, batch: PromptBatch) -> tuple[Tensor, Parts]:
-        scores = self._guarded(tree, batch)
-        current = {k: part for k, part in self.reward.parts.items() if len(part) == len(scores)}
-        return scores, current
+    def require_one_chunk(self) -> None:
+        """Raise where a rollout that is watched as one would be drawn in parts."""
+        if self.chunks > 1:
+            raise ValueError(
+                f"model.overlap_chunks={self.chunks} draws in parts, which cannot be recorded as "
+                "one; set it to 1, or read entropy from its own trajectories"
+            )
 
+    def require_enough(self, rewards: Tensor, iteration: int) -> None:
+        """Raise if more than `max_missing` of all ranks' rewards are missing.
 
-def _joined(parts: list[Parts]) -> Mapping[str, Tensor]:
-    """The parts of all chunks one after another; a chunk that failed may have none."""
-    names = set.intersection(*(set(one) for one in parts))
-    return {name: torch.cat([one[name] for one in parts]) for name in parts[0] if name in names}
+        Args:
+            rewards: Reward of each image of this rank, NaN where it failed, shape (N,).
+            iteration: The training iteration, for the message.
+        """
+        missing = all_reduce_sum(float(rewards.isnan().sum()), rewards.device)
+        total = all_reduce_sum(float(len(rewards)), rewards.device)
+        if missing > self.max_missing * total:
+            raise RuntimeError(
+                f"reward {self.reward.name!r} failed on {missing:.0f} of {total:.0f} images of "
+                f"iteration {iteration}, more than max_missing={self.max_missing}; the "
+                "warnings above say why"
+            )

@@ -17,6 +17,7 @@ from aegpo.entropy import EntropyRecorder
 from aegpo.exploration import ExplorationSchedule, FixedSteps
 from aegpo.rollout import rollout
 from aegpo.sde import FlowSDE
+from lightning_modules.training.decision import Decision
 
 STEPS = 5
 STOCHASTIC = torch.tensor([[True, False, True, False, False]])
@@ -40,7 +41,8 @@ def visit(
     schedule = ExplorationSchedule.from_mask(STOCHASTIC.repeat(len(rows), 1), 0.7, branching)
     sizes = torch.full((len(rows),), images)
     noise = module.noise.at(module.iteration)
-    tree = module.explore(module.encode(prompts), schedule, sizes, noise, prompts)
+    decision = Decision(noise, schedule, sizes, torch.arange(len(rows)))
+    tree = module.explore(prompts, module.encode(prompts), decision).tree
     hook.remove()
     module.last = SimpleNamespace(batch=prompts, schedule=schedule, tree=tree)
     module.iteration += 1

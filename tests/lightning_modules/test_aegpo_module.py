@@ -14,6 +14,7 @@ from aegpo.allocation import UniformAllocator
 from aegpo.exploration import AllSteps, EntropyPeaks, FixedSteps
 from aegpo.objectives import Experience
 from aegpo.rewards.base import Reward
+from lightning_modules.training.decision import Decision
 
 
 def fit(tmp_path, module, callbacks=(), **settings):
@@ -29,10 +30,10 @@ def first_replay(tmp_path, folder, **settings):
     data = tiny_data(tmp_path)
     batch = next(iter(data.train_dataloader()))
     schedule = module.step_selector(None, module.noise, batch.index, module.num_steps)
-    sizes = torch.tensor([2, 4, 2, 4])
+    decision = Decision(module.noise, schedule, torch.tensor([2, 4, 2, 4]), torch.arange(4))
     cond = module.encode(batch)
-    tree = module.explore(cond, schedule, sizes, module.noise, batch)
-    rewards = module.score(tree, batch)
+    tree, pending = module.explore(batch, cond, decision)
+    rewards = module.score(pending).total
     experience = Experience(
         module.policy,
         module.sde,

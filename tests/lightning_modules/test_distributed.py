@@ -68,8 +68,14 @@ def run(tmp_path, folder, devices, callbacks=None, **settings):
     return json.loads(file.read_text())
 
 
-def compare(one, two, names=("reward/mean", "reward/std", "update/gradient_norm")):
-    """The same prompts, costs, steps and curves."""
+ALL_RANKS = (
+    *("reward/mean", "reward/std", "reward/part/jpeg_compressibility", "update/gradient_norm"),
+    *("update/loss", "update/transitions", "ratio/mean", "ratio/std", "ratio/clip_fraction"),
+)
+
+
+def compare(one, two, names=ALL_RANKS):
+    """The same prompts, costs, steps and curves; what is logged is logged of all ranks."""
     assert len(one["rows"]) == len(two["rows"]) == 4
     for alone, shared in zip(one["rows"], two["rows"], strict=True):
         for name in ("prompts", "steps", "cost/evaluations", "rollout/images"):
@@ -109,7 +115,8 @@ def test_two_ranks_follow_the_curve_of_one(tmp_path, tiny_sd3_folder, probe, set
         run(tmp_path, tiny_sd3_folder, ranks, entropy_callbacks(**probe), **copy.deepcopy(settings))
         for ranks in (1, 2)
     )
-    compare(one, two, ("reward/mean", "reward/std", "update/gradient_norm", "sampler/seen_share"))
+    compare(one, two, (*ALL_RANKS, "sampler/seen_share"))
+    assert one["rows"][-1]["update/transitions"] > 0
     assert one["rows"][-1]["val/redness"] == pytest.approx(two["rows"][-1]["val/redness"], abs=1e-5)
 
 

@@ -14,6 +14,8 @@ from aegpo.sde import ODE
 from callbacks.cost_logger import CostLogger
 from callbacks.rollout_checkpoint import RolloutCheckpoint
 from lightning_modules.aegpo_module import AEGPOModule
+from lightning_modules.commands.doctor.doctor import first_log_ratio
+from lightning_modules.training.decision import Decision
 
 SETTINGS = {"beta": 1.0, "times_per_image": 2, "decay_rate": 1.0, "decay_max": 0.6}
 
@@ -85,18 +87,19 @@ def test_selected_levels_leave_the_rollout_without_noise(tmp_path, tiny_sd3_fold
 def test_the_rollout_is_drawn_by_theta_old(tmp_path, tiny_sd3_folder):
     module = nft_module(tiny_sd3_folder)
     fit(tmp_path, module, max_epochs=2)
-    batch, schedule, sizes = module.last.batch, module.last.schedule, module.last.group_sizes
-    cond, noise = module.encode(batch), module.noise.at(9)
-    drawn = module.explore(cond, schedule, sizes, noise, batch).latents
+    batch, sizes = module.last.batch, module.last.group_sizes
+    cond, rows = module.encode(batch), torch.arange(len(batch))
+    decision = Decision(module.noise.at(9), module.last.schedule, sizes, rows)
+    drawn = module.explore(batch, cond, decision).tree.latents
     own = {name: p.clone() for name, p in module.policy.trainable_state_dict().items()}
     old = module.objective.state_dict()["behavior"]
     assert old.keys() == own.keys()
     module.objective.load_state_dict({})  # without a theta_old of its own theta draws
-    by_theta = module.explore(cond, schedule, sizes, noise, batch).latents
+    by_theta = module.explore(batch, cond, decision).tree.latents
     assert not torch.equal(drawn, by_theta)
     module.policy.load_trainable_state_dict(old)
     module.objective.load_state_dict({})
-    assert torch.equal(drawn, module.explore(cond, schedule, sizes, noise, batch).latents)
+    assert torch.equal(drawn, module.explore(batch, cond, decision).tree.latents)
 
 
 def test_theta_old_is_the_decayed_mean_of_the_iterations(tmp_path, tiny_sd3_folder):
@@ -213,7 +216,7 @@ def test_the_doctor_finds_a_gradient_and_no_ratio(tmp_path, tiny_sd3_folder):
     found = []
 
     def step(batch, batch_idx):
-        found.append(module.ratio_preflight(batch))
+        found.append(first_log_ratio(module, batch))
         found.append(max(float(p.grad.abs().max()) for p in module.policy.trainable_parameters()))
         module.zero_grad()
 

@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
+from aegpo.prompts import PromptBatch
 from aegpo.utilities.findings import Finding, report
+from lightning_modules.aegpo_module import AEGPOModule
 from lightning_modules.commands.doctor.environment import check_writable
 
 FP32_TOLERANCE = 1e-6
@@ -29,14 +31,14 @@ def run_preflight(
     ckpt_path: str | None = None,
     weights_only: bool | None = None,
 ) -> bool:
-    """Take one batch through the module's ``ratio_preflight`` and report on it.
+    """Take the backward pass of a module's first update and report on it.
 
     The check stands in for ``training_step`` in an ordinary ``fit`` of one batch, so it sees the
     device, the precision and the data that training would see.
 
     Args:
         trainer: A trainer of one process, without loggers, checkpoints and callbacks.
-        model: The module; one without ``ratio_preflight`` is only reported as built.
+        model: The module; one that is no `AEGPOModule` is only reported as built.
         datamodule: The data that goes with it.
         ckpt_path: Checkpoint to load first.
         weights_only: Passed to the loading of that checkpoint.
@@ -47,14 +49,14 @@ def run_preflight(
     built = Finding("config", "ok", f"builds {type(model).__name__}")
     folder = check_writable(Path(trainer.default_root_dir))
     healthy = report([built, folder])
-    if not hasattr(model, "ratio_preflight"):
+    if not isinstance(model, AEGPOModule):
         report([Finding("ratio", "ok", "not applicable: this module has no policy ratio")])
         return healthy
 
     findings: list[Finding] = []
 
     def checked_step(batch: Any, batch_idx: int) -> None:
-        deviation = model.ratio_preflight(batch)
+        deviation = first_log_ratio(model, batch)
         if deviation is None:
             findings.append(Finding("ratio", "ok", "not applicable: this objective has no ratio"))
         else:
@@ -72,6 +74,29 @@ def run_preflight(
     if not findings:
         findings.append(Finding("ratio", "failed", "the data gave no training batch"))
     return report(findings) and healthy
+
+
+def first_log_ratio(module: AEGPOModule, batch: PromptBatch) -> float | None:
+    """Take the first update's backward pass without stepping.
+
+    Args:
+        module: The module.
+        batch: Prompts to draw.
+
+    Returns:
+        Largest |log ratio|: 0 up to rounding if rollout and update score alike; None for an
+        objective without a ratio.
+    """
+    decision = module.decide(batch)
+    samples = module.objective.samples(module.collect(batch, decision))
+    (update,) = samples.split(batch.index, 1, decision.noise)
+    deviation = None
+    for which in update.split(module.micro_batch_size):
+        loss = samples.loss(which)
+        module.manual_backward(loss.loss.mean())
+        if loss.ratio is not None:
+            deviation = max(deviation or 0.0, float(loss.ratio.log().abs().max()))
+    return deviation
 
 
 def ratio_tolerance(model: LightningModule, precision: str) -> float:

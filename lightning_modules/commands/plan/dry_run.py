@@ -83,28 +83,34 @@ def dry_run(
     groups: list[float] = []
     steps: list[float] = []
     share = 0.0
+    batch = PromptBatch.collate(
+        [{"prompt": str(row), "index": row, "metadata": {}} for row in range(batch_size)]
+    )
     with _stand_in(module, guidance_scale):
         for iteration in iterations:
+            module.iteration = iteration
             noise = module.noise.at(iteration)
             for reading in _readings(publishes, batch_size, module.num_steps, noise):
-                sizes = module.allocator(reading, batch_size)
-                index = torch.arange(batch_size)
-                schedule = module.step_selector(reading, noise, index, module.num_steps)
-                schedule = schedule.fit(sizes)
+                module.entropy = reading
+                decision = module.decide(batch)
+                sizes = decision.group_sizes
                 groups += sizes.tolist()
-                steps += schedule.stochastic.sum(1).tolist()
+                steps += decision.schedule.stochastic.sum(1).tolist()
                 share = max(share, float(shard_loads(sizes, world_size).max() / sizes.sum()))
-                batch = PromptBatch.collate(
-                    [{"prompt": str(row), "index": row, "metadata": {}} for row in index.tolist()]
-                )
                 module.policy.evaluations.counts.update(dict.fromkeys(TRAINING, 0))
                 cond = module.encode(batch)
-                tree = module.explore(cond, schedule, sizes, noise, batch)
+                tree = module.explore(batch, cond, decision.own()).tree
                 rewards = noise.normal("dry run", torch.arange(len(tree))[:, None], (1,))[:, 0]
-                advantages = module.advantage(rewards, tree.row).values
                 experience = Experience(
-                    *(module.policy, module.sde, cond, tree, schedule),
-                    *(rewards, advantages, batch.index, noise),
+                    policy=module.policy,
+                    sde=module.sde,
+                    cond=cond,
+                    tree=tree,
+                    schedule=decision.schedule,
+                    rewards=rewards,
+                    advantages=module.advantage(rewards, tree.row).values,
+                    index=batch.index,
+                    noise=noise,
                 )
                 samples = _update(module, experience, rescores)
                 counts = module.policy.evaluations.counts
@@ -143,12 +149,13 @@ def _update(module: AEGPOModule, experience: Experience, rescores: bool) -> int:
 @contextmanager
 def _stand_in(module: AEGPOModule, guidance_scale: float) -> Iterator[None]:
     """Give the module a policy to count with, and take back what it and the objective kept."""
-    remembered = module.objective.state_dict()
+    remembered, reached = module.objective.state_dict(), (module.iteration, module.entropy)
     module.policy = StandInPolicy(guidance_scale)
     try:
         yield
     finally:
         del module.policy
+        module.iteration, module.entropy = reached
         module.objective.load_state_dict(remembered)
         module.timer.reset()
 

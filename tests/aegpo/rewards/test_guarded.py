@@ -11,6 +11,7 @@ from torch import Tensor
 
 from aegpo.rewards.base import Reward
 from aegpo.rewards.guarded import guarded_scores
+from aegpo.rewards.weighted_sum import WeightedSum
 
 IMAGES = torch.rand(3, 3, 2, 2, generator=torch.Generator().manual_seed(0))
 
@@ -31,7 +32,7 @@ class Canned(Reward):
 
 
 def score(answer: Any, images: Tensor | None = IMAGES) -> Tensor:
-    return guarded_scores(Canned(answer), images, ["a"] * 3, [{}] * 3)
+    return guarded_scores(Canned(answer), images, ["a"] * 3, [{}] * 3).total
 
 
 def test_good_scores_pass_as_fp32_and_in_silence() -> None:
@@ -64,3 +65,17 @@ def test_another_number_of_scores_is_a_mistake_in_the_code(answer: Tensor) -> No
 def test_a_rollout_without_images_cannot_be_scored() -> None:
     with pytest.raises(ValueError, match="needs decoded images"):
         score(torch.zeros(3), images=None)
+
+
+def test_all_parts_are_there_whatever_happened() -> None:
+    """Ranks gather them together, so a rank whose reward failed may not have fewer."""
+    good, bad = Canned([1.0, 2.0, 3.0]), Canned(OSError("no network"))
+    bad.name = "bad"
+    for parts in ([good], [good, bad]):
+        reward = WeightedSum(parts)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            scored = guarded_scores(reward, IMAGES, ["a"] * 3, [{}] * 3)
+        assert list(scored.parts) == list(reward.part_names)
+        assert all(part.shape == (3,) for part in scored.parts.values())
+        assert bool(scored.total.isnan().all()) == (bad in parts)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import aegpo.rewards
-from aegpo.rewards.base import Reward
+from aegpo.rewards.base import Reward, Scores
 from aegpo.rewards.weighted_sum import WeightedSum
 
 
@@ -40,12 +40,21 @@ def score(reward: Reward, n: int = 3) -> Tensor:
     return reward(torch.zeros(n, 3, 2, 2), ["p"] * n, [{}] * n)
 
 
-def test_sums_and_remembers_the_unweighted_parts() -> None:
+def scores(reward: Reward, n: int = 3) -> Scores:
+    return reward.with_parts(torch.zeros(n, 3, 2, 2), ["p"] * n, [{}] * n)
+
+
+def test_a_reward_without_parts_is_its_total() -> None:
+    plain = scores(Given([1, 2, 3]))
+    assert plain.total.tolist() == [1, 2, 3] and plain.parts == {}
+
+
+def test_sums_and_tells_the_unweighted_parts() -> None:
     total = WeightedSum([Given([1, 2, 3], "one"), Given([10, 0, -10], "ten")], [2.0, -0.5])
-    assert dict(total.parts) == {}
     result = score(total)
     assert result.tolist() == [-3.0, 4.0, 11.0] and result.dtype == torch.float32
-    assert {name: part.tolist() for name, part in total.parts.items()} == {
+    assert torch.equal(scores(total).total, result)
+    assert {name: part.tolist() for name, part in scores(total).parts.items()} == {
         "one": [1, 2, 3],
         "ten": [10, 0, -10],
     }
@@ -59,14 +68,13 @@ def test_a_missing_part_makes_the_sum_missing_even_at_weight_zero() -> None:
     nan = float("nan")
     total = WeightedSum([Given([1, nan, 3], "a"), Given([nan, 5, 6], "b")], [1.0, 0.0])
     assert score(total).isnan().tolist() == [True, True, False]
-    assert total.parts["b"].isnan().tolist() == [True, False, False]
+    assert scores(total).parts["b"].isnan().tolist() == [True, False, False]
 
 
 def test_equal_names_are_numbered_without_collision() -> None:
     names = ["jpeg", "jpeg_2", "jpeg", "jpeg"]
     total = WeightedSum([Given([value] * 3, name) for value, name in enumerate(names)])
-    score(total)
-    assert {name: part[0].item() for name, part in total.parts.items()} == {
+    assert {name: part[0].item() for name, part in scores(total).parts.items()} == {
         "jpeg": 0,
         "jpeg_2": 1,
         "jpeg_3": 2,

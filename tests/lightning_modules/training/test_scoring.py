@@ -75,7 +75,7 @@ def test_a_chunk_is_scored_while_the_next_one_is_drawn(
 ) -> None:
     reward, drawn = Slow(seconds=0.3), []
     module = tiny_module(tiny_sd3_folder, reward=reward, overlap_chunks=4)
-    original = module.scoring.draw
+    original = module.scoring.draw_and_score
 
     def draw(rollout: Any, batch: Any) -> Any:
         def watched(rows: Tensor) -> Any:
@@ -84,7 +84,7 @@ def test_a_chunk_is_scored_while_the_next_one_is_drawn(
 
         return original(watched, batch)
 
-    module.scoring.draw = draw  # type: ignore[method-assign]
+    module.scoring.draw_and_score = draw  # type: ignore[method-assign]
     tiny_trainer(tmp_path, [], max_epochs=1, limit_train_batches=1, limit_val_batches=0).fit(
         module, tiny_data(tmp_path)
     )

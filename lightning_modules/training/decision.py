@@ -1,0 +1,58 @@
+"""What an iteration does, settled before anything is drawn, and what it was when it is done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from aegpo.exploration import ExplorationSchedule
+from aegpo.noise import KeyedNoise
+from aegpo.prompts import PromptBatch
+from aegpo.rollout import RolloutTree
+
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """Which steps explore and how many images each prompt gets; all ranks agree on it.
+
+    Attributes:
+        noise: Keyed noise of the iteration.
+        schedule: Exploration schedule of the B prompts, fitted to the group sizes.
+        group_sizes: Images of each prompt, shape (B,) int64.
+        mine: Rows of the batch that this rank draws, int64.
+    """
+
+    noise: KeyedNoise
+    schedule: ExplorationSchedule
+    group_sizes: Tensor
+    mine: Tensor
+
+    def own(self) -> Decision:
+        """The decision on this rank's prompts alone, a row for each of them."""
+        return Decision(
+            self.noise,
+            self.schedule.select(self.mine),
+            self.group_sizes[self.mine],
+            torch.arange(len(self.mine)),
+        )
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """One iteration as this rank saw it, for callbacks.
+
+    Attributes:
+        batch: This rank's prompts, B rows.
+        schedule: Their exploration schedule.
+        group_sizes: Images per prompt, shape (B,).
+        tree: The rollout.
+        rewards: Reward of each image, NaN where it failed, shape (N,).
+    """
+
+    batch: PromptBatch
+    schedule: ExplorationSchedule
+    group_sizes: Tensor
+    tree: RolloutTree
+    rewards: Tensor

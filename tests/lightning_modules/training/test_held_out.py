@@ -1,0 +1,45 @@
+"""Held-out means: over what could be scored, by category, on however many batches."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from aegpo.prompts import PromptBatch
+from lightning_modules.training.held_out import HeldOut
+
+NAN = float("nan")
+
+
+def batch(*categories: str) -> PromptBatch:
+    metadata = [{"category": category} for category in categories]
+    return PromptBatch(["a"] * len(categories), torch.arange(len(categories)), metadata)
+
+
+def add(held_out: HeldOut, prompts: PromptBatch, scores: list[float]) -> None:
+    tree: Any = SimpleNamespace(images=torch.zeros(len(prompts), 3, 2, 2))
+    held_out.add(prompts, prompts, tree, {"judge": torch.tensor(scores)})
+
+
+def test_means_leave_out_what_is_missing_and_count_every_image_once() -> None:
+    held_out = HeldOut()
+    add(held_out, batch("two", "one", "one"), [0.5, 1.0, NAN])
+    add(held_out, batch("two"), [0.25])
+    assert held_out.metrics() == {
+        "val/judge": pytest.approx((0.5 + 1.0 + 0.25) / 3),
+        "val/judge/one": 1.0,
+        "val/judge/two": 0.375,
+    }
+    assert list(held_out.metrics("test")) == ["test/judge", "test/judge/one", "test/judge/two"]
+
+
+def test_one_category_has_no_row_of_its_own_and_no_score_is_no_zero() -> None:
+    held_out = HeldOut()
+    assert held_out.metrics() == {}
+    add(held_out, batch("one", "one"), [NAN, NAN])
+    (value,) = held_out.metrics().values()
+    assert math.isnan(value)
