@@ -2,10 +2,12 @@
 
 import copy
 import json
+import multiprocessing
 
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.strategies import DDPStrategy, Strategy
 from tiny_training import Redness, entropy_callbacks, tiny_data, tiny_module
 
 from aegpo.advantages import PerReward
@@ -17,6 +19,18 @@ from aegpo.rewards.weighted_sum import WeightedSum
 from callbacks.cost_logger import CostLogger
 from callbacks.reward_spread import RewardSpread
 from callbacks.step_spread import TreeSpread, TrialSpread
+
+PIPELINE = "diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3"
+# What every rank needs is imported once, by the server that ranks are forked from: 10 s a rank.
+multiprocessing.set_forkserver_preload(
+    ["lightning_modules.aegpo_module", "callbacks", "datamodules", "aegpo.policies", PIPELINE]
+)
+
+
+def two_ranks() -> Strategy:
+    """Two processes of their own; Lightning refuses any kind of fork once CUDA is in use."""
+    method = "spawn" if torch.cuda.is_initialized() else "forkserver"
+    return DDPStrategy(start_method=method)
 
 
 class Trace(L.Callback):
@@ -54,7 +68,7 @@ def run(tmp_path, folder, devices, callbacks=None, **settings):
     trainer = L.Trainer(
         accelerator="cpu",
         devices=devices,
-        strategy="ddp_spawn" if devices > 1 else "auto",
+        strategy=two_ranks() if devices > 1 else "auto",
         max_epochs=2,
         callbacks=[*callbacks, Trace(file)],
         logger=False,

@@ -1,3 +1,5 @@
+"""The clipped surrogate, its ratio, and the loss that weights and sums them."""
+
 from __future__ import annotations
 
 import math
@@ -5,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from gaussian_cases import gaussian_case, terms_of
 
-from aegpo.objectives import EqualWeight, RatioNorm, SensitivityWeight, StdWeight
+from aegpo.objectives import EqualWeight, StdWeight
 from aegpo.objectives.surrogate import gaussian_log_ratio, policy_loss, surrogate
 from aegpo.objectives.transition_weights import TransitionTerms
 
@@ -17,34 +20,6 @@ def log_density(x: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch
     """Mean over dimensions of the Gaussian log density, from torch.distributions, float64."""
     normal = torch.distributions.Normal(mean.double(), std.double()[:, None])
     return normal.log_prob(x.double()).mean(dim=1)
-
-
-def gaussian_case(shift: float, seed: int = 0, n: int = 6, dim: int = 48) -> dict:
-    generator = torch.Generator().manual_seed(seed)
-    std = torch.linspace(0.05, 0.7, n)
-    old_mean = torch.randn(n, dim, generator=generator)
-    z = torch.randn(n, dim, generator=generator)
-    mean = old_mean + shift * torch.randn(n, dim, generator=generator)
-    return {
-        "std": std,
-        "old_mean": old_mean,
-        "z": z,
-        "mean": mean,
-        "x": old_mean + std[:, None] * z,
-    }
-
-
-def terms_of(case: dict) -> TransitionTerms:
-    std = case["std"]
-    return TransitionTerms(
-        log_ratio=gaussian_log_ratio(case["mean"], case["old_mean"], case["x"], std),
-        drift=(case["mean"] - case["old_mean"]).square().mean(dim=1) / (2 * std.square()),
-        std=std,
-        dt=torch.full_like(std, 0.1),
-        mean_std=std.mean(),
-        sensitivity=torch.ones_like(std),
-        mean_std_per_sensitivity=std.mean(),
-    )
 
 
 class TestSurrogate:
@@ -114,93 +89,6 @@ class TestGaussianLogRatio:
         std = torch.tensor([0.5, 0.2])
         flat = gaussian_log_ratio(mean.flatten(1), old.flatten(1), x.flatten(1), std)
         torch.testing.assert_close(gaussian_log_ratio(mean, old, x, std), flat)
-
-
-class TestWeights:
-    def test_equal(self) -> None:
-        terms = terms_of(gaussian_case(0.01))
-        log_ratio, weight = EqualWeight()(terms)
-        assert torch.equal(log_ratio, terms.log_ratio)
-        assert weight.tolist() == [1.0] * 6
-
-    def test_std_has_tempflows_numbers(self) -> None:
-        # METHOD's figures for Flow-SDE 0.7 on SD3's 10 steps, without the last.
-        std = [0.7, 0.74296, 0.53615, 0.4459, 0.39179, 0.3528, 0.31907, 0.28201, 0.22536]
-        terms = TransitionTerms(
-            log_ratio=torch.zeros(9),
-            drift=torch.zeros(9),
-            std=torch.tensor(std),
-            dt=torch.ones(9),
-            mean_std=torch.tensor(std).mean(),
-            sensitivity=torch.ones(9),
-            mean_std_per_sensitivity=torch.tensor(1.0),
-        )
-        log_ratio, weight = StdWeight()(terms)
-        expected = [1.58, 1.67, 1.21, 1.01, 0.88, 0.80, 0.72, 0.64, 0.51]
-        torch.testing.assert_close(weight, torch.tensor(expected), atol=0.006, rtol=0)
-        assert weight.mean().item() == pytest.approx(1.0)
-        assert torch.equal(log_ratio, terms.log_ratio)
-
-    def test_sensitivity_has_flow_sdes_numbers(self) -> None:
-        # Deviation and factor of the velocity for Flow-SDE 0.7 on SD3's 10 steps, shift 3, to five
-        # digits, without the last step.
-        std = [0.7, 0.74296, 0.53615, 0.4459, 0.39179, 0.3528, 0.31907, 0.28201, 0.22536]
-        factor = [0.03987, 0.05824, 0.06929, 0.08382, 0.10345, 0.13088, 0.17091, 0.2326, 0.33505]
-        balance = torch.tensor(std) / torch.tensor(factor)
-        terms = TransitionTerms(
-            log_ratio=torch.linspace(-0.1, 0.1, 9),
-            drift=torch.zeros(9),
-            std=torch.tensor(std),
-            dt=torch.ones(9),
-            mean_std=torch.tensor(std).mean(),
-            sensitivity=torch.tensor(factor),
-            mean_std_per_sensitivity=balance.mean(),
-        )
-        log_ratio, weight = SensitivityWeight()(terms)
-        # Ratios 17.557, 12.757, 7.738, 5.320, 3.787, 2.696, 1.867, 1.212 and 0.673, mean 5.956.
-        expected = [2.948, 2.142, 1.299, 0.893, 0.636, 0.453, 0.313, 0.204, 0.113]
-        torch.testing.assert_close(weight, torch.tensor(expected), atol=0.001, rtol=0)
-        assert torch.equal(log_ratio, terms.log_ratio)
-
-    def test_ratio_norm_is_the_mean_of_noise_times_shift(self) -> None:
-        case = gaussian_case(0.05)
-        log_ratio, _ = RatioNorm()(terms_of(case))
-        shift = case["mean"] - case["old_mean"]
-        expected = (case["z"] * shift).mean(dim=1)
-        torch.testing.assert_close(log_ratio, expected, atol=2e-7, rtol=1e-4)
-
-    def test_ratio_norm_by_hand(self) -> None:
-        # One dimension, std 0.5, z = 2, shift 0.1: log ratio (z δ - δ²/2) with δ = 0.2 is 0.38,
-        # drift 0.02; (0.38 + 0.02) · 0.5 = 0.2 = z · shift. Weight 1 / 0.25.
-        terms = TransitionTerms(
-            log_ratio=torch.tensor([0.38]),
-            drift=torch.tensor([0.02]),
-            std=torch.tensor([0.5]),
-            dt=torch.tensor([0.25]),
-            mean_std=torch.tensor(0.5),
-            sensitivity=torch.tensor([0.3]),
-            mean_std_per_sensitivity=torch.tensor(2.0),
-        )
-        log_ratio, weight = RatioNorm()(terms)
-        assert log_ratio.item() == pytest.approx(0.2)
-        assert weight.item() == pytest.approx(4.0)
-
-    def test_ratio_norm_takes_the_bias_away(self) -> None:
-        case = gaussian_case(0.05, n=4, dim=200_000)
-        terms = terms_of(case)
-        log_ratio, _ = RatioNorm()(terms)
-        bias = -terms.drift
-        assert bool((terms.log_ratio < 0.5 * bias).all())  # plain: negative, about the bias
-        assert bool((log_ratio.abs() < 0.05 * (bias * terms.std).abs().max()).all())
-
-    def test_ratio_norm_has_the_gradient_of_its_own_exponent(self) -> None:
-        case = gaussian_case(0.05)
-        case = {name: value.double() for name, value in case.items()}
-        case["x"] = case["old_mean"] + case["std"][:, None] * case["z"]
-        case["mean"].requires_grad_()
-        log_ratio, _ = RatioNorm()(terms_of(case))
-        (gradient,) = torch.autograd.grad(log_ratio.sum(), case["mean"])
-        torch.testing.assert_close(gradient, case["z"] / case["z"].shape[1], atol=1e-12, rtol=0)
 
 
 class TestPolicyLoss:

@@ -1,4 +1,4 @@
-"""DDIM in the flow's noise levels, against diffusers' scheduler and the published numbers."""
+"""CPS against METHOD's formula; DDIM in the flow's noise levels against diffusers' scheduler."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import math
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from sde_steps import assert_every_step_is, linear_sigmas, shifted_sigmas
+from torch import Tensor
 
-from aegpo.sde import DDIM
+from aegpo.sde import CPS, DDIM
 
 SD14 = {
     "num_train_timesteps": 1000,
@@ -19,6 +21,37 @@ SD14 = {
     "set_alpha_to_one": False,
     "steps_offset": 1,
 }
+
+
+def cps_reference(x: Tensor, v: Tensor, s: float, s_next: float, a: float) -> tuple[Tensor, float]:
+    std = s_next * math.sin(a * math.pi / 2)
+    data, noise = x - s * v, x + (1 - s) * v
+    return (1 - s_next) * data + math.sqrt(max(s_next**2 - std**2, 0)) * noise, std
+
+
+@pytest.mark.parametrize("schedule", [shifted_sigmas, linear_sigmas])
+@pytest.mark.parametrize("num_steps", [10, 20])
+@pytest.mark.parametrize("eta", [0.3, 0.7, 1.0])
+def test_every_step_of_cps_equals_the_float64_reference(eta, num_steps, schedule):
+    assert_every_step_is(cps_reference, CPS(), schedule, num_steps, eta)
+
+
+def test_cps_golden_deviations():
+    sigmas = shifted_sigmas(10).float()
+    got = CPS().coefficients(sigmas[:-1], sigmas[1:], torch.full((10,), 0.8))
+    expected = [0.9131, 0.8687, 0.8157, 0.7517, 0.6727, 0.5727, 0.4421, 0.2644, 0.0085, 0]
+    torch.testing.assert_close(got.std, torch.tensor(expected), rtol=0, atol=6e-5)
+
+
+def test_cps_keeps_the_shares_of_data_and_noise():
+    """Exact data x0 and noise: x' must be (1 - s') x0 + s' N(0, 1) for any eta."""
+    for eta in (0.2, 0.8, 1.0):
+        got = CPS().coefficients(torch.tensor([0.8]), torch.tensor([0.7]), torch.tensor([eta]))
+        # x = 0.2 x0 + 0.8 e, v = e - x0
+        of_data = 0.2 * got.latents - got.prediction
+        of_noise = 0.8 * got.latents + got.prediction
+        assert of_data.item() == pytest.approx(0.3, abs=1e-6)
+        assert math.hypot(of_noise.item(), got.std.item()) == pytest.approx(0.7, abs=1e-6)
 
 
 def scheduler(num_steps: int) -> DDIMScheduler:
