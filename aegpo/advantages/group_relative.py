@@ -122,42 +122,6 @@ class GroupRelative:
         )
 
 
-def group_relative(
-    rewards: Tensor,
-    prompt: Tensor,
-    *,
-    scale: Scale = "group",
-    clip: float = 5.0,
-    eps: float = 1e-4,
-) -> Tensor:
-    """Group-relative advantages as a plain function; see `GroupRelative`.
-
-    Args:
-        rewards: Rewards, shape (N,); a value that is not finite is missing.
-        prompt: Group of each reward, any integers, shape (N,).
-        scale: What divides the centered reward: "group", "global" or "none".
-        clip: Largest absolute advantage.
-        eps: Added to the standard deviation.
-
-    Returns:
-        Advantages, fp32, shape (N,).
-    """
-    return GroupRelative(scale=scale, clip=clip, eps=eps)(rewards, prompt).values
-
-
-def zero_variance_groups(rewards: Tensor, prompt: Tensor) -> Tensor:
-    """Which groups carry no signal: all rewards equal, or fewer than 2 of them finite.
-
-    Args:
-        rewards: Rewards, shape (N,).
-        prompt: Group of each reward, any integers, shape (N,).
-
-    Returns:
-        bool, shape (G,), in ascending order of the group's number.
-    """
-    return _group_statistics(rewards, prompt).zero_variance
-
-
 def _group_statistics(rewards: Tensor, prompt: Tensor) -> _GroupStatistics:
     if rewards.ndim != 1 or rewards.shape != prompt.shape:
         raise ValueError(
