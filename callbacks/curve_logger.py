@@ -14,6 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from aegpo.prompts import PromptBatch
 from aegpo.utilities.checks import require_positive
+from aegpo.utilities.tables import markdown_table
 
 
 class CurveLogger(L.Callback):
@@ -125,5 +126,5 @@ def layer_figure(per_layer: Tensor, names: list[str]) -> Figure:
 def prompt_table(batch: PromptBatch, delta: Tensor) -> str:
     """Return a Markdown table of the batch's prompts by ΔEntropy, highest first."""
     order = torch.argsort(delta, descending=True).tolist()
-    rows = [f"| {batch.prompts[row]} | {float(delta[row]):.5f} |" for row in order]
-    return "\n".join(["| prompt | ΔEntropy |", "| --- | --- |", *rows])
+    rows = [(batch.prompts[row], f"{float(delta[row]):.5f}") for row in order]
+    return markdown_table(("prompt", "ΔEntropy"), rows)

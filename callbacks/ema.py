@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
-from aegpo.policies.trainable import copy_trainable_tensors, trainable_tensors
+from aegpo.policies.averaged import AveragedWeights, lerp
 
 
 class EMA(L.Callback):
@@ -36,16 +36,13 @@ class EMA(L.Callback):
         self.decay = decay
         self.every_n_iterations = every_n_iterations
         self._updates = 0
-        self._weights: dict[str, torch.Tensor] | None = None
+        self._average = AveragedWeights(lerp)
+        self._in_place = ExitStack()
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Start at the present weights, or go on with a checkpoint's average."""
-        weights = trainable_tensors(pl_module.policy)
-        averaged = pl_module.averaged or weights
-        pl_module.averaged = {
-            name: averaged[name].to(tensor.device, torch.float32, copy=True)
-            for name, tensor in weights.items()
-        }
+        self._average.load_state_dict(pl_module.averaged or {})
+        pl_module.averaged = self._average.of(pl_module.policy)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -54,24 +51,21 @@ class EMA(L.Callback):
         if pl_module.iteration % self.every_n_iterations:
             return
         self._updates += 1
-        decay = min(self.decay, (1 + self._updates) / (10 + self._updates))
-        for name, tensor in trainable_tensors(pl_module.policy).items():
-            pl_module.averaged[name].lerp_(tensor.float(), 1 - decay)
+        ramp = (1 + self._updates) / (10 + self._updates)
+        self._average.follow(pl_module.policy, min(self.decay, ramp))
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Put the average in place, during training."""
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
-            weights = trainable_tensors(pl_module.policy)
-            self._weights = {name: tensor.clone() for name, tensor in weights.items()}
-            copy_trainable_tensors(pl_module.policy, pl_module.averaged)
+            self._in_place.enter_context(self._average.active(pl_module.policy))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Put the weights back."""
-        self._put_back(pl_module)
+        self._in_place.close()
 
     def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
         """Put the weights back, for whoever saves them now."""
-        self._put_back(pl_module)
+        self._in_place.close()
 
     def state_dict(self) -> dict[str, int]:
         """Updates so far; the average itself is the module's."""
@@ -80,8 +74,3 @@ class EMA(L.Callback):
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Continue from `state_dict`."""
         self._updates = int(state_dict["updates"])
-
-    def _put_back(self, pl_module: Any) -> None:
-        if self._weights is not None:
-            copy_trainable_tensors(pl_module.policy, self._weights)
-            self._weights = None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import lightning
 from lightning.pytorch.callbacks import Callback
+
+from aegpo.utilities.folders import published
 
 
 class ExportPipeline(Callback):
@@ -49,15 +50,6 @@ class ExportPipeline(Callback):
         self._export(trainer, pl_module)
 
     def _export(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
-        new = self.folder.with_name(self.folder.name + ".new")
-        old = self.folder.with_name(self.folder.name + ".old")
-        for leftover in (new, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        pl_module.export(new)  # type: ignore[operator]
-        if self.folder.exists():
-            self.folder.rename(old)
-        new.rename(self.folder)
-        shutil.rmtree(old, ignore_errors=True)
+        if trainer.is_global_zero:
+            with published(self.folder, replace=True) as folder:
+                pl_module.export(folder)  # type: ignore[operator]

@@ -145,7 +145,7 @@ class CLIPModule(lightning.LightningModule):
             folder: Folder to write.
         """
         folder = Path(folder)
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         config = {"model_cfg": self.model_cfg, "preprocess_cfg": self.preprocess_cfg}
         text = json.dumps(config, indent=2) + "\n"
         (folder / "open_clip_config.json").write_text(text, encoding="utf-8")

@@ -121,42 +121,6 @@ class GroupRelative:
         )
 
 
-def group_relative(
-    rewards: Tensor,
-    group: Tensor,
-    *,
-    scale: Scale = "group",
-    clip: float = 5.0,
-    eps: float = 1e-4,
-) -> Tensor:
-    """Group-relative advantages as a plain function; see `GroupRelative`.
-
-    Args:
-        rewards: Rewards, shape (N,); a value that is not finite is missing.
-        group: Group of each reward, any integers, shape (N,).
-        scale: What divides the centered reward: "group", "global" or "none".
-        clip: Largest absolute advantage.
-        eps: Added to the standard deviation.
-
-    Returns:
-        Advantages, fp32, shape (N,).
-    """
-    return GroupRelative(scale=scale, clip=clip, eps=eps)(rewards, group).values
-
-
-def zero_variance_groups(rewards: Tensor, group: Tensor) -> Tensor:
-    """Which groups carry no signal: all rewards equal, or fewer than 2 of them finite.
-
-    Args:
-        rewards: Rewards, shape (N,).
-        group: Group of each reward, any integers, shape (N,).
-
-    Returns:
-        bool, shape (G,), in ascending order of the group's number.
-    """
-    return _group_statistics(rewards, group).zero_variance
-
-
 def _group_statistics(rewards: Tensor, group: Tensor) -> _GroupStatistics:
     if rewards.ndim != 1 or rewards.shape != group.shape:
         raise ValueError(

@@ -16,6 +16,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from aegpo import __version__
 from aegpo.policies.exportable import denoiser_of
 from aegpo.policies.pretrained import BUNDLED, find_pipeline
+from aegpo.utilities.tables import markdown_table
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -80,7 +81,6 @@ def model_card(facts: Facts) -> ModelCard:
         base_model=facts.base if isinstance(_source(facts.base), str) else None,
         tags=[*([] if facts.full else ["lora"]), "reinforcement-learning", "aegpo"],
     )
-    settings = facts.config.get("model", {}).get("init_args", {})
     kind = "all weights" if facts.full else "LoRA adapters"
     average = " These are weights averaged over the training." if facts.averaged else ""
     lines = [
@@ -99,11 +99,7 @@ def model_card(facts: Facts) -> ModelCard:
         *_score_table(facts.scores),
         "## Training",
         "",
-        "| | |",
-        "| --- | --- |",
-        *(f"| {key.replace('_', ' ')} | {value} |" for key, value in _method(facts, settings)),
-        f"| model evaluations | {facts.training_evaluations:,} ({_parts(facts.evaluations)}) |",
-        f"| versions | {_versions()} |",
+        markdown_table(("", ""), _method(facts), text_columns=2),
         "",
         "`config.yaml` is the whole configuration.",
     ]
@@ -204,8 +200,9 @@ def _literal(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
-def _method(facts: Facts, settings: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Rows of the training table from the config."""
+def _method(facts: Facts) -> list[tuple[str, str]]:
+    """Rows of the training table, most of them from the config."""
+    settings = facts.config.get("model", {}).get("init_args", {})
     rows = {key: settings.get(key) for key in (*REWARD_KEYS, *METHOD_KEYS)}
     described = {key: f"`{describe(value)}`" for key, value in rows.items() if value}
     if rows["objective"] is None and "clip_range" in settings:
@@ -219,7 +216,10 @@ def _method(facts: Facts, settings: Mapping[str, Any]) -> list[tuple[str, str]]:
         described["callbacks"] = ", ".join(f"`{name}`" for name in names)
     if "num_steps" in settings:
         described["denoising steps"] = str(settings["num_steps"])
-    return list(described.items())
+    spent = ", ".join(f"{name} {count:,}" for name, count in facts.evaluations.items() if count)
+    described["model evaluations"] = f"{facts.training_evaluations:,} ({spent})"
+    described["versions"] = _versions()
+    return [(key.replace("_", " "), value) for key, value in described.items()]
 
 
 def _score_table(scores: Mapping[str, Mapping[int, float]]) -> list[str]:
@@ -227,19 +227,15 @@ def _score_table(scores: Mapping[str, Mapping[int, float]]) -> list[str]:
     for reward, values in scores.items():
         if values:
             first, last = min(values), max(values)
-            after = "not evaluated | "
+            after = ["not evaluated", ""]
             if last > first:
-                change = values[last] - values[first]
-                after = f"{values[last]:.4f} (iteration {last}) | {change:+.4f}"
-            rows.append(f"| {reward} | {values[first]:.4f} (iteration {first}) | {after} |")
+                change = f"{values[last] - values[first]:+.4f}"
+                after = [f"{values[last]:.4f} (iteration {last})", change]
+            rows.append([reward, f"{values[first]:.4f} (iteration {first})", *after])
     if not rows:
         return ["Held-out scores were not logged.", ""]
-    heading = ["## Held-out scores", "", "| reward | before | after | change |"]
-    return [*heading, "| --- | ---: | ---: | ---: |", *rows, ""]
-
-
-def _parts(evaluations: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} {count:,}" for name, count in evaluations.items() if count)
+    table = markdown_table(("reward", "before", "after", "change"), rows)
+    return ["## Held-out scores", "", table, ""]
 
 
 def _versions() -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 from aegpo.exploration import StepSelector
 from aegpo.objectives.base import Experience, Objective
 from aegpo.objectives.samples import LossTerms, Samples
-from aegpo.policies.averaged import BehaviorWeights
+from aegpo.policies.averaged import AveragedWeights
 from aegpo.policies.base import Policy
 
 
@@ -118,7 +118,7 @@ class NFT(Objective):
         self.draws_noise = levels == "random"
         self.times_per_image, self.kl_coeff = times_per_image, kl_coeff
         self.decay_rate, self.decay_max, self.decay_start = decay_rate, decay_max, decay_start
-        self.old = BehaviorWeights()
+        self.old = AveragedWeights()
 
     def validate(self, step_selector: StepSelector, num_steps: int) -> None:
         """Check that there are enough noise levels to draw; see `Objective.validate`."""

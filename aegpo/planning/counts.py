@@ -55,17 +55,6 @@ class Range:
         """Bounds of a multiple by a factor of at least 0."""
         return Range(self.low * factor, self.high * factor)
 
-    def join(self, other: Range) -> Range:
-        """The smallest range that holds two others.
-
-        Args:
-            other: The other one.
-
-        Returns:
-            From the smaller lower bound to the larger upper one.
-        """
-        return Range(min(self.low, other.low), max(self.high, other.high))
-
 
 @dataclass(frozen=True)
 class RunShape:

@@ -1,24 +1,52 @@
-"""BehaviorWeights: the lagging copy of the trained weights that draws the rollouts."""
+"""AveragedWeights: weights that lag behind the trained ones, or come from an earlier checkpoint."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from aegpo.policies.base import Policy
+from aegpo.policies.trainable import require_fit
 
 
-class BehaviorWeights:
-    """A decayed mean of the trainable tensors, beside those that the optimizer moves.
+def weighted_sum(average: Tensor, trained: Tensor, decay: float) -> None:
+    """The average becomes decay · average + (1 - decay) · trained.
 
-    It starts as a copy of the policy that it first meets. Only the trainable tensors are copied:
-    with LoRA a few MB, with full fine-tuning a second model.
+    Args:
+        average: Changed in place.
+        trained: The trained tensor, of the same shape.
+        decay: In [0, 1).
+    """
+    average.mul_(decay).add_(trained, alpha=1 - decay)
+
+
+def lerp(average: Tensor, trained: Tensor, decay: float) -> None:
+    """The same number as `weighted_sum`, rounded as `torch.lerp` rounds.
+
+    Args:
+        average: Changed in place.
+        trained: The trained tensor, of the same shape.
+        decay: In [0, 1).
+    """
+    average.lerp_(trained, 1 - decay)
+
+
+class AveragedWeights:
+    """A second set of the trainable tensors, beside those that the optimizer moves.
+
+    It starts as a copy of the policy that it first meets, or as the tensors that it was given. Only
+    the trainable tensors are copied: with LoRA a few MB, with full fine-tuning a second model. By
+    which decay it follows is up to who calls `follow`.
+
+    Args:
+        move: How one tensor follows; `weighted_sum` and `lerp` differ in the last bit.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, move: Callable[[Tensor, Tensor, float], None] = weighted_sum) -> None:
+        self._move = move
         self._weights: dict[str, Tensor] = {}
 
     @contextmanager
@@ -34,7 +62,7 @@ class BehaviorWeights:
         Yields:
             Nothing.
         """
-        weights = self._weights_of(policy)
+        weights = self.of(policy)
         trained = {
             name: parameter for name, parameter in policy.named_parameters() if name in weights
         }
@@ -55,33 +83,38 @@ class BehaviorWeights:
             policy: The policy as it was trained so far.
             decay: In [0, 1); 0 takes over the trained weights.
         """
-        weights = self._weights_of(policy)
+        weights = self.of(policy)
         for name, trained in policy.trainable_state_dict().items():
-            weights[name].mul_(decay).add_(trained, alpha=1 - decay)
+            self._move(weights[name], trained, decay)
+
+    def of(self, policy: Policy) -> dict[str, Tensor]:
+        """The weights on the policy's device, at first a copy of its own.
+
+        Args:
+            policy: The policy whose weights they are.
+
+        Returns:
+            The very tensors that `follow` moves, by the names of `Policy.trainable_state_dict`.
+
+        Raises:
+            ValueError: If they are weights of another policy.
+        """
+        trained = policy.trainable_state_dict()
+        if not self._weights:
+            self._weights = {name: tensor.clone() for name, tensor in trained.items()}
+        require_fit(trained, self._weights)
+        for name, tensor in trained.items():
+            self._weights[name] = self._weights[name].to(tensor.device)
+        return self._weights
 
     def state_dict(self) -> dict[str, Tensor]:
         """The weights by the names of `Policy.trainable_state_dict`; empty before the first use."""
         return dict(self._weights)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over weights from a checkpoint; from an empty one, those of the policy at first use.
+        """Take over copies of tensors; from an empty state, those of the policy at first use.
 
         Args:
-            state: What `state_dict` returned.
+            state: What `state_dict` or `Policy.trainable_state_dict` returned.
         """
         self._weights = {name: weight.clone() for name, weight in state.items()}
-
-    def _weights_of(self, policy: Policy) -> dict[str, Tensor]:
-        """The weights on the policy's device, a copy of its own at first."""
-        trained = policy.trainable_state_dict()
-        if not self._weights:
-            self._weights = {name: tensor.clone() for name, tensor in trained.items()}
-        shapes = {name: weight.shape for name, weight in self._weights.items()}
-        if shapes != {name: tensor.shape for name, tensor in trained.items()}:
-            raise ValueError(
-                "the checkpoint's behavior policy has other trainable tensors than this policy; "
-                "build the policy with the arguments it was trained with"
-            )
-        for name, tensor in trained.items():
-            self._weights[name] = self._weights[name].to(tensor.device)
-        return self._weights

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
+import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from diffusers import BitsAndBytesConfig, DiffusionPipeline, ModelMixin, PipelineQuantizationConfig
-from huggingface_hub.errors import GatedRepoError
 
-from aegpo.utilities.hub import causes
+from aegpo.utilities.hub import explained, is_hub_id
 
 Quantization = Literal["nf4", "int8"]
 """How frozen weights may be stored: 4 bits (QLoRA, arXiv 2305.14314) or 8 (arXiv 2208.07339)."""
@@ -44,7 +43,7 @@ def find_pipeline(pretrained: str) -> str | Path:
     folder = Path(pretrained).expanduser()
     if folder.exists():
         return folder
-    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", pretrained):
+    if is_hub_id(pretrained):
         return pretrained
     raise FileNotFoundError(
         f"pretrained={pretrained!r} is neither a folder nor a hub id; give a folder with a "
@@ -66,28 +65,17 @@ def read_model_index(
         The content of model_index.json; the value of a part that is absent is [None, None].
 
     Raises:
-        FileNotFoundError: If there is no model_index.json, or a part's folder is missing.
+        FileNotFoundError: If there is no model_index.json, a part's folder is missing, or the hub
+            is out of reach.
+        PermissionError: If the repository is gated.
         ValueError: If the file is unreadable or names another class.
     """
     accepted = f"give the folder or hub id of a saved {pipeline.__name__}"
-    if isinstance(source, Path) and not (source / "model_index.json").is_file():
-        raise FileNotFoundError(f"{source} is no pipeline: it has no model_index.json; {accepted}")
-    try:
-        index: dict[str, Any] = pipeline.load_config(
-            source, local_files_only=isinstance(source, Path)
-        )
-    except OSError as error:
-        if isinstance(source, Path):
-            raise ValueError(f"{source}/model_index.json is not valid JSON; {accepted}") from error
-        if any(isinstance(cause, GatedRepoError) for cause in causes(error)):
-            raise FileNotFoundError(
-                f"{source!r} is gated: accept its terms at https://huggingface.co/{source}, log in "
-                "with `hf auth login`, and start again"
-            ) from error
-        raise FileNotFoundError(
-            f"{source!r} is no folder here, and its model_index.json could not be fetched from "
-            f"the hub; {accepted}, or check the network and your access"
-        ) from error
+    if isinstance(source, Path):
+        index = _local_index(source, accepted)
+    else:
+        with explained(source, "pretrained", "model_index.json"):
+            index = pipeline.load_config(source)
     if index.get("_class_name") != pipeline.__name__:
         raise ValueError(f"{source} is a {index.get('_class_name')}; {accepted}")
     if isinstance(source, Path):
@@ -95,6 +83,17 @@ def read_model_index(
         absent = [n for n in parts if n not in unused and not (source / n).is_dir()]
         if absent:
             raise FileNotFoundError(f"{source} lacks the folders {absent}; {accepted}")
+    return index
+
+
+def _local_index(folder: Path, accepted: str) -> dict[str, Any]:
+    file = folder / "model_index.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{folder} is no pipeline: it has no {file.name}; {accepted}")
+    try:
+        index: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not valid JSON; {accepted}") from error
     return index
 
 

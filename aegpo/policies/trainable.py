@@ -36,6 +36,21 @@ def copy_trainable_tensors(module: nn.Module, state: Mapping[str, Tensor]) -> No
         ValueError: If names or shapes differ; the module is then unchanged.
     """
     own = trainable_tensors(module)
+    require_fit(own, state)
+    for name, tensor in own.items():
+        tensor.copy_(state[name])
+
+
+def require_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Raises unless saved tensors are those of a module.
+
+    Args:
+        own: What `trainable_tensors` says of the module.
+        state: The saved ones.
+
+    Raises:
+        ValueError: If names or shapes differ.
+    """
     wrong = [
         *(f"{name} is missing" for name in own.keys() - state.keys()),
         *(f"{name} is not trainable here" for name in state.keys() - own.keys()),
@@ -50,5 +65,3 @@ def copy_trainable_tensors(module: nn.Module, state: Mapping[str, Tensor]) -> No
             f"the saved weights do not fit this policy in {len(wrong)} tensors, first: "
             f"{min(wrong)}; build the policy with the arguments it was trained with"
         )
-    for name, tensor in own.items():
-        tensor.copy_(state[name])

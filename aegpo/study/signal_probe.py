@@ -8,7 +8,6 @@ file measures both sides; `aegpo.study.signal_tables` compares them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import get_args
 
@@ -20,6 +19,7 @@ from aegpo.entropy.tokens import TokenSet, check_token_set
 from aegpo.evaluations import PURPOSES
 from aegpo.exploration import ExplorationSchedule, StepSelector
 from aegpo.noise import KeyedNoise
+from aegpo.policies.averaged import AveragedWeights
 from aegpo.policies.base import Policy
 from aegpo.prompts import PromptBatch
 from aegpo.rewards.base import Reward
@@ -142,18 +142,16 @@ class SignalProbe:
             with self.policy.reference():
                 reference_curves = self.curves("the reference", "reference", skipped)
             after = self.final_rewards("the policy")
-            state = self.policy.trainable_state_dict()
-            own = {name: value.clone() for name, value in state.items()}
-            try:
+            name, earlier = "the reference", self.policy.reference()
+            if before is not None:
+                weights = AveragedWeights()
+                weights.load_state_dict(before)
+                name, earlier = "the earlier checkpoint", weights.active(self.policy)
+            with earlier:
                 if before is not None:
-                    self.policy.load_trainable_state_dict(before)
-                    before_curves = self.curves("the earlier checkpoint", "probe", skipped)
-                with self.policy.reference() if before is None else nullcontext():
-                    name = "the reference" if before is None else "the earlier checkpoint"
-                    before_groups = self.groups(name)
-                    gains = after - self.final_rewards(name)
-            finally:
-                self.policy.load_trainable_state_dict(own)
+                    before_curves = self.curves(name, "probe", skipped)
+                before_groups = self.groups(name)
+                gains = after - self.final_rewards(name)
         spent = {name: self.policy.evaluations.counts[name] - counts[name] for name in PURPOSES}
         return Signals(
             self.batch,

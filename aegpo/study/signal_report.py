@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from aegpo.study.signal_tables import (
     step_table,
 )
 from aegpo.study.step_trials import group_spread
+from aegpo.utilities.tables import finite, markdown_table, write_csv
 
 STEP_COLUMNS = ("tokens", "layer", "rho", "own rho", "steps", "share", "own share")
 """Columns of the first table before those of the steps."""
@@ -44,6 +44,9 @@ NOT_TRAINED = (
     "Without a checkpoint the policy is the reference: ΔEntropy is 0 for every prompt and nothing "
     "was gained, so there is no second table. Give --ckpt_path to see it."
 )
+
+DIGITS = 6
+"""Places after the point in the files for programs."""
 
 
 @dataclass(frozen=True)
@@ -146,12 +149,14 @@ def write_report(report: Report, folder: Path) -> list[Path]:
     page, everything = folder / "signals.md", folder / "signals.json"
     steps, prompts = folder / "steps.csv", folder / "prompts.csv"
     page.write_text("\n".join(_page(report)) + "\n", encoding="utf-8")
-    _write_csv(steps, *_step_csv(report.steps))
+    header, rows = _step_csv(report.steps)
+    write_csv(steps, header, finite(rows, DIGITS))
     prompts.unlink(missing_ok=True)
     if report.prompts is not None:
         names = [field.name for field in fields(PromptRow)]
-        _write_csv(prompts, names, [[getattr(row, n) for n in names] for row in report.prompts])
-    text = json.dumps(_finite(_everything(report)), ensure_ascii=False, indent=1)
+        values = [[getattr(row, name) for name in names] for row in report.prompts]
+        write_csv(prompts, names, finite(values, DIGITS))
+    text = json.dumps(finite(_everything(report), DIGITS), ensure_ascii=False, indent=1)
     everything.write_text(text + "\n", encoding="utf-8")
     return [page, steps, *([prompts] if report.prompts is not None else []), everything]
 
@@ -164,11 +169,11 @@ def _page(report: Report) -> list[str]:
     spread = ["reward spread", "", "", "", _steps(steps.oracle_steps), f"{steps.oracle_share:.0%}"]
     spread += ["", *(f"{value:.3f}" for value in steps.spread), "–"]
     header = [*STEP_COLUMNS, *map(str, range(len(steps.spread) + 1))]
-    lines += _markdown(header, [spread, *report.step_rows()])
+    lines.append(markdown_table(header, [spread, *report.step_rows()], text_columns=2))
     lines += ["", *report.step_notes, "", "## By prompt", ""]
     if report.prompts is not None:
         columns = [PROMPT_COLUMNS[name] for name in report.prompt_fields()]
-        lines += [*_markdown(columns, report.prompt_rows()), ""]
+        lines += [markdown_table(columns, report.prompt_rows(), text_columns=2), ""]
     return lines + report.prompt_notes
 
 
@@ -185,7 +190,7 @@ def _step_csv(table: StepTable) -> tuple[list[str], list[list[Any]]]:
 
 
 def _everything(report: Report) -> dict[str, Any]:
-    """Both tables and the measurements behind them, as plain values."""
+    """Both tables and the measurements behind them."""
     signals = report.signals
     prompts: dict[str, Any] = {
         "prompt": signals.prompts.prompts,
@@ -208,39 +213,14 @@ def _everything(report: Report) -> dict[str, Any]:
         "settings": dict(report.settings),
         "evaluations": signals.evaluations,
         "skipped": signals.skipped,
-        "steps": asdict(report.steps),
-        "prompts": None if report.prompts is None else [asdict(row) for row in report.prompts],
+        "steps": report.steps,
+        "prompts": report.prompts,
         "by_prompt": prompts,
     }
 
 
 def _named(values: Mapping[tuple[str, str], list[float]]) -> list[dict[str, Any]]:
     return [{"tokens": key[0], "layer": key[1], "values": row} for key, row in values.items()]
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN: null in its place."""
-    if isinstance(value, dict):
-        return {name: _finite(entry) for name, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
-    if isinstance(value, float):
-        return round(value, 6) if math.isfinite(value) else None
-    return value
-
-
-def _write_csv(file: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    with file.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(header)
-        for row in rows:
-            cells = ["" if cell is None else cell for cell in _finite(list(row))]
-            writer.writerow(cells)
-
-
-def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    lines = [header, ["---", "---", *["---:"] * (len(header) - 2)], *rows]
-    return ["| " + " | ".join(line) + " |" for line in lines]
 
 
 def _steps(steps: Sequence[int]) -> str:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from rich.console import Console
+from rich.text import Text
+
 Status = Literal["ok", "warning", "failed"]
+
+MOST_WARNINGS = 3
+"""Different warnings of Python that are printed; the same one often comes with each call."""
+
+_STYLES: dict[Status, str] = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 
 
 @dataclass(frozen=True)
@@ -24,17 +33,50 @@ class Finding:
     detail: str
 
 
-def report(findings: Iterable[Finding]) -> bool:
+def report(findings: Iterable[Finding], name_width: int = 16) -> bool:
     """Print the findings as they come, one a line.
 
     Args:
         findings: What was found; consumed lazily, so that a slow check does not hold up the others.
+        name_width: Columns that names take.
 
     Returns:
         Whether none has failed.
     """
+    console = Console(highlight=False, soft_wrap=True)
     healthy = True
     for finding in findings:
-        print(f"{finding.status:<8} {finding.name:<16} {finding.detail}", flush=True)
+        status = (f"{finding.status:<8}", _STYLES[finding.status])
+        console.print(Text.assemble(status, f" {finding.name:<{name_width}} {finding.detail}"))
         healthy = healthy and finding.status != "failed"
+    return healthy
+
+
+def report_and_count(findings: Iterable[Finding], name_width: int = 16) -> bool:
+    """Print the findings, then how many there were of each kind and what Python warned of.
+
+    Args:
+        findings: What was found; consumed lazily.
+        name_width: Columns that names take.
+
+    Returns:
+        Whether none has failed.
+    """
+    counts = dict.fromkeys(_STYLES, 0)
+
+    def counted() -> Iterator[Finding]:
+        for finding in findings:
+            counts[finding.status] += 1
+            yield finding
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        healthy = report(counted(), name_width)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(", ".join(f"{count} {status}" for status, count in counts.items()))
+    texts = list(dict.fromkeys(" ".join(str(warning.message).split()) for warning in caught))
+    for text in texts[:MOST_WARNINGS]:
+        console.print(Text(f"python warned: {text}", "yellow"))
+    if len(texts) > MOST_WARNINGS:
+        console.print(f"and warned {len(texts) - MOST_WARNINGS} times more")
     return healthy

@@ -29,24 +29,36 @@ def check_new_folder(out: str) -> Path:
 
 
 @contextmanager
-def published(folder: Path) -> Iterator[Path]:
+def published(folder: Path, replace: bool = False) -> Iterator[Path]:
     """Fill a folder beside `folder`, which takes its place when all went well.
 
     Args:
-        folder: The folder that is to appear; absent or empty.
+        folder: The folder that is to appear.
+        replace: Whether it may exist with something in it. What was there is moved aside in one
+            step, and comes back if the new folder does not take its place.
 
     Yields:
-        The folder to write into; removed if an exception is raised.
+        The folder to write into, empty; removed if an exception is raised.
+
+    Raises:
+        OSError: If `folder` is not empty and must not be replaced, or the disk refuses.
     """
     final = folder.resolve()
-    final.parent.mkdir(parents=True, exist_ok=True)
     partial = final.with_name(f"{final.name}.partial")
+    previous = final.with_name(f"{final.name}.previous")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    partial.mkdir(parents=True)
     try:
         yield partial
-        if final.exists():
+        if not replace and final.exists():
             final.rmdir()
+        elif final.exists():
+            shutil.rmtree(previous, ignore_errors=True)
+            final.rename(previous)
         partial.rename(final)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        if replace and not final.exists() and previous.exists():  # also after a killed process
+            previous.rename(final)
+        elif replace:
+            shutil.rmtree(previous, ignore_errors=True)

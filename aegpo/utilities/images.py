@@ -1,4 +1,4 @@
-"""Pictures of image tensors: one image, and a grid with a caption under each."""
+"""Image tensors as 8-bit pixels, as pictures, and as a grid with a caption under each."""
 
 from __future__ import annotations
 
@@ -13,6 +13,21 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 
+def to_pixels(images: Tensor) -> tuple[npt.NDArray[np.uint8], list[bool]]:
+    """Round images to 8 bits and say which of them are whole.
+
+    Args:
+        images: Shape (N, 3, H, W), in [0, 1]; values beyond are clipped.
+
+    Returns:
+        Pixels, uint8, shape (N, H, W, 3), and for each image whether all its values are finite;
+        the pixels of one that is not mean nothing.
+    """
+    finite: list[bool] = images.isfinite().flatten(1).all(dim=1).tolist()
+    pixels = (images.detach().float().clamp(0, 1) * 255).round().nan_to_num().byte()
+    return pixels.permute(0, 2, 3, 1).cpu().contiguous().numpy(), finite
+
+
 def to_picture(image: Tensor) -> Image.Image:
     """One image as 8-bit RGB.
 
@@ -22,8 +37,7 @@ def to_picture(image: Tensor) -> Image.Image:
     Returns:
         The picture.
     """
-    pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-    return Image.fromarray(pixels)
+    return Image.fromarray(to_pixels(image[None])[0][0])
 
 
 def image_grid(
@@ -89,18 +103,3 @@ def side_by_side(
     stacked = torch.stack(shown)
     columns = block * min(max(1, 8 // block), total // images_per_prompt)
     return image_grid(stacked, labels, columns, side=min(max(128, stacked.shape[-1]), 256))
-
-
-def to_pixels(images: Tensor) -> tuple[npt.NDArray[np.uint8], list[bool]]:
-    """Round images to 8 bits and say which of them are whole.
-
-    Args:
-        images: Shape (N, 3, H, W), in [0, 1]; values beyond are clipped.
-
-    Returns:
-        Pixels, uint8, shape (N, H, W, 3), and for each image whether all its values are finite;
-        the pixels of one that is not mean nothing.
-    """
-    finite: list[bool] = images.isfinite().flatten(1).all(dim=1).tolist()
-    pixels = (images.detach().float().clamp(0, 1) * 255).round().nan_to_num().byte()
-    return pixels.permute(0, 2, 3, 1).cpu().contiguous().numpy(), finite

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
-from rich.console import Console
-from rich.text import Text
 
 from aegpo.rewards.base import Reward
 from aegpo.rewards.checks.check import check_reward
 from aegpo.rewards.checks.samples import RewardSamples, folder_samples, shapes_samples
-from aegpo.utilities.findings import Finding
+from aegpo.utilities.findings import report_and_count
 from lightning_modules.arguments.messages import explain_exception
 from lightning_modules.arguments.parser import OneLineParser
-
-_STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red"}
-MOST_WARNINGS = 3
-"""Different warnings of the reward that are printed; the same one often comes with each call."""
 
 
 def main(args: list[str] | None = None) -> None:
@@ -61,7 +54,7 @@ def main(args: list[str] | None = None) -> None:
         if os.environ.get("AEGPO_DEBUG", "0") not in ("", "0"):
             raise
         parser.error(explain_exception(error))
-    if not print_findings(check_reward(reward, samples, device, parsed.tolerance)):
+    if not report_and_count(check_reward(reward, samples, device, parsed.tolerance), 26):
         raise SystemExit(1)
 
 
@@ -95,36 +88,6 @@ def read_samples(folder: str | None, prompts: int, size: int | None) -> RewardSa
         The samples.
     """
     return shapes_samples(prompts, size) if folder is None else folder_samples(folder, size)
-
-
-def print_findings(findings: Iterable[Finding]) -> bool:
-    """Print findings as they come, one a line, and how many there were of each kind.
-
-    Args:
-        findings: What was found; consumed lazily.
-
-    Returns:
-        Whether none has failed.
-    """
-    console = Console(highlight=False, soft_wrap=True)
-    counts = dict.fromkeys(_STYLES, 0)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        for finding in findings:
-            counts[finding.status] += 1
-            console.print(_line(finding))
-    console.print(", ".join(f"{count} {status}" for status, count in counts.items()))
-    texts = list(dict.fromkeys(" ".join(str(warning.message).split()) for warning in caught))
-    for text in texts[:MOST_WARNINGS]:
-        console.print(Text(f"python warned: {text}", "yellow"))
-    if len(texts) > MOST_WARNINGS:
-        console.print(f"and warned {len(texts) - MOST_WARNINGS} times more")
-    return not counts["failed"]
-
-
-def _line(finding: Finding) -> Text:
-    status = (f"{finding.status:<8}", _STYLES[finding.status])
-    return Text.assemble(status, f" {finding.name:<26} {finding.detail}")
 
 
 def _expand(args: Sequence[str]) -> list[str]:

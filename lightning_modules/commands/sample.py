@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -25,6 +24,7 @@ from aegpo.rollout.deterministic import deterministic_rollout
 from aegpo.utilities.checks import require_positive
 from aegpo.utilities.folders import check_new_folder
 from aegpo.utilities.images import side_by_side, to_picture
+from aegpo.utilities.tables import finite
 from lightning_modules.commands.inside_trainer import Weights, inside_trainer
 from lightning_modules.policy_module import PolicyModule
 
@@ -156,7 +156,7 @@ class _Samples:
                     name = f"{model}/{index:04d}_{image}.png"
                     about = {"prompt": prompt, "image": str(image), **facts}
                     _save(picture, self.folder / name, about)
-                    own = {reward: _finite(values[image]) for reward, values in scores.items()}
+                    own = finite({reward: values[image] for reward, values in scores.items()})
                     record = {"file": name, "prompt": prompt, "model": model, "scores": own}
                     file.write(json.dumps(record, ensure_ascii=False) + "\n")
                     if index < GRID_PROMPTS:
@@ -193,11 +193,6 @@ class _Samples:
         for name, values in scores.items():
             self.scores.setdefault(model, {}).setdefault(name, []).extend(values)
         return scores
-
-
-def _finite(value: float) -> float | None:
-    """What JSON can say of a score: null where there is none."""
-    return value if math.isfinite(value) else None
 
 
 def _save(picture: Tensor, file: Path, about: dict[str, str]) -> None:

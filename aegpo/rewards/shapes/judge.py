@@ -41,7 +41,7 @@ _RELATIONS = {"left of": (1, -1), "right of": (1, 1), "above": (0, -1), "below":
 """Axis (0 down, 1 right) and sign of the first object's offset from the second."""
 
 # Ramps from no credit to full credit, measured on rendered, blurred and autoencoded objects and on
-# blobs; see tests/aegpo/shapes/test_judge.py.
+# blobs; see tests/aegpo/rewards/shapes/test_judge.py.
 _OVERLAP = (0.78, 0.88)
 _LEAD = (-0.01, 0.03)  # overlap with the requested shape minus overlap with the best other one
 
@@ -125,19 +125,6 @@ class ShapesJudge(Reward):
         """
         verdicts = judge_images(images, [parse(prompt) for prompt in prompts])
         return torch.tensor([verdict.score for verdict in verdicts], dtype=torch.float32)
-
-
-def judge_image(image: Tensor, scene: Scene) -> Verdict:
-    """Judges one picture.
-
-    Args:
-        image: (3, H, W) in [0, 1].
-        scene: What it should show.
-
-    Returns:
-        The verdict with every clause and every found object.
-    """
-    return judge_images(image[None], [scene])[0]
 
 
 def judge_images(images: Tensor, scenes: Sequence[Scene]) -> list[Verdict]:

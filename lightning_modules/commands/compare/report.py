@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from matplotlib.figure import Figure
 
 from aegpo.study.comparison import Estimate, Target, summarize
 from aegpo.study.learning_curves import Runs, band
+from aegpo.utilities.tables import finite, markdown_table, write_csv
 from lightning_modules.commands.compare.settings import Comparison
 
 _COLUMNS = (
@@ -41,30 +41,31 @@ def write_report(
     """
     target = Target(settings.budget, settings.target, settings.budget_of(settings.reference))
     score, rows = summarize(methods, settings.reference, target, settings.budgets)
-    markdown = markdown_table(settings, score, rows, failures)
+    markdown = markdown_page(settings, score, rows, failures)
     (out / "table.md").write_text(markdown)
     found = {
         "metric": settings.metric,
         "budget": settings.budget,
         "reference": settings.reference,
         "target": score,
-        "methods": [_plain(row) for row in rows],
+        "methods": finite(rows),
         "failures": dict(failures),
     }
     (out / "table.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
-    _write_csv(out / "table.csv", [_flat(row) for row in rows])
+    flat = [_flat(row) for row in rows]
+    write_csv(out / "table.csv", list(flat[0]), [row.values() for row in flat])
     points = [
-        {"method": name, "seed": seed, "evaluations": cost, "score": value}
+        (name, seed, cost, value)
         for name, runs in methods.items()
         for seed, curve in runs.items()
         for cost, value in zip(curve.cost.tolist(), curve.score.tolist(), strict=True)
     ]
-    _write_csv(out / "curves.csv", points)
+    write_csv(out / "curves.csv", ("method", "seed", "evaluations", "score"), points)
     draw_curves(settings, methods, score).savefig(out / "curves.png", dpi=120)
     return markdown
 
 
-def markdown_table(
+def markdown_page(
     settings: Comparison,
     score: float,
     rows: list[dict[str, Any]],
@@ -83,13 +84,7 @@ def markdown_table(
     """
     columns = [name.format(settings.reference) for name in _COLUMNS]
     columns[6] = f"evaluations to {score:.4g}"
-    lines = [
-        f"`{settings.metric}` after {settings.budget:,} model evaluations (rollout, probe and "
-        "reference 1, update 3).",
-        "",
-        "| " + " | ".join(columns) + " |",
-        "| --- " + "| ---: " * (len(columns) - 1) + "|",
-    ]
+    table = []
     for row in rows:
         final = f"{row['final_median']:.4f} ({min(row['final']):.4f} to {max(row['final']):.4f})"
         cells = [
@@ -103,13 +98,17 @@ def markdown_table(
             f"{row['reached']} of {len(row['seeds'])}",
             _interval(row["ratio"], "{:.3f}"),
         ]
-        lines.append("| " + " | ".join(cells) + " |")
+        table.append(cells)
     origin = (
         f"the median final score of {settings.reference}"
         if settings.target is None
         else "the score asked for"
     )
-    lines += [
+    lines = [
+        f"`{settings.metric}` after {settings.budget:,} model evaluations (rollout, probe and "
+        "reference 1, update 3).",
+        "",
+        markdown_table(columns, table),
         "",
         f"Scores and evaluations are medians over seeds (lowest to highest seed in parentheses); "
         f"the mean score is that of the curve from its start to {settings.budget:,}. "
@@ -174,17 +173,6 @@ def _interval(estimate: Estimate | None, form: str) -> str:
     return value if math.isnan(estimate.low) else f"{value} [{low}, {high}]"
 
 
-def _plain(value: Any) -> Any:
-    """What JSON can say: infinity, a score not reached, and NaN become null."""
-    if isinstance(value, Estimate):
-        return _plain(vars(value))
-    if isinstance(value, dict):
-        return {key: _plain(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_plain(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {
         "method": row["method"],
@@ -202,10 +190,3 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
         for part in ("value", "low", "high"):
             flat[f"{name}_{part}"] = "" if estimate is None else getattr(estimate, part)
     return flat
-
-
-def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)

@@ -216,10 +216,10 @@ def _policy(model: AEGPOModule) -> _PlannedPolicy:
         )
     try:
         size = policy_size(policy, given)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, PermissionError) as error:
         if not isinstance(find_pipeline(arguments["pretrained"]), str):
             raise
-        # A hub id, and no network: the counts are known all the same.
+        # A hub id, and no network or no access: the counts are known all the same.
         return _PlannedPolicy(
             guidance_scale=policy.classifier_free_guidance(arguments),
             max_batch=int(arguments["max_batch"]),

@@ -8,7 +8,6 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from aegpo.advantages import GroupRelative
-from aegpo.advantages.group_relative import group_relative, zero_variance_groups
 
 NAN = float("nan")
 SCALES = ("group", "global", "none")
@@ -31,11 +30,13 @@ def test_group_scale_by_hand() -> None:
     prompt = torch.tensor([5, 2, 5, 2, 5])
     expected = torch.tensor([-2.0, 2.0, -1.0, -2.0, 3.0])
     std = torch.tensor([7.0, 8.0, 7.0, 8.0, 7.0]).sqrt()
-    torch.testing.assert_close(group_relative(rewards, prompt, eps=0.5), expected / (std + 0.5))
-    torch.testing.assert_close(group_relative(rewards, prompt, scale="none"), expected)
+    torch.testing.assert_close(
+        GroupRelative(eps=0.5)(rewards, prompt).values, expected / (std + 0.5)
+    )
+    torch.testing.assert_close(GroupRelative(scale="none")(rewards, prompt).values, expected)
     # All five: mean 2.6, biased variance (2.56 + 1.96 + .36 + 6.76 + 11.56) / 5 = 4.64.
     torch.testing.assert_close(
-        group_relative(rewards, prompt, scale="global", eps=0.0), expected / math.sqrt(4.64)
+        GroupRelative(scale="global", eps=0.0)(rewards, prompt).values, expected / math.sqrt(4.64)
     )
 
 
@@ -47,7 +48,7 @@ def test_missing_rewards_count_nowhere() -> None:
         present = rewards.isfinite()
         assert result.missing == 2
         assert result.values[~present].tolist() == [0.0, 0.0]
-        alone = group_relative(rewards[present], prompt[present], scale=scale)
+        alone = GroupRelative(scale=scale)(rewards[present], prompt[present]).values
         torch.testing.assert_close(result.values[present], alone)
 
 
@@ -60,12 +61,13 @@ def test_groups_without_signal_are_exactly_zero() -> None:
         assert result.values[:8].tolist() == [0.0] * 8
         assert result.values[8] < 0 < result.values[9]
         assert result.zero_variance.tolist() == [True, True, True, True, False]
-    assert zero_variance_groups(rewards, prompt).tolist() == [True, True, True, True, False]
+    silent = GroupRelative()(rewards, prompt).zero_variance
+    assert silent.tolist() == [True, True, True, True, False]
 
 
 def test_near_equal_rewards_of_large_mean_keep_their_order() -> None:
     rewards = torch.tensor([1000.0, 1000.0001, 999.9999], dtype=torch.float64)
-    values = group_relative(rewards, torch.zeros(3, dtype=torch.int64), eps=0.0)
+    values = GroupRelative(eps=0.0)(rewards, torch.zeros(3, dtype=torch.int64)).values
     torch.testing.assert_close(values, torch.tensor([0.0, 1.0, -1.0]), atol=1e-5, rtol=0)
 
 
@@ -74,16 +76,16 @@ def test_clip() -> None:
     rewards = torch.zeros(50)
     rewards[7] = 1.0
     prompt = torch.zeros(50, dtype=torch.int64)
-    assert group_relative(rewards, prompt).max() == 5.0
-    assert group_relative(-rewards, prompt, clip=2.0).min() == -2.0
-    assert 6.9 < group_relative(rewards, prompt, clip=100.0).max() < 6.94
+    assert GroupRelative()(rewards, prompt).values.max() == 5.0
+    assert GroupRelative(clip=2.0)(-rewards, prompt).values.min() == -2.0
+    assert 6.9 < GroupRelative(clip=100.0)(rewards, prompt).values.max() < 6.94
 
 
 @settings(deadline=None)
 @given(ragged(), st.sampled_from(SCALES))
 def test_mean_is_zero_in_every_group(case: tuple[torch.Tensor, torch.Tensor], scale: str) -> None:
     rewards, prompt = case
-    values = group_relative(rewards, prompt, scale=scale, clip=1e6)
+    values = GroupRelative(scale=scale, clip=1e6)(rewards, prompt).values
     for group in prompt.unique():
         assert abs(float(values[prompt == group].sum())) < 1e-4
 
@@ -110,8 +112,8 @@ def test_group_and_global_do_not_see_scale_and_offset(
     rewards = rewards.double()
     for scale in ("group", "global"):
         torch.testing.assert_close(
-            group_relative(factor * rewards + offset, prompt, scale=scale, eps=0.0),
-            group_relative(rewards, prompt, scale=scale, eps=0.0),
+            GroupRelative(scale=scale, eps=0.0)(factor * rewards + offset, prompt).values,
+            GroupRelative(scale=scale, eps=0.0)(rewards, prompt).values,
             atol=1e-5,
             rtol=1e-5,
         )
@@ -126,8 +128,8 @@ def test_order_of_the_images_does_not_matter(
     order = list(range(len(rewards)))
     random.shuffle(order)
     torch.testing.assert_close(
-        group_relative(rewards[order], prompt[order], scale=scale),
-        group_relative(rewards, prompt, scale=scale)[order],
+        GroupRelative(scale=scale)(rewards[order], prompt[order]).values,
+        GroupRelative(scale=scale)(rewards, prompt).values[order],
     )
 
 
@@ -138,7 +140,8 @@ def test_other_groups_do_not_matter(case: tuple[torch.Tensor, torch.Tensor]) -> 
     first = prompt == prompt.min()
     assume(not bool(first.all()))
     torch.testing.assert_close(
-        group_relative(rewards[first], prompt[first]), group_relative(rewards, prompt)[first]
+        GroupRelative()(rewards[first], prompt[first]).values,
+        GroupRelative()(rewards, prompt).values[first],
     )
 
 
@@ -149,7 +152,7 @@ def test_no_images_at_all() -> None:
 
 def test_a_batch_of_missing_rewards_is_zero_for_every_scale() -> None:
     for scale in SCALES:
-        values = group_relative(torch.full((3,), NAN), torch.tensor([0, 0, 1]), scale=scale)
+        values = GroupRelative(scale=scale)(torch.full((3,), NAN), torch.tensor([0, 0, 1])).values
         assert values.tolist() == [0.0] * 3
 
 
@@ -164,4 +167,4 @@ def test_refuses(arguments: dict, message: str) -> None:
 
 def test_refuses_unequal_shapes() -> None:
     with pytest.raises(ValueError, match=r"\(2,\) and \(3,\)"):
-        group_relative(torch.zeros(2), torch.zeros(3, dtype=torch.int64))
+        GroupRelative()(torch.zeros(2), torch.zeros(3, dtype=torch.int64))

@@ -6,6 +6,13 @@ from pathlib import Path
 
 import pytest
 from diffusers import StableDiffusion3Pipeline
+from hub_errors import http_error
+from huggingface_hub.errors import (
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 
 from aegpo.policies import pretrained
 from aegpo.policies.families.stable_diffusion3 import StableDiffusion3
@@ -71,10 +78,26 @@ def test_wrong_folders_get_one_line_before_anything_loads(
     assert "lacks the folders ['vae']" in error_of(partial)
 
 
-def test_an_unreachable_hub_id_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("cause", "raised", "says"),
+    [
+        (LocalEntryNotFoundError("x\ny"), FileNotFoundError, "the hub is out of reach"),
+        (http_error(RepositoryNotFoundError), FileNotFoundError, "is no folder here"),
+        (http_error(GatedRepoError), PermissionError, "is gated: accept its terms at"),
+        (http_error(RemoteEntryNotFoundError), FileNotFoundError, "has no model_index.json"),
+        (None, ValueError, "could not be read: many lines"),
+    ],
+)
+def test_an_unreachable_hub_id_is_one_line(
+    cause: Exception | None,
+    raised: type[Exception],
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def unreachable(*_: object, **__: object) -> None:
-        raise OSError("many\nlines")
+        raise OSError("many\nlines") from cause
 
     monkeypatch.setattr(StableDiffusion3Pipeline, "load_config", unreachable)
-    with pytest.raises(FileNotFoundError, match="'owner/name' is no folder here"):
+    with pytest.raises(raised, match=f"pretrained='owner/name' .*{says}") as caught:
         StableDiffusion3("owner/name")
+    assert "\n" not in str(caught.value)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from aegpo.utilities.images import image_grid
+from aegpo.utilities.images import image_grid, to_picture, to_pixels
 
 COLORS = torch.eye(3)[:, :, None, None]  # red, green, blue
 
@@ -42,3 +42,14 @@ def test_pixels_are_enlarged_without_smoothing_and_keep_their_shape() -> None:
 def test_every_image_needs_its_caption() -> None:
     with pytest.raises(ValueError):
         image_grid(torch.zeros(2, 3, 2, 2), ["one"])
+
+
+def test_pictures_and_pixels_round_alike() -> None:
+    levels = torch.arange(256) / 255
+    images = torch.stack([levels.view(1, 16, 16).expand(3, -1, -1), torch.full((3, 16, 16), 1.5)])
+    pixels, finite = to_pixels(images)
+    assert finite == [True, True] and pixels.shape == (2, 16, 16, 3)
+    assert (pixels[0].reshape(256, 3) == np.arange(256)[:, None]).all() and (pixels[1] == 255).all()
+    assert (np.asarray(to_picture(images[0])) == pixels[0]).all()
+    images[1, 0, 3, 3] = float("nan")
+    assert to_pixels(images)[1] == [True, False]

@@ -254,7 +254,7 @@ def test_without_the_network_a_hub_id_is_planned_without_memory(
     module = tiny_module(tmp_path)
     module.policy_factory = partial(policy, "nobody/nothing", **arguments)
     plan = make_plan(tiny_trainer(tmp_path, []), module, tiny_data(tmp_path))
-    assert plan.memory is None and "Memory is unknown: 'nobody/nothing'" in printed(plan)
+    assert plan.memory is None and "Memory is unknown: pretrained='nobody/nothing'" in printed(plan)
     assert plan.iteration.evaluations["rollout"] == Range.exactly(12 * 5 * evaluations)
 
 

@@ -6,9 +6,9 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
+from hub_errors import http_error
 from huggingface_hub.errors import (
     GatedRepoError,
-    HfHubHTTPError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RemoteEntryNotFoundError,
@@ -29,14 +29,6 @@ from aegpo.rewards.learned.weights import (
     load_tensors,
 )
 from aegpo.utilities.hub import explained, is_hub_id
-
-
-def http_error(kind: type[HfHubHTTPError]) -> HfHubHTTPError:
-    """An error of the hub as its client raises it, of many lines."""
-    # Its constructor wants the response of one HTTP library or another.
-    error = kind.__new__(kind)
-    error.args = ("404 Client Error.\n\nMany lines.",)
-    return error
 
 
 def test_what_may_be_a_hub_id() -> None:

@@ -10,7 +10,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from aegpo.rewards.shapes.judge import ShapesJudge, Verdict, judge_image, judge_images
+from aegpo.rewards.shapes.judge import ShapesJudge, Verdict, judge_images
 from aegpo.rewards.shapes.segmentation import segment
 from aegpo.shapes.prompts import (
     CATEGORIES,
@@ -31,6 +31,10 @@ def scenes_of(category: str, seed: int = 0, name: str = "train") -> list[Scene]:
     pool = [scene for scene in split(name) if scene.category == category]
     rng = np.random.default_rng(seed)
     return [pool[row] for row in rng.integers(len(pool), size=SAMPLES)]
+
+
+def judged(image: Tensor, scene: Scene) -> Verdict:
+    return judge_images(image[None], [scene])[0]
 
 
 def mean_score(images: Tensor, scenes: list[Scene]) -> float:
@@ -134,7 +138,7 @@ def test_survives_what_an_autoencoder_does(corruption: str) -> None:
 
 def test_verdict_names_what_it_sees() -> None:
     image = paint(("blue", "triangle", 12, (9.25, 8.5)), ("yellow", "cross", 10, (23.0, 22.5)))
-    verdict = judge_image(image, parse("a blue triangle and a yellow cross"))
+    verdict = judged(image, parse("a blue triangle and a yellow cross"))
     assert verdict.score == pytest.approx(1.0)
     triangle, cross = verdict.found  # the larger one first
     assert (triangle.color, triangle.shape) == ("blue", "triangle")
@@ -170,7 +174,7 @@ def test_clauses_by_hand(
     score: float,
 ) -> None:
     image = paint(("red", "circle", 11, (14, 8)), ("green", "square", 11, (18, 23)))
-    verdict = judge_image(image, parse(prompt))
+    verdict = judged(image, parse(prompt))
     clauses = (verdict.color, verdict.shape, verdict.objects, verdict.count, verdict.relation)
     assert clauses == pytest.approx((color, shape, objects, count, relation), abs=1e-6)
     assert verdict.score == pytest.approx(score, abs=1e-6)
@@ -178,16 +182,16 @@ def test_clauses_by_hand(
 
 def test_an_empty_picture_scores_nothing() -> None:
     for prompt in ("a red circle", "a red circle above a green square"):
-        verdict = judge_image(torch.ones(3, 32, 32), parse(prompt))
+        verdict = judged(torch.ones(3, 32, 32), parse(prompt))
         assert (verdict.score, verdict.found) == (0.0, ())
 
 
 def test_specks_are_no_objects() -> None:
     image = paint(("red", "circle", 12, (10, 10)))
     image[:, 26:29, 26:29] = torch.tensor(COLORS["blue"])[:, None, None]
-    assert judge_image(image, parse("a red circle")).score == pytest.approx(1.0)
+    assert judged(image, parse("a red circle")).score == pytest.approx(1.0)
     image[:, 25:29, 25:29] = torch.tensor(COLORS["blue"])[:, None, None]
-    assert judge_image(image, parse("a red circle")).count == pytest.approx(0.375)
+    assert judged(image, parse("a red circle")).count == pytest.approx(0.375)
 
 
 def test_a_blob_has_its_color_but_no_shape() -> None:
@@ -208,9 +212,9 @@ def test_a_blob_has_its_color_but_no_shape() -> None:
 def test_long_ellipse_is_no_circle() -> None:
     y, x = np.mgrid[:32, :32] - 15.5
     ellipse = np.clip(6 - np.hypot(x / 1.3, y * 1.3) + 0.5, 0, 1)
-    assert judge_image(draw_mask(ellipse), parse("a red circle")).shape < 0.1
+    assert judged(draw_mask(ellipse), parse("a red circle")).shape < 0.1
     circle = np.clip(6 - np.hypot(x, y) + 0.5, 0, 1)
-    assert judge_image(draw_mask(circle), parse("a red circle")).shape == pytest.approx(1.0)
+    assert judged(draw_mask(circle), parse("a red circle")).shape == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("hue", [(0.95, 0.48, 0.1), (0.1, 0.1, 0.1), (0.5, 0.35, 0.2)])
@@ -218,7 +222,7 @@ def test_a_color_outside_the_palette_earns_nothing(hue: tuple[float, float, floa
     mask = shape_mask("square", 12, (16, 16))
     image = torch.from_numpy((1 - (1 - np.asarray(hue)[:, None, None]) * mask).astype(np.float32))
     for color in COLORS:
-        verdict = judge_image(image, Scene((Group(color, "square"),)))
+        verdict = judged(image, Scene((Group(color, "square"),)))
         assert verdict.color < 0.3
         assert verdict.shape > 0.9
 
@@ -230,7 +234,7 @@ def test_neighbors_joined_by_blur_are_counted_apart(phase: float) -> None:
     )
     image = blur(pair[None], 0.8)
     assert len(segment(image.numpy()).regions) == 1  # a pixel apart: the blur makes them one region
-    verdict = judge_image(image[0], parse("two cyan squares"))
+    verdict = judged(image[0], parse("two cyan squares"))
     assert len(verdict.found) == 2
     assert verdict.score > 0.9
 
@@ -245,7 +249,7 @@ def test_reward_equals_the_verdicts_and_ignores_the_rest_of_the_batch() -> None:
     prompts = [scene.text for scene in scenes]
     judge = ShapesJudge()
     scores = judge(images, prompts, [{} for _ in prompts])
-    alone = [judge_image(image, scene).score for image, scene in zip(images, scenes, strict=True)]
+    alone = [judged(image, scene).score for image, scene in zip(images, scenes, strict=True)]
     assert (scores.dtype, scores.shape) == (torch.float32, (8,))
     torch.testing.assert_close(scores, torch.tensor(alone))
     assert judge.range == (0.0, 1.0)
@@ -285,6 +289,6 @@ def test_bad_input_is_named() -> None:
 
 
 def test_verdict_is_plain_data() -> None:
-    verdict = judge_image(paint(("red", "circle", 12, (16, 16))), parse("a red circle"))
+    verdict = judged(paint(("red", "circle", 12, (16, 16))), parse("a red circle"))
     assert isinstance(verdict, Verdict)
     assert all(type(getattr(verdict, name)) is float for name in ("score", "color", "count"))
