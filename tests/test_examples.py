@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import runpy
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -38,9 +39,9 @@ def numbers(text: str) -> list[float]:
     return [float(number) for number in re.findall(r"[-+]?\d+\.\d+(?:e[-+]\d+)?", text)]
 
 
-def test_there_are_three() -> None:
+def test_there_are_four() -> None:
     names = [path.stem for path in EXAMPLES]
-    assert names == ["entropy_curve", "grpo_step", "own_reward"]
+    assert names == ["entropy_curve", "grpo_step", "own_reward", "own_selector"]
 
 
 @pytest.mark.parametrize("program", EXAMPLES, ids=lambda path: path.stem)
@@ -100,3 +101,28 @@ def test_the_reward_of_ones_own_passes_every_check(run) -> None:
         assert right > 0.8 and min(wrong) < 0.6  # another color is seen, another shape is not
     assert len(findings) > 10
     assert all(line.startswith("ok ") for line in findings)
+
+
+def test_the_selector_of_ones_own_takes_the_steepest_steps(run) -> None:
+    lines = run("own_selector").splitlines()
+    assert len(lines) == 8
+    rounding = 0.011  # of differences of printed values
+    for first in (0, 4):
+        name, *curve = lines[first].split()
+        assert name in ("falling", "waving")
+        values = [float(value) for value in curve]
+        rows = {line.split()[0]: line.split()[1:] for line in lines[first + 1 : first + 4]}
+        assert list(rows) == ["SteepestSteps", "EntropyPeaks", "RandomSteps"]
+        chosen = {
+            name: {t for t, mark in enumerate(marks) if mark == "*"} for name, marks in rows.items()
+        }
+        assert all(len(steps) == 3 and max(steps) < 9 for steps in chosen.values())
+        change = [abs(after - before) for before, after in pairwise(values)]
+        least = min(change[step] for step in chosen["SteepestSteps"])
+        assert least > -rounding + max(
+            change[t] for t in range(9) if t not in chosen["SteepestSteps"]
+        )
+        peak = min(values[step] for step in chosen["EntropyPeaks"])
+        assert peak > -rounding + max(
+            values[t] for t in range(9) if t not in chosen["EntropyPeaks"]
+        )

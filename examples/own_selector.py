@@ -1,0 +1,60 @@
+"""A step selector of one's own: explore where Entropy(t) changes fastest, not where it is high.
+
+Run by `python examples/own_selector.py`. A training run takes it by name; in this folder:
+
+    aegpo fit --config ../configs/shapes.yaml --model.step_selector own_selector.SteepestSteps
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from aegpo.entropy import EntropyReading
+from aegpo.exploration import EntropyPeaks, ExplorationSchedule, RandomSteps, StepSelector
+from aegpo.exploration.selector import require_steps
+from aegpo.noise import KeyedNoise
+
+
+class SteepestSteps(StepSelector):
+    """Explores before the largest changes of a prompt's Entropy(t), up or down.
+
+    As long as there is no reading the first `num` steps explore.
+
+    Args:
+        num: Steps per prompt.
+        eta: Noise level of the steps, in the units of the SDE in use; above 0.
+    """
+
+    def __init__(self, num: int = 3, eta: float = 0.7) -> None:
+        super().__init__(eta)
+        self.num = num
+
+    def __call__(
+        self, entropy: EntropyReading | None, noise: KeyedNoise, index: Tensor, num_steps: int
+    ) -> ExplorationSchedule:
+        """Mark `num` steps of each prompt; see `StepSelector.__call__`."""
+        require_steps("num", self.num, num_steps)
+        stochastic = torch.zeros(len(index), num_steps, dtype=torch.bool)
+        if entropy is None:
+            stochastic[:, : self.num] = True
+        else:
+            change = entropy.curve.cpu().diff(dim=1).abs()  # (B, T - 1): the last never explores
+            stochastic.scatter_(1, change.topk(self.num).indices, True)
+        return ExplorationSchedule.from_mask(stochastic, self.eta)
+
+
+def main() -> None:
+    """Print which steps three selectors choose on two made-up curves."""
+    steps = torch.arange(10) / 9
+    curves = torch.stack([torch.sigmoid(20 * (0.5 - steps)), 0.5 + 0.4 * torch.sin(6 * steps)])
+    for name, curve in zip(("falling", "waving"), curves, strict=True):
+        print(f"{name:<14}" + " ".join(f"{value:.2f}" for value in curve.tolist()))
+        for selector in (SteepestSteps(3), EntropyPeaks(top_k=3), RandomSteps(3)):
+            schedule = selector(EntropyReading(curve[None]), KeyedNoise(0), torch.arange(1), 10)
+            marks = ["  * " if explores else "  . " for explores in schedule.stochastic[0]]
+            print(f"{type(selector).__name__:<14}" + " ".join(marks))
+
+
+if __name__ == "__main__":
+    main()
