@@ -24,6 +24,7 @@ CENTRAL = {
     "aegpo.allocation.sharding.shard",
     "aegpo.entropy.reading.delta_entropy",
     "aegpo.exploration.schedule.ExplorationSchedule.fit",
+    "aegpo.exploration.windows.SlidingWindow",
     "aegpo.noise.KeyedNoise.normal",
     "aegpo.objectives.surrogate.surrogate",
     "aegpo.planning.counts.Range",
