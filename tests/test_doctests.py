@@ -20,6 +20,7 @@ WITH_EXAMPLES = [
 ]
 
 CENTRAL = {
+    "aegpo.advantages.group_relative.GroupRelative",
     "aegpo.allocation.allocators.MedianSplitAllocator",
     "aegpo.allocation.sharding.shard",
     "aegpo.entropy.reading.delta_entropy",
@@ -28,6 +29,7 @@ CENTRAL = {
     "aegpo.noise.KeyedNoise.normal",
     "aegpo.objectives.surrogate.surrogate",
     "aegpo.planning.counts.Range",
+    "aegpo.rollout.tree.RolloutTree.backup",
 }
 """What a reader learns the rules from."""
 
