@@ -42,13 +42,15 @@ test: $(READY)  ## run the tests with coverage of aegpo/ (at least 90 %)
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --cov=aegpo --cov-report=term $(PYTEST_ARGS)
 
-check: $(READY)  ## lint, formatting, types, docstrings against signatures, spelling
+check: $(READY)  ## lint, formatting, imports, types, docstrings, unused code, limits, spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/mypy --strict aegpo examples
-	$(BIN)/pydoclint $(PACKAGES) examples
-	$(BIN)/codespell $(PACKAGES) examples tests docs configs *.md
+	$(BIN)/mypy
+	$(BIN)/pydoclint $(PACKAGES) examples tools
+	$(BIN)/vulture
+	$(BIN)/python tools/check_limits.py
+	$(BIN)/codespell $(PACKAGES) examples tools tests docs configs *.md
 
 format: $(READY)  ## put the code into the project's format
 	$(BIN)/ruff check --fix .
@@ -56,7 +58,7 @@ format: $(READY)  ## put the code into the project's format
 
 clean:  ## remove .venv and caches; runs/ stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.* *.egg-info
-	find $(PACKAGES) examples tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find $(PACKAGES) examples tools tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is written last, so an interrupted installation starts again, and is older than
 # pyproject.toml as soon as a dependency changes.

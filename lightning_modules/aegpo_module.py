@@ -85,7 +85,7 @@ class AEGPOModule(PolicyModule):
         ValueError: If a setting contradicts another one.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # the parts of a step and their settings
         self,
         policy: Callable[[], Policy],
         reward: Reward,
