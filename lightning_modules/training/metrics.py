@@ -2,35 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from aegpo.advantages import Advantages
-from aegpo.exploration import ExplorationSchedule
 from aegpo.objectives.samples import LossTerms
 from aegpo.prompts import PromptBatch
-from aegpo.rollout import RolloutTree
-
-
-@dataclass(frozen=True)
-class Iteration:
-    """One iteration as this rank saw it, for callbacks.
-
-    Attributes:
-        batch: This rank's prompts, B rows.
-        schedule: Their exploration schedule.
-        group_sizes: Images per prompt, shape (B,).
-        tree: The rollout.
-        rewards: Reward of each image, NaN where it failed, shape (N,).
-    """
-
-    batch: PromptBatch
-    schedule: ExplorationSchedule
-    group_sizes: Tensor
-    tree: RolloutTree
-    rewards: Tensor
 
 
 def reward_metrics(
