@@ -42,13 +42,16 @@ test: $(READY)  ## run the tests with coverage of aegpo/ (at least 90 %)
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --cov=aegpo --cov-report=term $(PYTEST_ARGS)
 
-check: $(READY)  ## lint, formatting, types of aegpo/, docstrings against signatures, spelling
+# pydoclint in an environment of its own: its fork of docstring_parser has jsonargparse's file names.
+check: $(READY)  ## lint, formatting, imports, types, docstrings, unused code, limits, spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/mypy --strict aegpo
-	$(BIN)/pydoclint $(PACKAGES)
-	$(BIN)/codespell $(PACKAGES) tests docs configs *.md
+	$(BIN)/mypy
+	$(BIN)/uv tool run 'pydoclint>=0.6' $(PACKAGES) examples tools
+	$(BIN)/vulture
+	$(BIN)/python tools/check_limits.py
+	$(BIN)/codespell $(PACKAGES) examples tools tests docs configs *.md
 
 format: $(READY)  ## put the code into the project's format
 	$(BIN)/ruff check --fix .
@@ -56,7 +59,7 @@ format: $(READY)  ## put the code into the project's format
 
 clean:  ## remove .venv and caches; runs/ stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.* *.egg-info
-	find $(PACKAGES) tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find $(PACKAGES) examples tools tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is written last, so an interrupted installation starts again, and is older than
 # pyproject.toml as soon as a dependency changes.

@@ -9,6 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from aegpo.distributed import all_reduce_sum
 from aegpo.planning.counts import PlansEvaluations
+from aegpo.training import Training
 from aegpo.utilities.checks import require_positive
 
 
@@ -30,23 +31,23 @@ class BudgetStop(L.Callback, PlansEvaluations):
         require_positive("evaluations", evaluations)
         self.evaluations = self.evaluation_budget = evaluations
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: Training) -> None:
         """Train no further where a resumed run has spent its budget before."""
         self._stop_if_spent(trainer, pl_module)
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: Training, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Stop where this iteration spent the rest."""
         self._stop_if_spent(trainer, pl_module)
 
-    def _stop_if_spent(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def _stop_if_spent(self, trainer: L.Trainer, pl_module: Training) -> None:
         spent = total_evaluations(pl_module)
         if spent >= self.evaluations:
             rank_zero_info(f"{spent:,.0f} of {self.evaluations:,} model evaluations are spent")
             trainer.should_stop = True
 
 
-def total_evaluations(pl_module: Any) -> float:
+def total_evaluations(pl_module: Training) -> float:
     """Return the training evaluations of all ranks since the start, as `cost/evaluations`."""
     return all_reduce_sum(float(pl_module.policy.evaluations.total), pl_module.device)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from aegpo.rewards.base import Reward
 from aegpo.rewards.guarded import guarded_scores
+from aegpo.training import Training
 
 
 class Canary(L.Callback):
@@ -27,16 +28,17 @@ class Canary(L.Callback):
     def __init__(self, rewards: list[Reward] | None = None) -> None:
         self.rewards = rewards or []
 
-    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: L.Trainer, pl_module: Training, stage: str) -> None:
         """Give the watched rewards their device."""
         for reward in self.rewards:
             reward.setup(pl_module.device)
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: Training, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log the statistics of this rank's images."""
         tree = pl_module.last.tree
+        assert tree.images is not None  # training always decodes
         images = pl_module.last.batch.repeat(tree.row)
         metrics = {
             "canary/edge_density": float(edge_density(tree.images).mean()),

@@ -8,6 +8,7 @@ import lightning as L
 
 from aegpo.entropy.controls import EntropyControl
 from aegpo.prompts import PromptBatch
+from aegpo.training import Training
 
 
 class ControlledEntropy(L.Callback):
@@ -23,7 +24,7 @@ class ControlledEntropy(L.Callback):
     def __init__(self, control: EntropyControl) -> None:
         self.control = control
 
-    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: L.Trainer, pl_module: Training, stage: str) -> None:
         """Check that a reading is published before this callback's turn.
 
         Args:
@@ -37,7 +38,7 @@ class ControlledEntropy(L.Callback):
         require_probe_before(trainer, self)
 
     def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: Any, batch: PromptBatch, batch_idx: int
+        self, trainer: L.Trainer, pl_module: Training, batch: PromptBatch, batch_idx: int
     ) -> None:
         """Replace the reading of this batch."""
         if pl_module.entropy is not None:

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from aegpo.distributed import all_reduce_sum
 from aegpo.evaluations import PURPOSES
+from aegpo.training import Training
 from callbacks.budget_stop import total_evaluations
 
 
@@ -23,7 +24,7 @@ class CostLogger(L.Callback):
     part. Held-out evaluation is counted in `cost/validation` and not in the sum.
     """
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Training) -> None:
         """Print prompts, images, transitions and optimizer steps of one iteration."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         prompts = data.batch_size
@@ -44,7 +45,7 @@ class CostLogger(L.Callback):
         )
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: Training, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log the costs of the iteration."""
         counter = pl_module.policy.evaluations

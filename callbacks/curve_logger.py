@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from aegpo.prompts import PromptBatch
+from aegpo.training import Training
 from aegpo.utilities.checks import require_positive
 from aegpo.utilities.tables import markdown_table
 
@@ -37,7 +38,12 @@ class CurveLogger(L.Callback):
         self.every_n_iterations = every_n_iterations
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: PromptBatch, batch_idx: int
+        self,
+        trainer: L.Trainer,
+        pl_module: Training,
+        outputs: Any,
+        batch: PromptBatch,
+        batch_idx: int,
     ) -> None:
         """Draw every few iterations, and log the numbers of the curve every time."""
         entropy, last = pl_module.entropy, pl_module.last
@@ -54,7 +60,7 @@ class CurveLogger(L.Callback):
                 self._draw(trainer, pl_module, batch, writer)
 
     def _draw(
-        self, trainer: L.Trainer, pl_module: Any, batch: PromptBatch, writer: SummaryWriter
+        self, trainer: L.Trainer, pl_module: Training, batch: PromptBatch, writer: SummaryWriter
     ) -> None:
         step, last, entropy = pl_module.iteration, pl_module.last, pl_module.entropy
         writer.add_histogram("allocation/images", last.group_sizes, step)

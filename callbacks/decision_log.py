@@ -12,6 +12,7 @@ from torch import Tensor
 from aegpo.distributed import all_gather_rows
 from aegpo.prompts import PromptBatch
 from aegpo.study.decision_log import Decision, read_decisions
+from aegpo.training import Training
 
 
 class DecisionLog(L.Callback):
@@ -27,7 +28,7 @@ class DecisionLog(L.Callback):
         self._probabilities: Tensor | None = None
         self._path: Path | None = None
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: Training) -> None:
         """Keep the lines of the iterations before the checkpoint, none in a new run."""
         folder = trainer.log_dir  # a collective
         self._path = None
@@ -40,7 +41,7 @@ class DecisionLog(L.Callback):
         self._path.write_text("".join(lines))
 
     def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: Any, batch: PromptBatch, batch_idx: int
+        self, trainer: L.Trainer, pl_module: Training, batch: PromptBatch, batch_idx: int
     ) -> None:
         """Note the chances while they are still those that the batch was drawn with."""
         sampler = getattr(trainer.datamodule, "sampler", None)  # type: ignore[attr-defined]
@@ -49,7 +50,12 @@ class DecisionLog(L.Callback):
             self._probabilities = sampler.probabilities()[batch.index.cpu()]
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: PromptBatch, batch_idx: int
+        self,
+        trainer: L.Trainer,
+        pl_module: Training,
+        outputs: Any,
+        batch: PromptBatch,
+        batch_idx: int,
     ) -> None:
         """Collect the ranks' parts of the decision and write the line."""
         last = pl_module.last

@@ -14,10 +14,10 @@ from aegpo.entropy.recorder import EntropyRecorder
 from aegpo.entropy.recording import Recording
 from aegpo.exploration import ExplorationSchedule
 from aegpo.planning.counts import PlansEvaluations, Range, RunShape
-from aegpo.policies.base import Policy
 from aegpo.prompts import PromptBatch
 from aegpo.rollout import rollout
 from aegpo.sde import ODE, SDE
+from aegpo.training import Training
 
 
 class EntropyProbe(L.Callback, PlansEvaluations):
@@ -98,7 +98,7 @@ class EntropyProbe(L.Callback, PlansEvaluations):
         return min(self.recorder.rows or num_queries, num_queries)
 
     def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: Any, batch: PromptBatch, batch_idx: int
+        self, trainer: L.Trainer, pl_module: Training, batch: PromptBatch, batch_idx: int
     ) -> None:
         """Publish the reading of this batch."""
         due = pl_module.iteration % self.every_n_iterations == 0
@@ -116,7 +116,12 @@ class EntropyProbe(L.Callback, PlansEvaluations):
             pl_module.entropy = self._reading(batch)
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: PromptBatch, batch_idx: int
+        self,
+        trainer: L.Trainer,
+        pl_module: Training,
+        outputs: Any,
+        batch: PromptBatch,
+        batch_idx: int,
     ) -> None:
         """Keep what the rollout of this batch showed, for the prompts' next visit."""
         if self.source != "rollouts" or pl_module.recording is None:
@@ -132,7 +137,7 @@ class EntropyProbe(L.Callback, PlansEvaluations):
 
     def _keep(
         self,
-        pl_module: Any,
+        pl_module: Training,
         batch: PromptBatch,
         own: PromptBatch,
         recording: Recording,
@@ -161,14 +166,14 @@ class EntropyProbe(L.Callback, PlansEvaluations):
 
     def _draw(
         self,
-        pl_module: Any,
+        pl_module: Training,
         batch: PromptBatch,
         sde: SDE,
         schedule: ExplorationSchedule,
         purpose: str,
     ) -> Recording:
         """Record `trajectories` of each prompt, from noise that is fixed for the prompt."""
-        policy: Policy = pl_module.policy
+        policy = pl_module.policy
         sizes = torch.full((len(batch),), self.trajectories)
         noise = pl_module.noise.fixed()
         cond = policy.encode(batch.prompts)

@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 
 from aegpo.planning.counts import PlansEvaluations
+from aegpo.training import Training
 from aegpo.utilities.checks import require_positive
 from callbacks.budget_stop import total_evaluations
 
@@ -31,12 +32,12 @@ class EvaluateByCost(L.Callback, PlansEvaluations):
         self.evaluations = self.evaluations_per_validation = evaluations
         self._mark = 0
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: Training) -> None:
         """Count on from what a resumed run has spent."""
         self._mark = self._passed(pl_module)
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: Training, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Have Lightning evaluate after this iteration if it passed a mark, and only then."""
         mark = self._passed(pl_module)
@@ -44,5 +45,5 @@ class EvaluateByCost(L.Callback, PlansEvaluations):
         trainer.val_check_batch = 1 if mark > self._mark else sys.maxsize
         self._mark = mark
 
-    def _passed(self, pl_module: Any) -> int:
+    def _passed(self, pl_module: Training) -> int:
         return int(total_evaluations(pl_module) // self.evaluations)

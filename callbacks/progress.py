@@ -26,7 +26,7 @@ class RolloutProgressBar(RichProgressBar):
         self.average_over = average_over
         self._rewards: list[float] = []
 
-    def get_metrics(self, trainer: L.Trainer, pl_module: Any) -> dict[str, Any]:
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         """Return what stands behind the bar."""
         logged = trainer.callback_metrics
         if "reward/mean" not in logged:
@@ -43,7 +43,12 @@ class RolloutProgressBar(RichProgressBar):
         return metrics
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         """Note the reward, then draw."""
         if "reward/mean" in trainer.callback_metrics:

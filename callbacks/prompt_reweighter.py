@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 
 from aegpo.prompts import PromptBatch
+from aegpo.training import Training
 
 
 class PromptReweighter(L.Callback):
@@ -19,7 +20,7 @@ class PromptReweighter(L.Callback):
         ValueError: If no `EntropyProbe` runs beside it.
     """
 
-    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: L.Trainer, pl_module: Training, stage: str) -> None:
         """Check that there will be something to pass on, before the policy is built."""
         names = [type(callback).__name__ for callback in trainer.callbacks]  # type: ignore[attr-defined]
         if "EntropyProbe" not in names:
@@ -29,7 +30,12 @@ class PromptReweighter(L.Callback):
             )
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: PromptBatch, batch_idx: int
+        self,
+        trainer: L.Trainer,
+        pl_module: Training,
+        outputs: Any,
+        batch: PromptBatch,
+        batch_idx: int,
     ) -> None:
         """Update the weights for the next draw."""
         entropy = pl_module.entropy

@@ -12,6 +12,7 @@ from aegpo.distributed import all_gather_rows
 from aegpo.entropy.reading import EntropyReading
 from aegpo.planning.counts import PlansEvaluations
 from aegpo.prompts import PromptBatch
+from aegpo.training import Training
 
 
 class RewardSpread(L.Callback, PlansEvaluations):
@@ -29,10 +30,10 @@ class RewardSpread(L.Callback, PlansEvaluations):
         self.last: dict[int, float] = {}
 
     def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: Any, batch: PromptBatch, batch_idx: int
+        self, trainer: L.Trainer, pl_module: Training, batch: PromptBatch, batch_idx: int
     ) -> None:
         """Publish the spreads of this batch, as far as they are known."""
-        reading: EntropyReading | None = pl_module.entropy
+        reading = pl_module.entropy
         if self.last:
             mean = sum(self.last.values()) / len(self.last)
             delta = torch.tensor([self.last.get(row, mean) for row in batch.index.tolist()])
@@ -42,12 +43,15 @@ class RewardSpread(L.Callback, PlansEvaluations):
             pl_module.entropy = EntropyReading(reading.curve)
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: PromptBatch, batch_idx: int
+        self,
+        trainer: L.Trainer,
+        pl_module: Training,
+        outputs: Any,
+        batch: PromptBatch,
+        batch_idx: int,
     ) -> None:
         """Remember the spreads of this iteration, of all ranks."""
         last = pl_module.last
-        if last is None:
-            return
         groups = [last.rewards[last.tree.row == row] for row in range(len(last.batch))]
         spreads = torch.stack([spread(group) for group in groups])
         rows = torch.stack([last.batch.index.to(spreads.device).double(), spreads], dim=1)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from aegpo.entropy.reading import EntropyReading
 from aegpo.prompts import PromptBatch
+from aegpo.training import Training
 from callbacks.controlled_entropy import require_probe_before
 
 
@@ -36,15 +37,15 @@ class RunningEntropy(L.Callback):
         self.weight = 0.0
         self.total: Tensor | None = None
 
-    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: L.Trainer, pl_module: Training, stage: str) -> None:
         """Check that a reading is published before this callback's turn."""
         require_probe_before(trainer, self)
 
     def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: Any, batch: PromptBatch, batch_idx: int
+        self, trainer: L.Trainer, pl_module: Training, batch: PromptBatch, batch_idx: int
     ) -> None:
         """Take this batch's curve into the mean, and publish it."""
-        reading: EntropyReading | None = pl_module.entropy
+        reading = pl_module.entropy
         if reading is None:
             return
         mean = reading.curve.double().mean(0)

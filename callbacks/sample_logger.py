@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from aegpo.prompts import PromptBatch
+from aegpo.training import Training
 from aegpo.utilities.images import image_grid
 from callbacks.curve_logger import tensorboard_writers
 
@@ -31,14 +32,14 @@ class SampleLogger(L.Callback):
         self._images: list[torch.Tensor] = []
         self._captions: list[str] = []
 
-    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: Training) -> None:
         """Forget the last evaluation's images."""
         self._images, self._captions = [], []
 
     def on_validation_batch_end(
         self,
         trainer: L.Trainer,
-        pl_module: Any,
+        pl_module: Training,
         outputs: Any,
         batch: PromptBatch,
         batch_idx: int,
@@ -53,7 +54,7 @@ class SampleLogger(L.Callback):
             self._images.append(image.cpu())
             self._captions.append(f"{scores} {outputs.batch.prompts[row]}")
 
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: Training) -> None:
         """Write the grid."""
         if not self._images or not trainer.is_global_zero:
             return

@@ -8,6 +8,8 @@ import lightning as L
 from rich.console import Console
 from rich.table import Table
 
+from aegpo.training import Training
+
 
 class ScoreTable(L.Callback):
     """Prints the held-out scores after every evaluation, with their change since the first one."""
@@ -15,11 +17,11 @@ class ScoreTable(L.Callback):
     def __init__(self) -> None:
         self.first: dict[str, float] = {}
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Training) -> None:
         """Print the table on rank zero."""
         self._print(trainer, pl_module.held_out.metrics("val"), pl_module.iteration)
 
-    def on_test_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_test_end(self, trainer: L.Trainer, pl_module: Training) -> None:
         """Print the table on rank zero."""
         self._print(trainer, pl_module.held_out.metrics("test"), pl_module.iteration)
 

@@ -15,6 +15,7 @@ from aegpo.prompts import PromptBatch
 from aegpo.study.split_variance import split_variance
 from aegpo.study.step_trials import single_step_rewards
 from aegpo.study.step_variance import StepVariance, VarianceTerms, trial_variance
+from aegpo.training import Training
 
 
 class StepSpread(L.Callback, PlansEvaluations):
@@ -37,7 +38,7 @@ class StepSpread(L.Callback, PlansEvaluations):
         self.variance: StepVariance | None = None
         self._restored: dict[str, Tensor] | None = None
 
-    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: L.Trainer, pl_module: Training, stage: str) -> None:
         """Check that no probe takes the curve away again.
 
         Args:
@@ -57,7 +58,7 @@ class StepSpread(L.Callback, PlansEvaluations):
                 f"{name} after the probe in trainer.callbacks"
             )
 
-    def _estimate(self, pl_module: Any) -> StepVariance:
+    def _estimate(self, pl_module: Training) -> StepVariance:
         """The running estimate; it takes up a checkpoint when the number of steps is known."""
         if self.variance is None:
             self.variance = StepVariance(pl_module.num_steps, self.decay, self.revisit_every)
@@ -65,14 +66,14 @@ class StepSpread(L.Callback, PlansEvaluations):
                 self.variance.load_state_dict(self._restored)
         return self.variance
 
-    def _publish(self, pl_module: Any, num_prompts: int) -> None:
-        reading: EntropyReading | None = pl_module.entropy
+    def _publish(self, pl_module: Training, num_prompts: int) -> None:
+        reading = pl_module.entropy
         curve = self._estimate(pl_module).curve(pl_module.iteration).float()
         delta = None if reading is None else reading.delta
         pl_module.entropy = EntropyReading(curve.expand(num_prompts, -1), delta)
 
     def _remember(
-        self, pl_module: Any, index: Tensor, terms: VarianceTerms, iteration: int
+        self, pl_module: Training, index: Tensor, terms: VarianceTerms, iteration: int
     ) -> None:
         """Add what all ranks measured; `index` are the dataset rows of this rank's prompts."""
         own = torch.cat([index.cpu().double()[:, None], terms.squares, terms.freedom], dim=1)
@@ -137,7 +138,7 @@ class TrialSpread(StepSpread):
         return {"probe": Range.exactly(measurements * prompts * trials)}
 
     def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: Any, batch: PromptBatch, batch_idx: int
+        self, trainer: L.Trainer, pl_module: Training, batch: PromptBatch, batch_idx: int
     ) -> None:
         """Measure if it is time to, and publish the curve."""
         iteration = pl_module.iteration
@@ -149,7 +150,7 @@ class TrialSpread(StepSpread):
             self._remember(pl_module, index, terms, iteration)
         self._publish(pl_module, len(batch))
 
-    def _measure(self, pl_module: Any, batch: PromptBatch) -> tuple[Tensor, VarianceTerms]:
+    def _measure(self, pl_module: Training, batch: PromptBatch) -> tuple[Tensor, VarianceTerms]:
         """The dataset rows and the terms of this rank's share of the prompts."""
         count = len(batch) if self.prompts is None else self.prompts
         if count > len(batch):
@@ -203,13 +204,18 @@ class TreeSpread(StepSpread):
         super().__init__(decay, revisit_every)
 
     def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: Any, batch: PromptBatch, batch_idx: int
+        self, trainer: L.Trainer, pl_module: Training, batch: PromptBatch, batch_idx: int
     ) -> None:
         """Publish the curve as it is known so far."""
         self._publish(pl_module, len(batch))
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: PromptBatch, batch_idx: int
+        self,
+        trainer: L.Trainer,
+        pl_module: Training,
+        outputs: Any,
+        batch: PromptBatch,
+        batch_idx: int,
     ) -> None:
         """Read this iteration's trees.
 

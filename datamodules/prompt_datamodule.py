@@ -73,7 +73,7 @@ class PromptDataModule(L.LightningDataModule):
         ValueError: If a file holds no prompt or a field is missing.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # settings, given by name
         self,
         train_file: str,
         val_file: str | None = None,

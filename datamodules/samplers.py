@@ -35,7 +35,7 @@ class DeltaEntropySampler(DistributedSampler[Any]):
         ValueError: If a stratum is smaller than its part of a batch or a value is out of range.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # settings, given by name
         self,
         dataset: Dataset[Any],
         batch_size: int,

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from aegpo.shapes.captions import all_scenes, exclusive
-from aegpo.shapes.prompts import Scene, split
+from aegpo.shapes.prompts import Scene
 from aegpo.shapes.render import render_batch
+from aegpo.shapes.splits import split
 
 SHARES = {"single": 0.05, "count": 0.15, "two": 0.35, "relation": 0.45}
 """How often a category is drawn, as long as it has scenes left: few singles fill a batch, and

@@ -17,8 +17,9 @@ from torch.utils.data import (
 )
 
 from aegpo.shapes.pipeline import BASE, shapes_tokenizer
-from aegpo.shapes.prompts import Scene, split
+from aegpo.shapes.prompts import Scene
 from aegpo.shapes.render import render_batch
+from aegpo.shapes.splits import split
 
 CHUNK = 256
 """Images rendered or encoded at once; it bounds memory only."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -23,8 +23,9 @@ from aegpo.prompts import PromptBatch
 from aegpo.rewards.base import Reward, Scores
 from aegpo.rollout import RolloutTree, rollout
 from aegpo.sde import SDE
+from aegpo.training import Iteration, Training
 from lightning_modules.policy_module import PolicyModule
-from lightning_modules.training.decision import Decision, Iteration
+from lightning_modules.training.decision import Decision
 from lightning_modules.training.metrics import UpdateMeter, reward_metrics
 from lightning_modules.training.optimizer_step import no_gradient_sync, optimizer_step
 from lightning_modules.training.phases import timed
@@ -85,7 +86,7 @@ class AEGPOModule(PolicyModule):
         ValueError: If a setting contradicts another one.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # the parts of a step and their settings
         self,
         policy: Callable[[], Policy],
         reward: Reward,
@@ -152,7 +153,7 @@ class AEGPOModule(PolicyModule):
         self.entropy: EntropyReading | None = None
         self.recorder: EntropyRecorder | None = None
         self.recording: Recording | None = None
-        self.last: Iteration | None = None
+        self.last: Iteration
 
     def setup(self, stage: str) -> None:
         """Check the settings against the prompts, before the policy is built."""
@@ -321,7 +322,7 @@ class AEGPOModule(PolicyModule):
         self.objective.end_iteration(self.policy, self.iteration)
         scheduler = self.lr_schedulers()
         if scheduler is not None:
-            scheduler.step()  # type: ignore[union-attr, call-arg]
+            scheduler.step()  # type: ignore[union-attr]
         self.log_dict(meter.metrics(), rank_zero_only=True)
 
     def _below_fp32(self) -> bool:
@@ -337,3 +338,8 @@ class AEGPOModule(PolicyModule):
         """Continue from `on_save_checkpoint`."""
         super().on_load_checkpoint(checkpoint)
         self.objective.load_state_dict(checkpoint["aegpo"].get("objective", {}))
+
+
+if TYPE_CHECKING:
+    # mypy compares the module with what callbacks expect of it.
+    _TRAINING: type[Training] = AEGPOModule

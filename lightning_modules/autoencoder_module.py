@@ -85,7 +85,7 @@ class AutoencoderModule(lightning.LightningModule):
         pixel = F.l1_loss(reconstruction, images)
         edge = edge_loss(images, reconstruction)
         kl = posterior.kl().sum() / posterior.mean.numel()
-        loss = pixel + self.edge_weight * edge + self.kl_weight * kl
+        loss: Tensor = pixel + self.edge_weight * edge + self.kl_weight * kl
         self.log("train/loss", loss, prog_bar=True)
         self.log_dict(
             {

@@ -55,6 +55,8 @@ class FlowMatchingModule(lightning.LightningModule):
             default; more than that end the run while it still learns.
     """
 
+    empty_prompt: Tensor
+
     def __init__(
         self,
         pipeline: StableDiffusion3Pipeline,
@@ -101,7 +103,7 @@ class FlowMatchingModule(lightning.LightningModule):
         """
         embeds, pooled = encode_tokens(self.pipeline, token_ids)
         level = sigma[:, None, None, None]
-        predicted = self.transformer(
+        predicted: Tensor = self.transformer(
             (1.0 - level) * latents + level * noise,
             timestep=sigma * self.pipeline.scheduler.config.num_train_timesteps,
             encoder_hidden_states=embeds,

@@ -137,7 +137,9 @@ class PolicyModule(L.LightningModule):
                 policy, batch.prompts, batch.index, steps, EVALUATION_NOISE
             )
 
-    def validation_step(self, batch: PromptBatch, batch_idx: int) -> Evaluated:
+    def validation_step(  # type: ignore[override]  # Lightning hands any value on to callbacks
+        self, batch: PromptBatch, batch_idx: int
+    ) -> Evaluated:
         """Draw this rank's part of the held-out images and score them with every reward."""
         size, rank = world()
         own = batch.select(torch.arange(rank, len(batch), size))
@@ -161,7 +163,7 @@ class PolicyModule(L.LightningModule):
         else:
             self.log_dict(metrics | self.log_step(), rank_zero_only=True)
 
-    test_step = validation_step
+    test_step = validation_step  # type: ignore[assignment]
     on_test_epoch_start = on_validation_epoch_start
 
     def on_test_epoch_end(self) -> None:

@@ -59,6 +59,23 @@ class GroupRelative:
 
     Raises:
         ValueError: If `scale` is unknown, `clip` is not above 0 or `eps` is negative.
+
+    Examples:
+        Group 0 has rewards 1, 2 and 3, of mean 2 and deviation 1, and one that is missing; group 1
+        says nothing, because its rewards are equal:
+
+        >>> rewards = torch.tensor([1.0, 2.0, 3.0, float("nan"), 0.5, 0.5])
+        >>> group = torch.tensor([0, 0, 0, 0, 1, 1])
+        >>> compared = GroupRelative(eps=0.0)(rewards, group)
+        >>> compared.values
+        tensor([-1.,  0.,  1.,  0.,  0.,  0.])
+        >>> compared.zero_variance, compared.missing
+        (tensor([False,  True]), 1)
+
+        Undivided, a group of ten times the spread counts ten times as much:
+
+        >>> GroupRelative(scale="none", clip=50.0)(10 * rewards, group).values
+        tensor([-10.,   0.,  10.,   0.,   0.,   0.])
     """
 
     def __init__(self, scale: Scale = "group", clip: float = 5.0, eps: float = 1e-4) -> None:

@@ -131,6 +131,20 @@ class MedianSplitAllocator(Allocator):
 
     Raises:
         ValueError: If `low` is below 2 or above `high`.
+
+    Examples:
+        >>> from aegpo.entropy import EntropyReading
+        >>> allocate = MedianSplitAllocator(low=8, high=16)
+        >>> delta = torch.tensor([0.3, 0.1, 0.2, 0.4])
+        >>> allocate(EntropyReading(torch.ones(4, 10), delta), num_prompts=4)
+        tensor([16,  8,  8, 16])
+
+        Of three prompts the middle one receives the mean, as all do before the first reading:
+
+        >>> allocate(EntropyReading(torch.ones(3, 10), delta[:3]), num_prompts=3)
+        tensor([16,  8, 12])
+        >>> allocate(None, num_prompts=3)
+        tensor([12, 12, 12])
     """
 
     def __init__(self, low: int = 8, high: int = 16) -> None:

@@ -31,6 +31,16 @@ def shard(group_sizes: Tensor, world_size: int, rank: int) -> Tensor:
     Raises:
         ValueError: If `rank` does not exist, there are fewer prompts than ranks, or a group is
             empty.
+
+    Examples:
+        The group of 16 goes to rank 0 and both groups of 8 to rank 1. Now the ranks are equal, so
+        the group of 4 goes to the first of them:
+
+        >>> sizes = torch.tensor([8, 16, 4, 8])
+        >>> [shard(sizes, world_size=2, rank=rank).tolist() for rank in (0, 1)]
+        [[1, 2], [0, 3]]
+        >>> shard_loads(sizes, world_size=2)
+        tensor([20, 16])
     """
     if not 0 <= rank < world_size:
         raise ValueError(f"rank={rank} must lie between 0 and world_size - 1 = {world_size - 1}")

@@ -10,7 +10,7 @@ from torch import Tensor
 _MASKED_BELOW = -5000.0
 
 
-def attention_entropy(
+def attention_entropy(  # noqa: PLR0913  # masks and memory, each named in the call
     query: Tensor,
     key: Tensor,
     scale: float | None = None,

@@ -90,6 +90,14 @@ def delta_entropy(policy_curve: Tensor, reference_curve: Tensor) -> Tensor:
 
     Raises:
         ValueError: If a curve is not (B, T) and finite, or the shapes differ.
+
+    Examples:
+        The first prompt rose by 0.2 at one step and fell by 0.2 at the other, the second stayed:
+
+        >>> policy = torch.tensor([[0.9, 0.5], [0.7, 0.7]])
+        >>> base = torch.tensor([[0.7, 0.7], [0.7, 0.7]])
+        >>> delta_entropy(policy, base)
+        tensor([0.2000, 0.0000])
     """
     _check("policy_curve", policy_curve, dim=2)
     _check("reference_curve", reference_curve, dim=2)

@@ -205,7 +205,7 @@ class Recording:
         return hook
 
     def _watch(self, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def scaled_dot_product_attention(
+        def scaled_dot_product_attention(  # noqa: PLR0913  # torch's own signature
             query: Tensor,
             key: Tensor,
             value: Tensor,

@@ -133,6 +133,26 @@ class ExplorationSchedule:
 
         Raises:
             ValueError: If there is not one size per prompt.
+
+        Examples:
+            Four steps that split in two make 16 leaves of a root. 16 images have room for that, 8
+            for three of the splits, and 12 for two of them on three roots:
+
+            >>> explores = torch.tensor([[True, True, True, True, False]] * 3)
+            >>> schedule = ExplorationSchedule.from_mask(explores, eta=0.7, branching=2)
+            >>> schedule.fit(torch.tensor([16, 8, 12])).branching
+            tensor([[2, 2, 2, 2, 1],
+                    [2, 2, 2, 1, 1],
+                    [2, 2, 1, 1, 1]])
+
+            The last steps are the first to keep their split where they have the highest priority:
+
+            >>> late = torch.arange(5).expand(3, 5)
+            >>> schedule = ExplorationSchedule(schedule.eta, schedule.branching, priority=late)
+            >>> schedule.fit(torch.tensor([16, 8, 12])).branching
+            tensor([[2, 2, 2, 2, 1],
+                    [1, 2, 2, 2, 1],
+                    [1, 1, 2, 2, 1]])
         """
         if group_sizes.shape != (self.num_prompts,):
             raise ValueError(

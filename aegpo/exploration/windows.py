@@ -71,6 +71,19 @@ class SlidingWindow(StepSelector):
 
     Raises:
         ValueError: If `width` or `iterations_per_position` is below 1 or `stride` below 0.
+
+    Examples:
+        The last of six steps never explores, so the third window is moved back by one step, and
+        the fourth starts again:
+
+        >>> window = SlidingWindow(width=2, iterations_per_position=1, stride=2)
+        >>> for iteration in range(4):
+        ...     schedule = window(None, KeyedNoise(0, iteration), torch.tensor([0]), num_steps=6)
+        ...     print(schedule.stochastic.int().tolist())
+        [[1, 1, 0, 0, 0, 0]]
+        [[0, 0, 1, 1, 0, 0]]
+        [[0, 0, 0, 1, 1, 0]]
+        [[1, 1, 0, 0, 0, 0]]
     """
 
     def __init__(

@@ -90,7 +90,7 @@ class NFT(Objective):
 
     weight_copies = 1
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # settings, given by name
         self,
         beta: float = 1.0,
         advantage_clip: float = 5.0,

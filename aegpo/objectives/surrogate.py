@@ -66,6 +66,18 @@ def surrogate(log_ratio: Tensor, advantages: Tensor, clip_range: float) -> Surro
 
     Raises:
         ValueError: If the shapes differ or `clip_range` is outside (0, 1).
+
+    Examples:
+        Ratios of 2 and 1/2 under a clip range of 0.1. What has already moved the way that its
+        advantage asks for is held: 1.1 of a good transition, 0.9 of a bad one. What has moved the
+        wrong way keeps its whole loss, and with it its gradient:
+
+        >>> log_ratio = torch.tensor([2.0, 0.5, 2.0, 0.5]).log()
+        >>> stats = surrogate(log_ratio, torch.tensor([1.0, 1.0, -1.0, -1.0]), clip_range=0.1)
+        >>> stats.loss
+        tensor([-1.1000, -0.5000,  2.0000,  0.9000])
+        >>> stats.clipped
+        tensor([ True, False, False,  True])
     """
     # Unequal shapes would broadcast to (n, n) without a word.
     if log_ratio.shape != advantages.shape:

@@ -17,6 +17,16 @@ class Range:
     Args:
         low: Smallest value.
         high: Largest value.
+
+    Examples:
+        What is known exactly adds to both bounds, and a sum is as wide as its parts together:
+
+        >>> Range.over([12, 8, 16]) + Range.exactly(40)
+        Range(low=48, high=56)
+        >>> Range(8, 16) + Range(1, 3)
+        Range(low=9, high=19)
+        >>> Range(8, 16) * 10
+        Range(low=80, high=160)
     """
 
     low: float

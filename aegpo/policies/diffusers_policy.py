@@ -78,7 +78,7 @@ class DiffusersPolicy(Exportable):
     vae: nn.Module
     text_encoders: nn.ModuleList
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # settings that all families share
         self,
         pretrained: str,
         lora_rank: int = 32,

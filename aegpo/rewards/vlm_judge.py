@@ -71,7 +71,7 @@ class VLMJudge(Reward):
     range = (0.0, 1.0)
     deterministic = False
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # settings, given by name
         self,
         base_url: str,
         model: str,

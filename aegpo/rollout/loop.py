@@ -47,7 +47,7 @@ class _Nodes:
 
 
 @torch.no_grad()
-def rollout(
+def rollout(  # noqa: PLR0913  # all that decides an image
     policy: Policy,
     sde: SDE,
     cond: Conditioning,

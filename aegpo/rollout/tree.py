@@ -166,6 +166,20 @@ class RolloutTree:
 
         Raises:
             ValueError: If there is not one value per image.
+
+        Examples:
+            Edge 0 parts into edges 1 and 2, and edge 2 into 3 and 4. The images end in 1, 3 and 4:
+
+            >>> parent, leaf_edge = torch.tensor([-1, 0, 0, 2, 2]), torch.tensor([1, 3, 4])
+            >>> row, unused = torch.tensor([0, 0, 0]), torch.empty(0)
+            >>> tree = RolloutTree(None, unused, row, unused, parent, leaf_edge, unused, 6)
+            >>> tree.backup(torch.tensor([3.0, 1.0, 2.0]))
+            tensor([2.0000, 3.0000, 1.5000, 1.0000, 2.0000])
+
+            A missing value is in no mean, and leaves NaN where there is nothing else below:
+
+            >>> tree.backup(torch.tensor([3.0, float("nan"), 2.0]))
+            tensor([2.5000, 3.0000, 2.0000,    nan, 2.0000])
         """
         if values.shape != self.row.shape:
             raise ValueError(

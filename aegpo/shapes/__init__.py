@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from aegpo.shapes.pipeline import load_pipeline
-    from aegpo.shapes.prompts import Group, Scene, near_misses, parse, records, split
+    from aegpo.shapes.prompts import Group, Scene, near_misses, parse
     from aegpo.shapes.render import render_batch, shape_mask
+    from aegpo.shapes.splits import records, split
 
 __all__ = [
     "Group",
@@ -28,8 +29,10 @@ __all__ = [
 
 _MODULES = {
     "load_pipeline": "pipeline",
+    "records": "splits",
     "render_batch": "render",
     "shape_mask": "render",
+    "split": "splits",
 }
 
 

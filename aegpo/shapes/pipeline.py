@@ -20,7 +20,8 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
-from aegpo.shapes.prompts import COLORS, NUMBERS, RELATIONS, SHAPES, split
+from aegpo.shapes.prompts import COLORS, NUMBERS, RELATIONS, SHAPES
+from aegpo.shapes.splits import split
 
 BASE = Path(__file__).parent / "base"
 """The bundled, pretrained pipeline."""

@@ -91,7 +91,7 @@ class SignalProbe:
         ValueError: If there is too little of something to correlate.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # all that a measurement fixes
         self,
         policy: Policy,
         sde: SDE,

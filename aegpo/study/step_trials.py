@@ -15,7 +15,7 @@ from aegpo.rollout import rollout
 from aegpo.sde import SDE
 
 
-def group_rewards(
+def group_rewards(  # noqa: PLR0913  # those of `rollout`, and a reward
     policy: Policy,
     sde: SDE,
     reward: Reward,
@@ -62,7 +62,7 @@ def group_rewards(
     return scores.total.cpu().view(len(batch), images)
 
 
-def single_step_rewards(
+def single_step_rewards(  # noqa: PLR0913  # those of `group_rewards`
     policy: Policy,
     sde: SDE,
     reward: Reward,

@@ -19,8 +19,9 @@ from torch import Tensor
 from aegpo.rewards.base import Reward
 from aegpo.rewards.shapes.judge import ShapesJudge
 from aegpo.shapes.pipeline import BASE, load_pipeline
-from aegpo.shapes.prompts import CATEGORIES, SPLITS, Scene, split
+from aegpo.shapes.prompts import CATEGORIES, Scene
 from aegpo.shapes.render import render_batch
+from aegpo.shapes.splits import SPLITS, split
 
 
 def by_category(scores: Tensor, scenes: list[Scene]) -> dict[str, float]:

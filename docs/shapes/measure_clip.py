@@ -23,8 +23,9 @@ from aegpo.rewards.shapes.match import ShapesMatch
 from aegpo.rollout import rollout
 from aegpo.sde import FlowSDE
 from aegpo.shapes.captions import exclusive
-from aegpo.shapes.prompts import CATEGORIES, Scene, near_misses, split
+from aegpo.shapes.prompts import CATEGORIES, Scene, near_misses
 from aegpo.shapes.render import render_batch
+from aegpo.shapes.splits import split
 
 
 def scores(reward: Reward, images: Tensor, texts: list[str]) -> Tensor:

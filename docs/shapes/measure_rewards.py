@@ -20,8 +20,9 @@ from aegpo.rewards.shapes.judge import ShapesJudge
 from aegpo.rewards.shapes.match import ShapesMatch
 from aegpo.rollout import rollout
 from aegpo.sde import FlowSDE
-from aegpo.shapes.prompts import CATEGORIES, Scene, near_misses, split
+from aegpo.shapes.prompts import CATEGORIES, Scene, near_misses
 from aegpo.shapes.render import render_batch
+from aegpo.shapes.splits import split
 
 
 def blur(images: Tensor, sigma: float = 0.7) -> Tensor:

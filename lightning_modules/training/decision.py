@@ -1,4 +1,4 @@
-"""What an iteration does, settled before anything is drawn, and what it was when it is done."""
+"""What an iteration does, settled before anything is drawn."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from torch import Tensor
 
 from aegpo.exploration import ExplorationSchedule
 from aegpo.noise import KeyedNoise
-from aegpo.prompts import PromptBatch
-from aegpo.rollout import RolloutTree
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,22 +35,3 @@ class Decision:
             self.group_sizes[self.mine],
             torch.arange(len(self.mine)),
         )
-
-
-@dataclass(frozen=True)
-class Iteration:
-    """One iteration as this rank saw it, for callbacks.
-
-    Attributes:
-        batch: This rank's prompts, B rows.
-        schedule: Their exploration schedule.
-        group_sizes: Images per prompt, shape (B,).
-        tree: The rollout.
-        rewards: Reward of each image, NaN where it failed, shape (N,).
-    """
-
-    batch: PromptBatch
-    schedule: ExplorationSchedule
-    group_sizes: Tensor
-    tree: RolloutTree
-    rewards: Tensor

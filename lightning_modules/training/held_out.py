@@ -65,9 +65,8 @@ class HeldOut:
         if (name, category) not in self.means:
             mean = MeanMetric(nan_strategy="ignore").to(device)
             # Sums of hundreds of scores; some accelerators have no float64.
-            self.means[name, category] = mean.set_dtype(
-                torch.float32 if device.type == "mps" else torch.float64
-            )
+            mean.set_dtype(torch.float32 if device.type == "mps" else torch.float64)
+            self.means[name, category] = mean
         return self.means[name, category]
 
     def metrics(self, stage: str = "val") -> dict[str, float]:

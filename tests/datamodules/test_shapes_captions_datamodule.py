@@ -7,7 +7,8 @@ import torch
 
 from aegpo.rewards.shapes.judge import ShapesJudge
 from aegpo.shapes.captions import exclusive
-from aegpo.shapes.prompts import parse, split
+from aegpo.shapes.prompts import parse
+from aegpo.shapes.splits import split
 from datamodules.shapes_captions_datamodule import ShapesCaptionsDataModule
 
 

@@ -21,7 +21,7 @@ from aegpo.shapes.pipeline import (
     shapes_pipeline,
     shapes_tokenizer,
 )
-from aegpo.shapes.prompts import SPLITS, split
+from aegpo.shapes.splits import SPLITS, split
 from callbacks.export_pipeline import ExportPipeline
 from lightning_modules.flow_matching_module import FlowMatchingModule, encode_tokens
 from lightning_modules.warmup_cosine import warmup_cosine

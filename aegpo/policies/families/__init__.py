@@ -1,1 +1,1 @@
-"""The families of models, a file each."""
+"""The families of models, a file each, and beside them the bases that several share."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from aegpo.entropy.tokens import TokenLayout
 from aegpo.policies.conditioning import Conditioning
-from aegpo.policies.flow_policy import FlowPolicy
+from aegpo.policies.families.flow_policy import FlowPolicy
 from aegpo.policies.patches import from_patches, to_patches
 from aegpo.policies.pretrained import find_pipeline, read_model_index, read_part_config
 from aegpo.policies.sigmas import Spacing

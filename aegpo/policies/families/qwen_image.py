@@ -12,7 +12,7 @@ from torch import Tensor
 
 from aegpo.entropy.tokens import TokenLayout
 from aegpo.policies.conditioning import Conditioning
-from aegpo.policies.flow_policy import FlowPolicy
+from aegpo.policies.families.flow_policy import FlowPolicy
 from aegpo.policies.patches import from_patches, to_patches
 
 

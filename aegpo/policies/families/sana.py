@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from aegpo.entropy.tokens import TokenLayout
 from aegpo.policies.conditioning import Conditioning
 from aegpo.policies.diffusers_policy import scaled_decode
-from aegpo.policies.flow_policy import FlowPolicy
+from aegpo.policies.families.flow_policy import FlowPolicy
 
 HUMAN_INSTRUCTION: list[str] = (
     inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default

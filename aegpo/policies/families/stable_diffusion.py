@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from diffusers import StableDiffusionPipeline
 
 from aegpo.policies.conditioning import Conditioning, real_tokens
-from aegpo.policies.unet_policy import UNetPolicy
+from aegpo.policies.families.unet_policy import UNetPolicy
 
 
 class StableDiffusion(UNetPolicy):

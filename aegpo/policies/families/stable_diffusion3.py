@@ -11,7 +11,7 @@ from torch import Tensor
 from aegpo.entropy.tokens import TokenLayout
 from aegpo.policies.conditioning import Conditioning, real_tokens
 from aegpo.policies.diffusers_policy import scaled_decode
-from aegpo.policies.flow_policy import FlowPolicy
+from aegpo.policies.families.flow_policy import FlowPolicy
 
 
 class StableDiffusion3(FlowPolicy):

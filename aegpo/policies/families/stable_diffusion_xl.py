@@ -9,7 +9,7 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 
 from aegpo.policies.conditioning import Conditioning, real_tokens
-from aegpo.policies.unet_policy import UNetPolicy
+from aegpo.policies.families.unet_policy import UNetPolicy
 
 
 class StableDiffusionXL(UNetPolicy):

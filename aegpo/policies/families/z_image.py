@@ -13,7 +13,7 @@ from torch import Tensor
 from aegpo.entropy.tokens import TokenLayout
 from aegpo.policies.conditioning import Conditioning
 from aegpo.policies.diffusers_policy import scaled_decode
-from aegpo.policies.flow_policy import FlowPolicy
+from aegpo.policies.families.flow_policy import FlowPolicy
 
 TOKEN_MULTIPLE = 32
 """The transformer pads image and caption to multiples of this with learned padding tokens."""

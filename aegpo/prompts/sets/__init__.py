@@ -14,7 +14,7 @@ PROMPT_SETS: dict[str, str] = {
     "animals": "aegpo.prompts.sets.animals",
     "geneval": "aegpo.prompts.sets.geneval",
     "ocr": "aegpo.prompts.sets.ocr",
-    "shapes": "aegpo.shapes.prompts",
+    "shapes": "aegpo.shapes.splits",
 }
 """Module of each set; imported when one of its splits is read."""
 

@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from aegpo.shapes.prompts import CATEGORIES, near_misses, split
+from aegpo.shapes.prompts import CATEGORIES, near_misses
 from aegpo.shapes.render import render_batch
+from aegpo.shapes.splits import split
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 
 from aegpo.shapes.captions import all_scenes, exclusive
-from aegpo.shapes.prompts import SPLITS, parse, split
+from aegpo.shapes.prompts import parse
+from aegpo.shapes.splits import SPLITS, split
 
 
 def test_all_scenes_are_all_there_are() -> None:

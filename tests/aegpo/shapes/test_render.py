@@ -7,8 +7,9 @@ import pytest
 import torch
 from scipy import ndimage
 
-from aegpo.shapes.prompts import COLORS, SHAPES, SPLITS, Scene, parse, split
+from aegpo.shapes.prompts import COLORS, SHAPES, Scene, parse
 from aegpo.shapes.render import SIZES, layout, render, render_batch, shape_mask
+from aegpo.shapes.splits import SPLITS, split
 
 # Areas of unit size, by geometry: the cross is two bars of 1 x 0.36, less their middle.
 AREAS = {"circle": np.pi / 4, "square": 1.0, "triangle": 0.5, "cross": 2 * 0.36 - 0.36**2}

@@ -9,14 +9,12 @@ from aegpo.shapes.prompts import (
     COLORS,
     RELATIONS,
     SHAPES,
-    SPLITS,
     Group,
     Scene,
     near_misses,
     parse,
-    records,
-    split,
 )
+from aegpo.shapes.splits import SPLITS, records, split
 
 WRITTEN = {
     "a red circle": (Scene((Group("red", "circle"),)), "single", 1),

@@ -25,8 +25,9 @@ from aegpo.rewards.learned.open_clip_model import (
 )
 from aegpo.rewards.learned.open_clip_similarity import CLIPScore, OpenCLIPSimilarity
 from aegpo.shapes.pipeline import shapes_tokenizer
-from aegpo.shapes.prompts import near_misses, split
+from aegpo.shapes.prompts import near_misses
 from aegpo.shapes.render import render_batch
+from aegpo.shapes.splits import split
 
 CPU = torch.device("cpu")
 

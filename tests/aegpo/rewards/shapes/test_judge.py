@@ -12,17 +12,9 @@ from torch.nn.functional import interpolate
 
 from aegpo.rewards.shapes.judge import ShapesJudge, Verdict, judge_images
 from aegpo.rewards.shapes.segmentation import segment
-from aegpo.shapes.prompts import (
-    CATEGORIES,
-    COLORS,
-    SHAPES,
-    Group,
-    Scene,
-    near_misses,
-    parse,
-    split,
-)
+from aegpo.shapes.prompts import CATEGORIES, COLORS, SHAPES, Group, Scene, near_misses, parse
 from aegpo.shapes.render import render_batch, shape_mask
+from aegpo.shapes.splits import split
 
 SAMPLES = 200
 

@@ -17,8 +17,9 @@ from aegpo.rewards.shapes.match import (
     relation_factor,
     templates,
 )
-from aegpo.shapes.prompts import CATEGORIES, COLORS, Scene, near_misses, parse, split
+from aegpo.shapes.prompts import CATEGORIES, COLORS, Scene, near_misses, parse
 from aegpo.shapes.render import render_batch
+from aegpo.shapes.splits import split
 
 SCENES = [*split("train")[::9], *split("heldout")[::9], *split("hard")[::9]]
 

@@ -1,0 +1,138 @@
+"""A training as callbacks see it: the attributes that they share with the module they watch.
+
+Callbacks and modules do not import each other; they meet here, and mypy compares both sides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from aegpo.allocation import Allocator
+from aegpo.entropy import EntropyReading, EntropyRecorder, Recording
+from aegpo.exploration import ExplorationSchedule, StepSelector
+from aegpo.noise import KeyedNoise
+from aegpo.policies.base import Policy
+from aegpo.prompts import PromptBatch
+from aegpo.rewards.base import Reward
+from aegpo.rollout import RolloutTree
+from aegpo.sde import SDE
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """One iteration as this rank saw it.
+
+    Attributes:
+        batch: This rank's prompts, B rows.
+        schedule: Their exploration schedule.
+        group_sizes: Images per prompt, shape (B,).
+        tree: The rollout.
+        rewards: Reward of each image, NaN where it failed, shape (N,).
+    """
+
+    batch: PromptBatch
+    schedule: ExplorationSchedule
+    group_sizes: Tensor
+    tree: RolloutTree
+    rewards: Tensor
+
+
+class Phases(Protocol):
+    """Wall-clock seconds by phase of a training step."""
+
+    def measure(self, phase: str) -> AbstractContextManager[None]:
+        """Add the time spent inside to a phase."""
+
+    def reset(self) -> dict[str, float]:
+        """Return the seconds since the last call by phase, and start again from zero."""
+
+
+class HeldOutScores(Protocol):
+    """The scores of the latest evaluation."""
+
+    def metrics(self, stage: str = "val") -> dict[str, float]:
+        """Return the means of all ranks, `<stage>/<reward>` and `<stage>/<reward>/<category>`."""
+
+
+class Training(Protocol):
+    """The module that trains a policy, `lightning_modules.AEGPOModule`.
+
+    A callback sets `entropy`, `recorder` and `averaged`, before the step that they are for, and
+    reads the rest. What `iteration` counts is the same in every hook but one: at the end of a batch
+    it is the number of iterations done, so the one that has just ended is `iteration - 1`.
+    """
+
+    entropy: EntropyReading | None
+    """The reading of the coming batch: what the selector and the allocator decide by."""
+
+    recorder: EntropyRecorder | None
+    """What watches the coming rollout, if anything does."""
+
+    averaged: dict[str, Tensor] | None
+    """An average of the trained weights by name, which is what is evaluated and exported."""
+
+    recording: Recording | None
+    """What `recorder` saw of the latest rollout, on this rank."""
+
+    last: Iteration
+    """The latest iteration; there is none before the first one has ended."""
+
+    iteration: int
+    """Training iterations done, also over resumed runs."""
+
+    policy: Policy
+    """The policy that is trained."""
+
+    noise: KeyedNoise
+    """The run's noise; `noise.at(iteration)` is an iteration's."""
+
+    sde: SDE
+    """The stochastic step of the rollouts."""
+
+    reward: Reward
+    """What is maximized."""
+
+    step_selector: StepSelector
+    """What chooses the steps that explore."""
+
+    allocator: Allocator
+    """What chooses how many images a prompt gets."""
+
+    num_steps: int
+    """Denoising steps T of a rollout."""
+
+    shared_start: bool
+    """Whether the images of a prompt start from the same noise."""
+
+    inner_epochs: int
+    """Passes over the samples of one rollout."""
+
+    updates_per_epoch: int
+    """Optimizer steps in one pass."""
+
+    micro_batch_size: int
+    """Samples evaluated together in an update."""
+
+    @property
+    def timer(self) -> Phases:
+        """The clock of a training step."""
+
+    @property
+    def held_out(self) -> HeldOutScores:
+        """The scores of the latest evaluation."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where this rank computes."""
+
+    def log(self, name: str, value: float, *, rank_zero_only: bool = False) -> None:
+        """Log a number, as Lightning does."""
+
+    def log_dict(self, dictionary: Mapping[str, float], *, rank_zero_only: bool = False) -> None:
+        """Log numbers by tag, as Lightning does."""
