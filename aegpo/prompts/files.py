@@ -1,23 +1,33 @@
-"""Prompt records from a text, JSON Lines or CSV file, or from a bundled set."""
+"""Prompt records from a text, JSON Lines or CSV file, or from a bundled set.
+
+A text that is valid in its format arrives as it is; what cannot be read as it was meant is skipped
+or refused with file, line and reason.
+"""
 
 from __future__ import annotations
 
 import csv
 import json
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from aegpo.prompts.sets import bundled_records, bundled_sources, is_bundled
+
+Row = tuple[int, dict[str, Any] | str]
+"""Line number from 1, and a record or the reason why there is none."""
 
 
 def read_prompts(source: str, column: str) -> list[dict[str, Any]]:
     """Read prompt records; a bad row is skipped with a warning that names its line.
 
     Args:
-        source: A `.txt` file (one prompt a line), a `.jsonl` or `.csv` file, or a split of a
-            bundled set: `shapes:train`, `geneval:heldout`, ... (`aegpo.prompts.sets`).
+        source: A `.txt` file (one prompt a line, blanks around it left out), a `.jsonl` or `.csv`
+            file (fields separated by commas, quoted where they hold one), all in UTF-8; or a split
+            of a bundled set: `shapes:train`, `geneval:heldout`, ... (`aegpo.prompts.sets`).
         column: Field that holds the prompt, in `.jsonl` and `.csv` files.
 
     Returns:
@@ -25,67 +35,128 @@ def read_prompts(source: str, column: str) -> list[dict[str, Any]]:
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        ValueError: If the file holds no prompt, has no such column or an unknown ending, or there
-            is no such bundled split.
+        ValueError: If the file holds no prompt, has no such column, an unknown ending or another
+            encoding, is no CSV, or there is no such bundled split.
     """
     if is_bundled(source):
         return bundled_records(source)
     path = Path(source)
     readers = {".txt": _read_text, ".jsonl": _read_json_lines, ".csv": _read_csv}
-    if path.suffix not in readers:
+    kind = path.suffix.lower()
+    if kind not in readers:
         raise ValueError(
             f"prompt file {source!r} ends in {path.suffix or 'nothing'!r}; accepted are "
             f"{', '.join(readers)} and the bundled {', '.join(bundled_sources())}"
         )
     if not path.is_file():
         raise FileNotFoundError(f"prompt file {source!r} does not exist (cwd is {Path.cwd()})")
-    records = list(_valid(readers[path.suffix](path), column, source))
+    rows = readers[kind](_lines(path, source), source)
+    records = list(_valid(rows, "prompt" if kind == ".txt" else column, source))
     if not records:
         raise ValueError(f"prompt file {source!r} holds no prompt")
     return records
 
 
-def _read_text(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+def _lines(path: Path, source: str) -> list[str]:
+    """The file's lines: what a line feed ends, with or without a carriage return before it."""
+    content = path.read_bytes()
+    try:
+        # Editors on Windows put a byte-order mark before the text; it is no part of it.
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{source}:{line}: byte 0x{content[error.start]:02x} is not UTF-8; save the file as "
+            "UTF-8 (from Latin-1: iconv -f latin1 -t utf8)"
+        ) from None
+    # Not splitlines: a text may hold a line separator (U+2028) or a form feed.
+    return text.replace("\r\n", "\n").removesuffix("\n").split("\n") if text else []
+
+
+def _read_text(lines: Sequence[str], source: str) -> Iterator[Row]:
+    for number, line in enumerate(lines, start=1):
         if line.strip():
             yield number, {"prompt": line.strip()}
 
 
-def _read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+def _read_json_lines(lines: Sequence[str], source: str) -> Iterator[Row]:
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
-            yield number, f"not JSON ({error.msg})"
+        except (json.JSONDecodeError, RecursionError) as error:
+            yield number, f"not JSON ({error})"
             continue
         yield number, record if isinstance(record, dict) else "not a JSON object"
 
 
-def _read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        for number, record in enumerate(csv.DictReader(file), start=2):
-            yield number, dict(record)
+def _read_csv(lines: Sequence[str], source: str) -> Iterator[Row]:
+    # Strict: what stands beside a quoted field, or a quote without end, would change a text unseen.
+    reader = csv.reader((f"{line}\n" for line in lines), strict=True)
+    header: list[str] | None = None
+    with _fields_of_any_length():
+        while True:
+            first = reader.line_num + 1
+            try:
+                fields = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                raise ValueError(
+                    f"{source}:{first}: not CSV ({error}); put a text that holds a comma, a quote "
+                    "or a line break into quotes, and double the quotes inside"
+                ) from None
+            if header is None:
+                header = fields
+                if len(set(header)) != len(header):
+                    raise ValueError(f"{source}:{first}: two columns have one name: {header}")
+            elif len(fields) > len(header):
+                yield (
+                    first,
+                    f"{len(fields)} fields for the {len(header)} columns {', '.join(header)}; put "
+                    "a text that holds a comma into quotes",
+                )
+            elif fields:
+                # A row may end early; what it leaves out is unknown, not an empty text.
+                yield first, dict(zip(header, fields, strict=False))
 
 
-def _valid(
-    rows: Iterable[tuple[int, dict[str, Any] | str]], column: str, source: str
-) -> Iterator[dict[str, Any]]:
+@contextmanager
+def _fields_of_any_length() -> Iterator[None]:
+    """Lifts the csv module's limit of 131,072 characters a field."""
+    limit = csv.field_size_limit(sys.maxsize if sys.platform != "win32" else 2**31 - 1)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _valid(rows: Iterable[Row], column: str, source: str) -> Iterator[dict[str, Any]]:
     fields: Sequence[str] | None = None
-    is_text = source.endswith(".txt")
     for number, record in rows:
-        if isinstance(record, str):
-            warnings.warn(f"{source}:{number}: skipped, {record}", stacklevel=2)
-            continue
-        key = "prompt" if is_text else column
-        if fields is None:
+        if isinstance(record, dict) and fields is None:
             fields = sorted(str(name) for name in record)
-            if key not in record:
-                raise ValueError(f"{source} has no column {key!r}; it has {fields}")
-        prompt = record.get(key)
-        if not isinstance(prompt, str) or not prompt.strip():
-            warnings.warn(f"{source}:{number}: skipped, {key!r} is empty", stacklevel=2)
+            if column not in record:
+                raise ValueError(f"{source} has no column {column!r}; it has {fields}")
+        reason = record if isinstance(record, str) else _unusable(record.get(column), column)
+        if isinstance(record, str) or reason is not None:
+            warnings.warn(f"{source}:{number}: skipped, {reason}", stacklevel=2)
             continue
-        rest = {str(name): value for name, value in record.items() if name != key}
-        yield {**rest, "prompt": prompt.strip()}
+        rest = {str(name): value for name, value in record.items() if name != column}
+        yield {**rest, "prompt": record[column]}
+
+
+def _unusable(prompt: Any, column: str) -> str | None:
+    """Why something is no prompt, or None if it is one."""
+    if prompt is None:
+        return f"it has no {column!r}"
+    if not isinstance(prompt, str):
+        return f"{column!r} is {prompt!r:.40}, no text"
+    if not prompt.strip():
+        return f"{column!r} is empty"
+    try:
+        prompt.encode("utf-8")
+    except UnicodeEncodeError:
+        return f"{column!r} holds half of a surrogate pair, which is no character"
+    return None
