@@ -51,7 +51,7 @@ __all__ = [
 _ELSEWHERE = {
     "AestheticV2": "aegpo.rewards.learned.aesthetic",
     "CLIPScore": "aegpo.rewards.learned.open_clip_similarity",
-    "GenEvalReward": "aegpo.rewards.geneval",
+    "GenEvalReward": "aegpo.rewards.geneval.reward",
     "HPSv21": "aegpo.rewards.learned.hpsv2",
     "ImageReward": "aegpo.rewards.learned.image_reward",
     "OCRAccuracy": "aegpo.rewards.ocr",
