@@ -11,8 +11,8 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 import aegpo
+from lightning_modules.arguments.class_paths import OUR_PACKAGES
 
-OUR_PACKAGES = ("aegpo", "lightning_modules", "datamodules", "callbacks")
 _ADVICE = {
     "encode": "set offload: true of the policy, so that text encoders leave the device when idle",
     "decode": "lower decode_batch of the policy",
@@ -76,7 +76,7 @@ def is_user_error(error: BaseException) -> bool:
     return ours and (frames[-1].line or "").startswith("raise ")
 
 
-def _quieten_lightning() -> None:
+def quieten_lightning() -> None:
     """Leave out Lightning's advertisements and a warning about its own use of torch."""
     rank_zero = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     rank_zero.addFilter(_not_an_advertisement)
