@@ -34,7 +34,13 @@ from lightning_modules.arguments.messages import explain_exception
             "stands beside class_path; arguments go below init_args",
         ),
         ("trainer: {max_step: 1}", "'trainer.max_step'; did you mean 'trainer.max_steps'?"),
-        ("trainer: {precision: bf17}", "got 'bf17'"),
+        ("trainer: {precision: bf17}", "'64', '32', '16', 'bf16'], got 'bf17'"),
+        (
+            "trainer: {logger: 3}",
+            "trainer.logger: expected Logger, Iterable[Logger], bool, got '3'",
+        ),
+        ("model: {init_args: {reward: 3}}", "model.reward: expected Reward, got '3'"),
+        ("model: {init_args: {reward: {class_path: user_module.Sum}}}", "Sum needs parts"),
         ("trainer: {callbacks: [{class_path: Nothing}]}", "there is no class 'Nothing'"),
         (
             "trainer: {callbacks: [{class_path: RichProgressBar, init_args: {leave: 7}}]}",

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,11 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from tiny_training import tiny_data, tiny_module, tiny_trainer
 
+import aegpo
 from aegpo.sde import GaussianStep
+from lightning_modules.arguments.class_paths import OUR_PACKAGES
 from lightning_modules.cli import lightning_cli as cli
-from lightning_modules.cli.failures import explain_memory, is_out_of_memory, is_user_error
+from lightning_modules.cli.failures import ADVICE, explain_memory, is_out_of_memory, is_user_error
 
 
 def run_out(*_: Any, **__: Any) -> None:
@@ -52,6 +55,14 @@ def test_the_command_line_prints_that_line(
         cli.main([])
     assert left.value.code == 2
     assert capsys.readouterr().err.startswith("error: out of memory: ")
+
+
+def test_advice_names_functions_that_there_are() -> None:
+    root = Path(aegpo.__file__).parents[1]
+    files = [file for package in OUR_PACKAGES for file in (root / package).rglob("*.py")]
+    nodes = (node for file in files for node in ast.walk(ast.parse(file.read_text())))
+    defined = {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+    assert set(ADVICE) <= defined
 
 
 def test_other_errors_are_not_about_memory() -> None:
