@@ -20,7 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from aegpo.policies.diffusers_policy import DiffusersPolicy
 from lightning_modules.cli.lightning_cli import AEGPOCLI
-from lightning_modules.commands.plan.plan import RunPlan, make_plan
+from lightning_modules.commands.plan.plan import make_plan
+from lightning_modules.commands.plan.run_plan import RunPlan
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 UTILIZATION = 0.4

@@ -1,69 +1,72 @@
 """One line for one mistake: jsonargparse's nested messages reduced to what the user got wrong.
 
-A wrong key four classes deep arrives as an exception for every level, each wrapped in the message
-that no type of some union fits. The chain of causes has all that a reader needs: the keys on the
-way down, the class that the innermost key belongs to, and the first complaint.
+A wrong key four classes deep arrives as a text of as many levels of indentation, with every type of
+every union on the way. What a reader needs of it are the keys on the way down, the class that the
+innermost key belongs to, and what is said there: of an unknown key, an unknown class or a wrong
+type. Other complaints are passed on as they are.
 """
 
 from __future__ import annotations
 
-import ast
 import difflib
 import inspect
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from typing import NoReturn
 
-_KEY = re.compile(r'(?:[\s-].*\n)*\s*(?:-\s+)?Parser key "([^"]+)":')
-_CLASS = re.compile(r"Problem with given class_path '([^']+)'")
-_UNION = "Does not validate against any of the Union subtypes"
-_NESTED = re.compile(rf'{_UNION}|Problem with given class_path|Parser key "')
+from lightning_modules.arguments.class_paths import present_path
+
+_LEVEL = re.compile(
+    r"""Parser key "(?P<key>[^"]+)":|Problem with given class_path '(?P<owner>[^']+)':"""
+)
+_WRAPPER = re.compile(rf"Does not validate against any of the Union subtypes|{_LEVEL.pattern}")
 
 
 class UserError(Exception):
     """A mistake in a config, on the command line or in a file they name; its text is one line."""
 
 
-def explain_parsing(message: str, error: BaseException | None, options: Iterable[str]) -> str:
+def debugging() -> bool:
+    """Whether errors are to keep their traceback: ``--debug``, or AEGPO_DEBUG=1."""
+    return os.environ.get("AEGPO_DEBUG", "0") not in ("", "0")
+
+
+def fail(line: str) -> NoReturn:
+    """Print a user's mistake and exit with status 2.
+
+    Args:
+        line: What is wrong and what to do.
+
+    Raises:
+        SystemExit: Always.
+    """
+    print(f"error: {line}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def explain_parsing(message: str, options: Sequence[str]) -> str:
     """Put a parser's complaint on one line.
 
     Args:
         message: The text that jsonargparse would print.
-        error: The exception behind it, with its causes, if there is one.
         options: All options of the parser in dotted form, for suggestions.
 
     Returns:
         One line: the key, what is wrong with it, what is accepted.
     """
-    if error is None:
-        return _suggest_option(message, options)
-    path: list[str] = []
-    owner = None
-    leaf = message
-    previous = ""
-    for cause in _causes(error):
-        text = str(cause)
-        if text == previous:  # jsonargparse re-raises the same text as another type
-            continue
-        previous = text
-        if key := _KEY.match(text):
-            path.append(key[1])
-            text = text[key.end() :].strip()
-        elif (found := _CLASS.match(text)) is not None:
-            owner = found[1]
-            text = text[found.end() + 1 :].strip()
-        elif text.startswith(_UNION) and not _nested_next(cause):
-            # The chain follows a union's first type only; the mistake may be in a later one.
-            keys, inner_owner, leaf = _read_union(text)
-            path += keys
-            owner = inner_owner or owner
-            break
-        leaf = text
-    sentence = _suggest_option(_rewrite_leaf(leaf, owner), options)
-    return _one_line(f"{'.'.join(path)}: {sentence}" if path else sentence)
+    keys, owner, complaint = _innermost(message)
+    sentence = (
+        _unknown_option(complaint, options)
+        or _missing(complaint, owner, options)
+        or _unknown_argument(complaint, owner)
+        or _unknown_class(complaint, owner)
+        or _wrong_type(complaint)
+        or complaint
+    )
+    return _one_line(f"{'.'.join(keys)}: {sentence}" if keys else sentence)
 
 
 def explain_exception(error: BaseException) -> str:
@@ -76,10 +79,8 @@ def explain_exception(error: BaseException) -> str:
         The first message in the chain of causes that is not a wrapper's.
     """
     original = error
-    for cause in _causes(error):
-        original = cause
-        if not _NESTED.match(str(cause).lstrip("\n- ")):
-            break
+    while _WRAPPER.match(str(original).lstrip("\n- ")) and original.__cause__ is not None:
+        original = original.__cause__
     text = str(original)
     if isinstance(original, OSError) and original.strerror and original.errno is not None:
         text = original.strerror + (f": {original.filename}" if original.filename else "")
@@ -100,130 +101,121 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def _causes(error: BaseException) -> Iterable[BaseException]:
-    current: BaseException | None = error
-    while current is not None:
-        yield current
-        current = current.__cause__
-
-
-def _nested_next(cause: BaseException) -> bool:
-    following = cause.__cause__
-    return following is not None and _NESTED.match(str(following).lstrip("\n- ")) is not None
-
-
-def _read_union(text: str) -> tuple[list[str], str | None, str]:
-    """Take keys, class and complaint out of a union's own text; the types, if nothing is nested."""
-    start = text.find("Problem with given class_path")
-    if start < 0:
-        return [], None, _describe_union(text)
+def _innermost(message: str) -> tuple[list[str], str | None, str]:
+    """Follow a nested message to its innermost level: keys, class, and what is said there."""
     keys: list[str] = []
-    owner = None
-    for line in text[start:].splitlines():
-        words = line.strip().removeprefix("- ")
-        if found := _CLASS.match(words):
-            owner = found[1]
-        elif key := re.match(r'Parser key "([^"]+)":', words):
-            keys.append(key[1])
-        elif words and not words.startswith((_UNION, "Subtypes:", "Errors:")):
-            return keys, owner, words
-    return keys, owner, _describe_union(text)
+    owner: str | None = None
+    deepest = -1
+    complaint: list[str] = []
+    for line in message.splitlines():
+        indent = len(line) - len(line.lstrip())
+        level = None if line.lstrip().startswith("Given value") else _LEVEL.search(line)
+        if deepest >= 0 and line.strip() and indent <= deepest:
+            break  # another type of a union: the first one that led anywhere counts
+        if level is None:
+            complaint.append(line)
+            continue
+        deepest = indent
+        keys += [level["key"]] if level["key"] else []
+        owner = level["owner"]
+        complaint = [line[level.end() :]]
+    text = "\n".join(complaint).strip()
+    # A class behind a function that builds it is named beside the value only.
+    text, _, value = text.partition(". Got value: Namespace(")
+    named = re.search(r"class_path='([^']+)'", value)
+    return keys, named[1] if named else owner, text
 
 
-def _describe_union(text: str) -> str:
-    """Say which types a union takes and what it got."""
-    types = re.search(r"Subtypes: [\[(](.*)[\])]", text)
-    value = re.search(r"Given value: (.*)", text, re.DOTALL)
-    nested = re.search(r"Expected a dot import path string: (\S+)", text)
-    if nested:
-        return f"there is no class {nested[1]!r}; give its full path, e.g. callbacks.EntropyProbe"
-    if types is None or value is None:
-        return text
-    accepted = [name for name in _split_types(types[1]) if "NoneType" not in name]
-    names = ", ".join(map(_plain_type, accepted))
-    given = re.sub(r"NestedArg\(key='[^']*', val='?(.*?)'?\)$", r"\1", value[1])
-    return _wrong_class(names, given) or f"expected {names}, got {_shorten(given)}"
+def _unknown_option(complaint: str, options: Sequence[str]) -> str | None:
+    """What to say of an option or a command that the parser itself does not know."""
+    if unknown := re.match(r"\w+ '\w+' does not accept option '([^']+)'", complaint):
+        roots = {option.partition(".")[0] for option in options}
+        root = unknown[1].partition(".")[0]
+        known = did_you_mean(unknown[1], options) if root in roots else did_you_mean(root, roots)
+        return f"there is no option {unknown[1]!r}{known}"
+    unknown = re.match(r"unrecognized arguments: (?:--)?([^ =]+)", complaint)
+    if unknown := unknown or re.match(r"Unexpected config: (\w+):", complaint):
+        return f"there is no option {unknown[1]!r}{did_you_mean(unknown[1], options)}"
+    if commands := re.match(r'expected "subcommand" to be one of \{(.*)\}', complaint):
+        return f"give a command first: {commands[1].replace(',', ', ')}"
+    return None
 
 
-def _wrong_class(expected: str, given: str) -> str | None:
-    """Say what is wrong with a class_path whose class, or whose neighbors, are not accepted."""
-    try:
-        value = ast.literal_eval(given)
-    except (SyntaxError, ValueError):
+def _missing(complaint: str, owner: str | None, options: Sequence[str]) -> str | None:
+    """What to say of options or arguments that have to be given."""
+    required = re.match(r"the following arguments are required: (.+)", complaint)
+    if required is None:
         return None
-    if not isinstance(value, dict) or "class_path" not in value:
+    if owner is not None:
+        return f"{owner} needs {required[1]}"
+    given = [name.strip() for name in required[1].split(",")]  # perhaps with the command's name
+    names = [name if name in options else name.partition(".")[2] or name for name in given]
+    return f"{', '.join(names)} is required; is a --config missing?"
+
+
+def _unknown_argument(complaint: str, owner: str | None) -> str | None:
+    """What to say of a key that a class does not have."""
+    unknown = re.search(r"Option '([^']+)' is not accepted", complaint)
+    if unknown is None:
         return None
-    strangers = [key for key in value if key not in ("class_path", "init_args", "dict_kwargs")]
-    if strangers:
-        return f"{', '.join(strangers)} stands beside class_path; arguments go below init_args"
-    return f"{value['class_path']} is not a {expected}"
-
-
-def _split_types(text: str) -> list[str]:
-    """Split at the commas that are not inside brackets."""
-    parts, depth = [""], 0
-    for letter in text:
-        depth += (letter in "[(") - (letter in "])")
-        if letter == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += letter
-    return [part.strip() for part in parts]
-
-
-def _plain_type(text: str) -> str:
-    inner = re.sub(r"<class '([^']+)'>", r"\1", text)
-    inner = re.sub(r"(?:typing\.)?Literal\[([^\]]*)\]", r"\1", inner)
-    return re.sub(r"\b(?:[a-zA-Z_]\w*\.)+(\w+)", r"\1", inner)
-
-
-def _rewrite_leaf(leaf: str, owner: str | None) -> str:
-    """Say the innermost complaint in the user's words, with a suggestion where there is one."""
-    if unknown := re.match(r"Option '([^']+)' is not accepted", leaf):
-        return _unknown_argument(unknown[1], owner)
-    if missing := re.search(r"module '([^']+)' has no attribute '([^']+)'", leaf):
-        return _unknown_class(missing[1], missing[2])
-    if module := re.search(r"No module named '([^']+)'", leaf):
-        return f"there is no module {module[1]!r}, neither installed nor in the current folder" + (
-            f" (needed by {owner})" if owner and not owner.startswith(module[1]) else ""
-        )
-    if path := re.search(r"Expected a dot import path string: (\S+)", leaf):
-        return f"there is no class {path[1]!r}; give its full path, e.g. callbacks.EntropyProbe"
-    if wrong := re.match(r"Expected an? (.+?)\. Got value: (.*)", leaf, re.DOTALL):
-        return f"expected {_plain_type(wrong[1])}, got {_shorten(wrong[2])}"
-    if required := re.match(r"the following arguments are required: (.+)", leaf):
-        names = re.sub(r"\b(?:fit|validate|test|predict|doctor)\.", "", required[1])
-        return f"{owner} needs {names}" if owner else f"{names} is required; is a --config missing?"
-    if leaf.startswith("Not a valid subclass of"):
-        kind = leaf.split()[5].rstrip(".")
-        given = re.search(r"Got value: (.*)", leaf)
-        value = _shorten(given[1]) if given else "something else"
-        return f"expected a {kind} as class_path and init_args, got {value}"
-    return leaf
-
-
-def _unknown_argument(name: str, owner: str | None) -> str:
-    if name == "class_path":  # what jsonargparse says of {class_path: ..., lr: ...}
+    if unknown[1] == "class_path":  # what jsonargparse says of {class_path: ..., lr: ...}
         return "an argument stands beside class_path; arguments go below init_args"
-    accepted = _parameters(owner) if owner else []
-    if not accepted:
-        return f"there is no option {name!r}"
+    if owner is None:
+        return f"there is no option {unknown[1]!r}"
+    accepted = _parameters(owner)
     return (
-        f"{owner} has no argument {name!r}{did_you_mean(name, accepted)} "
-        f"(it takes {', '.join(accepted)})"
+        f"{owner} has no argument {unknown[1]!r}{did_you_mean(unknown[1], accepted)} "
+        f"(it takes {', '.join(accepted) or 'none'})"
     )
 
 
-def _unknown_class(module_name: str, name: str) -> str:
+def _unknown_class(complaint: str, owner: str | None) -> str | None:
+    """What to say of a class path that leads nowhere, or to a class of another kind."""
+    missing = re.search(r"module '([^']+)' has no attribute '([^']+)'", complaint)
+    module = re.search(r"No module named '([^']+)'", complaint)
+    if owner and (missing or module) and (now := present_path(owner)):
+        return f"{owner} is now {now}"
+    if missing:
+        known = did_you_mean(missing[2], _class_names(missing[1]))
+        return f"there is no {missing[2]!r} in {missing[1]}{known}"
+    if module:
+        needed = owner and not owner.startswith(module[1])
+        return f"there is no module {module[1]!r}, neither installed nor in the current folder" + (
+            f" (needed by {owner})" if needed else ""
+        )
+    plain = re.search(r"Subtypes: .*<class '(?:bool|float|int|str)'>", complaint)
+    short = re.search(r"Expected a dot import path string: (\S+)", complaint)
+    if short and not plain:  # a value that could be a number or a text was hardly meant as a class
+        return f"there is no class {short[1]!r}; give its full path, e.g. callbacks.EntropyProbe"
+    wrong = re.search(r"Import path (\S+) does not correspond to a subclass of (\S+)", complaint)
+    wrong = wrong or re.search(r"Expected '(\S+)' to be a subclass of <class '(\S+)'>", complaint)
+    return f"{wrong[1]} is not a {wrong[2]}" if wrong else None
+
+
+def _wrong_type(complaint: str) -> str | None:
+    """What to say of a value that is not of the type, or of any of the types."""
+    patterns = (
+        r"Subtypes: [\[(]([^\n]*)[\])]\n.*?Given value: (.*)",
+        r"Type (.+) expects a function or a callable class: .*Got value: (.*)",
+        r"(?:Expected an?|Not a valid subclass of) (.+?)\. Got value: ([^\n]*)",
+    )
+    found = (re.search(pattern, complaint, re.DOTALL) for pattern in patterns)
+    wrong = next(filter(None, found), None)
+    if wrong is None:
+        return None
+    expected = re.sub(r"<class '([^']+)'>", r"\1", wrong[1])
+    expected = re.sub(r"\b(?:[a-zA-Z_]\w*\.)+(\w+)", r"\1", expected).replace(", NoneType", "")
+    given = " ".join(wrong[2].split())
+    return f"expected {expected}, got {given if len(given) <= 80 else given[:79] + '…'!r}"
+
+
+def _class_names(module_name: str) -> list[str]:
+    """Names of classes in a module, those included that it imports on first use only."""
     try:
         module = import_module(module_name)
-    except Exception:
-        known: list[str] = []
-    else:
-        # __all__ also has what a package imports on first use only.
-        names = {*dir(module), *getattr(module, "__all__", ())}
-        known = sorted(key for key in names if key[:1].isupper())
-    return f"there is no {name!r} in {module_name}{did_you_mean(name, known)}"
+    except Exception:  # a user's module may raise anything
+        return []
+    return sorted(n for n in {*dir(module), *getattr(module, "__all__", ())} if n[:1].isupper())
 
 
 def _parameters(class_path: str) -> list[str]:
@@ -231,7 +223,7 @@ def _parameters(class_path: str) -> list[str]:
     module_name, _, name = class_path.rpartition(".")
     try:
         target = getattr(import_module(module_name), name)
-    except Exception:
+    except Exception:  # a user's module may raise anything
         return []
     names: list[str] = []
     for kind in inspect.getmro(target) if inspect.isclass(target) else (target,):
@@ -251,36 +243,5 @@ def _parameters(class_path: str) -> list[str]:
     return names
 
 
-def _suggest_option(sentence: str, options: Iterable[str]) -> str:
-    """Complete the messages about an option that the parser itself does not know."""
-    if unknown := re.match(r"\w+ '\w+' does not accept option '([^']+)'", sentence):
-        known = list(options)
-        roots = {option.partition(".")[0] for option in known}
-        root = unknown[1].partition(".")[0]
-        hint = did_you_mean(unknown[1], known) if root in roots else did_you_mean(root, roots)
-        return f"there is no option {unknown[1]!r}{hint}"
-    if unknown := re.match(r"unrecognized arguments: (--)?([\w.]+)", sentence):
-        return f"there is no option {unknown[2]!r}{did_you_mean(unknown[2], options)}"
-    if unknown := re.match(r"Unexpected config: (\w+):", sentence):
-        return f"there is no option {unknown[1]!r}{did_you_mean(unknown[1], options)}"
-    if commands := re.match(r'expected "subcommand" to be one of \{(.*)\}', sentence):
-        return f"give a command first: {commands[1].replace(',', ', ')}"
-    return sentence
-
-
-def _shorten(value: str, width: int = 80) -> str:
-    flat = " ".join(value.split())
-    return repr(flat) if len(flat) <= width else repr(flat[: width - 1] + "…")
-
-
 def _one_line(text: str) -> str:
     return " ".join(line.strip() for line in text.splitlines() if line.strip())
-
-
-def _debugging() -> bool:
-    return os.environ.get("AEGPO_DEBUG", "0") not in ("", "0")
-
-
-def _fail(line: str) -> NoReturn:
-    print(f"error: {line}", file=sys.stderr)
-    raise SystemExit(2)

@@ -11,9 +11,9 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 import aegpo
+from lightning_modules.arguments.class_paths import OUR_PACKAGES
 
-OUR_PACKAGES = ("aegpo", "lightning_modules", "datamodules", "callbacks")
-_ADVICE = {
+ADVICE = {
     "encode": "set offload: true of the policy, so that text encoders leave the device when idle",
     "decode": "lower decode_batch of the policy",
     "score": "lower the reward's batch_size, or run it elsewhere",
@@ -48,9 +48,9 @@ def explain_memory(error: BaseException) -> str:
         One line.
     """
     names = [frame.name for frame in reversed(traceback.extract_tb(error.__traceback__))]
-    where = next((name for name in names if name in _ADVICE), None)
+    where = next((name for name in names if name in ADVICE), None)
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    advice = _ADVICE.get(where or "", "see docs/real_models.md for what each setting costs")
+    advice = ADVICE.get(where or "", "see docs/real_models.md for what each setting costs")
     place = f" in {where}" if where else ""
     return f"out of memory{place}: {advice} ({first})"
 
@@ -76,7 +76,7 @@ def is_user_error(error: BaseException) -> bool:
     return ours and (frames[-1].line or "").startswith("raise ")
 
 
-def _quieten_lightning() -> None:
+def quieten_lightning() -> None:
     """Leave out Lightning's advertisements and a warning about its own use of torch."""
     rank_zero = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     rank_zero.addFilter(_not_an_advertisement)

@@ -5,49 +5,40 @@ Model and data are any class of ours or yours by ``class_path``; several ``--con
 
 from __future__ import annotations
 
+import inspect
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.fabric.utilities.rank_zero import rank_zero_info
-from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_info
 
 import aegpo
 from lightning_modules.arguments.configs import differing_hyperparameters, unknown_empty_keys
 from lightning_modules.arguments.messages import (
     UserError,
-    _debugging,
-    _fail,
+    debugging,
     did_you_mean,
     explain_exception,
-    explain_parsing,
+    fail,
 )
-from lightning_modules.arguments.parser import join_texts
+from lightning_modules.arguments.parser import OneLineErrors, join_texts
 from lightning_modules.cli.failures import (
-    _quieten_lightning,
     explain_memory,
     is_out_of_memory,
     is_user_error,
+    quieten_lightning,
 )
-from lightning_modules.cli.trainer import AEGPOTrainer
-from lightning_modules.commands.export.run_record import (
-    RunRecord,
-    held_out_prompts,
-    log_folders,
-    run_config,
-)
-from lightning_modules.commands.plan.run_length import count_processes
+from lightning_modules.cli.process import program_name
+from lightning_modules.cli.trainer import AEGPOTrainer, command_settings
+from lightning_modules.commands import COMMANDS
+from lightning_modules.commands.configured_run import RUN_KEYS, ConfiguredRun
 
 DEFAULT_SEED = 0
-WITH_CHECKPOINT = ("signals", "export", "sample")
-"""Commands of ours that look at a checkpoint, also at ``--ckpt_path last``."""
-WITHOUT_DATA = ("export", "sample")
-"""Commands that run where the data of the config no longer is."""
 TRAINER_DEFAULTS: dict[str, Any] = {
     "logger": {
         "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
@@ -57,45 +48,9 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 }
 """What the Trainer does unless a config says otherwise."""
 
-QUIET_TRAINER: dict[str, Any] = {
-    "logger": False,
-    "callbacks": [],
-    "without_callbacks": None,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "devices": 1,
-    "num_nodes": 1,
-    "strategy": "auto",
-    "max_epochs": 1,
-    "max_steps": -1,
-    "max_time": None,
-    "limit_train_batches": 1,
-    "limit_val_batches": 0,
-    "limit_predict_batches": None,
-    "num_sanity_val_steps": 0,
-    "fast_dev_run": False,
-}
-"""A trainer that writes nothing and stops after a batch, for commands that only look."""
 
-
-class AEGPOArgumentParser(LightningArgumentParser):
+class AEGPOArgumentParser(OneLineErrors, LightningArgumentParser):
     """Lightning's parser, which says what is wrong in one line and leaves out the usage dump."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print the mistake and exit with status 2.
-
-        Args:
-            message: jsonargparse's own text.
-            ex: The exception behind it.
-        """
-        # Parsers of nested classes are tried out and may fail without that being an error.
-        if not self.exit_on_error or _debugging():
-            super().error(message, ex)
-        parser = getattr(ex, "subcommand_parser", None) or self
-        options = [action.dest for action in parser._actions]
-        line = explain_parsing(message, ex, options)
-        _fail(line.replace("<unicode string>", _unreadable_config() or "<unicode string>"))
 
 
 class AEGPOCLI(LightningCLI):
@@ -115,7 +70,7 @@ class AEGPOCLI(LightningCLI):
             parser_class=AEGPOArgumentParser,
             # No default_env: jsonargparse drops AEGPO_FIT__MODEL__LR in silence where the model is
             # chosen by class_path.
-            parser_kwargs={"description": f"aegpo {aegpo.__version__}"},
+            parser_kwargs={"description": f"aegpo {aegpo.__version__}", "prog": program_name()},
             save_config_kwargs={"overwrite": True},
             auto_configure_optimizers=False,  # optimizers are arguments of the modules
             args=args,
@@ -124,15 +79,8 @@ class AEGPOCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Name every subcommand with those arguments of its method that are not options."""
-        ours = {"model", "datamodule"}
-        return {
-            **LightningCLI.subcommands(),
-            "plan": ours,
-            "doctor": ours,
-            "signals": ours,
-            "export": ours | {"run"},
-            "sample": ours,
-        }
+        ours = [command.name for command in COMMANDS.values() if command.method is not None]
+        return LightningCLI.subcommands() | {name: {"model", "datamodule", "run"} for name in ours}
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, then refuse the unknown keys that jsonargparse lets through.
@@ -141,16 +89,19 @@ class AEGPOCLI(LightningCLI):
             parser: The main parser.
             args: Arguments to parse instead of those of the process.
         """
+        typed = sys.argv[1:] if args is None else args
+        if isinstance(typed, list) and typed and typed[0] in COMMANDS:
+            typed = join_texts(typed, COMMANDS[typed[0]].texts)
         if args is None:
-            sys.argv[1:] = join_texts(sys.argv[1:])
-        super().parse_arguments(parser, join_texts(args) if isinstance(args, list) else args)
+            sys.argv[1:], typed = typed, None
+        super().parse_arguments(parser, typed)
         section = self.config[self.config.subcommand]
         parsed = section.as_dict()
         for file in section.get("config") or []:
             for key in unknown_empty_keys(yaml.safe_load(Path(file).read_text()), parsed):
                 parent, _, name = key.rpartition(".")
                 known = _at(parsed, parent)
-                _fail(f"there is no option {key!r} (in {file}){did_you_mean(name, known)}")
+                fail(f"there is no option {key!r} (in {file}){did_you_mean(name, known)}")
 
     def _parse_ckpt_path(self) -> None:
         """Keep the config and the command line above the hyperparameters in a checkpoint.
@@ -171,13 +122,17 @@ class AEGPOCLI(LightningCLI):
             rank_zero_info(line)
 
     def instantiate_classes(self) -> None:
-        """Build the configured objects; what goes wrong in there is the config's mistake."""
-        if self.subcommand in WITHOUT_DATA:
-            section = self.config[self.config.subcommand]
-            self._run_config = run_config(
-                self._parser(self.subcommand).dump(section, skip_none=False)
-            )
-            self._data = Namespace(data=section.pop("data", None))
+        """Build the configured objects; what goes wrong in there is the config's mistake.
+
+        The data is built only for a command that takes it.
+        """
+        section, parser = self.config[self.subcommand], self._parser(self.subcommand)
+        if "run" in self._takes():
+            config = yaml.safe_load(parser.dump(section, skip_none=False))
+            self._run_config = {key: config[key] for key in RUN_KEYS if key in config}
+            self._data_config = Namespace(data=section.get("data"))  # type: ignore[no-untyped-call]
+        if "datamodule" not in self._takes():
+            section.pop("data", None)
         try:
             super().instantiate_classes()
         except (
@@ -190,9 +145,7 @@ class AEGPOCLI(LightningCLI):
             raise UserError(explain_exception(error)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> AEGPOTrainer:
-        """Build the trainer; our own commands get one that writes nothing and stops after a batch.
-
-        That of ``plan`` has the config's callbacks and limits, and runs nothing at all.
+        """Build the trainer; our own commands get one that does as much as they need.
 
         Args:
             **kwargs: Trainer arguments that win over the config's.
@@ -200,58 +153,40 @@ class AEGPOCLI(LightningCLI):
         Returns:
             The trainer.
         """
-        if self.subcommand == "plan":  # also for machines that are not this one
+        command = COMMANDS[str(self.subcommand)]
+        if command.method is not None:
             self.save_config_callback = None
-            single = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto"}
-            kwargs |= {"logger": False, **single}
-        if self.subcommand in ("doctor", *WITH_CHECKPOINT):
-            self.save_config_callback = None
-            kwargs |= QUIET_TRAINER
-        if self.subcommand in WITH_CHECKPOINT:  # whoever wrote checkpoints knows which is the last
-            configured = self._get(self.config_init, "trainer.callbacks") or []
-            kept = [callback for callback in configured if isinstance(callback, Checkpoint)]
-            kwargs |= {"callbacks": kept, "enable_checkpointing": bool(kept)}
+            callbacks = self._get(self.config_init, "trainer.callbacks")
+            kwargs |= command_settings(command.trainer, callbacks)
         trainer = super().instantiate_trainer(**kwargs)
         assert isinstance(trainer, AEGPOTrainer)
         return trainer
 
-    def plan(self, **arguments: Any) -> None:
-        """Plan for the processes that the config asks for, whatever this machine has.
-
-        Args:
-            **arguments: What ``AEGPOTrainer.plan`` takes.
-        """
-        assert isinstance(self.trainer, AEGPOTrainer)
-        if arguments.get("processes") is None:
-            configured = self.config_init[self.config_init.subcommand].trainer
-            arguments["processes"] = count_processes(
-                configured.accelerator, configured.devices, configured.num_nodes
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Hand a command that asks for it what only the command line knows of the run."""
+        arguments = super()._prepare_subcommand_kwargs(subcommand)
+        if "run" in self._takes():
+            section, parser = self.config_init[subcommand], self._parser(subcommand)
+            arguments["run"] = ConfiguredRun(
+                config=self._run_config,
+                files=[Path(str(file)) for file in section.get("config") or []],
+                trainer=section.trainer.as_dict(),
+                build_data=lambda: parser.instantiate_classes(self._data_config).data,
             )
-        self.trainer.plan(**arguments)
+        return arguments
 
-    def doctor(self, **arguments: Any) -> None:
-        """Run the trainer's check and make its verdict the exit status.
-
-        Args:
-            **arguments: What ``AEGPOTrainer.doctor`` takes.
-        """
-        assert isinstance(self.trainer, AEGPOTrainer)
-        if not self.trainer.doctor(**arguments):
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run the command; where one of ours returns False, something was found wrong: status 1."""
+        if COMMANDS[subcommand].method is None:
+            super()._run_subcommand(subcommand)
+            return
+        function = getattr(self, subcommand, getattr(self.trainer, subcommand))
+        if function(**self._prepare_subcommand_kwargs(subcommand)) is False:
             raise SystemExit(1)
 
-    def export(self, **arguments: Any) -> None:
-        """Hand the trainer's export what only the command line knows of the run.
-
-        Args:
-            **arguments: What ``AEGPOTrainer.export`` takes.
-        """
-        assert isinstance(self.trainer, AEGPOTrainer)
-        files = self.config[self.config.subcommand].get("config") or []
-        folders = log_folders(files, self._get(self.config_init, "trainer.logger"))
-        parser = self._parser(self.subcommand)
-        prompts = held_out_prompts(lambda: parser.instantiate_classes(self._data).data)
-        run = RunRecord(self._run_config, folders, prompts)
-        self.trainer.export(**arguments, run=run)
+    def _takes(self) -> set[str]:
+        """Names of the arguments of the trainer's method."""
+        return set(inspect.signature(getattr(AEGPOTrainer, str(self.subcommand))).parameters)
 
 
 def main(args: list[str] | None = None) -> None:
@@ -260,13 +195,13 @@ def main(args: list[str] | None = None) -> None:
     Args:
         args: Arguments instead of those of the process.
     """
-    _quieten_lightning()
+    quieten_lightning()
     try:
         AEGPOCLI(args)
     except UserError as error:
-        if _debugging():
+        if debugging():
             raise
-        _fail(str(error))
+        fail(str(error))
     except (
         ValueError,
         TypeError,
@@ -275,28 +210,16 @@ def main(args: list[str] | None = None) -> None:
         MemoryError,
         MisconfigurationException,
     ) as error:
-        if _debugging():
+        if debugging():
             raise
         if is_out_of_memory(error):
-            _fail(explain_memory(error))
+            fail(explain_memory(error))
         if not is_user_error(error):
             raise
-        _fail(explain_exception(error))
+        fail(explain_exception(error))
 
 
 def _at(tree: dict[str, Any], dotted: str) -> dict[str, Any]:
     for key in filter(None, dotted.split(".")):
         tree = tree[key]
     return tree
-
-
-def _unreadable_config() -> str | None:
-    """Name the config file that YAML cannot read; jsonargparse reports its line without it."""
-    for argument in sys.argv[1:]:
-        path = Path(argument.removeprefix("--config="))
-        if path.suffix in (".yaml", ".yml", ".json") and path.is_file():
-            try:
-                yaml.safe_load(path.read_text())
-            except yaml.YAMLError:
-                return str(path)
-    return None

@@ -1,13 +1,20 @@
-"""What the process needs before torch is imported: the allocator and the number of threads."""
+"""The process before torch is imported: its name, its allocator, its number of threads."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from pathlib import Path
 
 
-def _keep_freed_memory() -> None:
+def program_name() -> str:
+    """How this program was called: by a console script, or as a module."""
+    name = Path(sys.argv[0]).name
+    return "python -m aegpo" if name in ("__main__.py", "main.py") else name
+
+
+def keep_freed_memory() -> None:
     """Tell glibc to keep freed memory instead of handing it back to the system.
 
     A rollout allocates and frees the same few large blocks thousands of times; by default each is
@@ -25,7 +32,7 @@ def _keep_freed_memory() -> None:
     mallopt(trim_threshold, 1 << 30)
 
 
-def _respect_cpu_quota() -> None:
+def respect_cpu_quota() -> None:
     """Give torch as many threads as a container's CPU quota has cores.
 
     torch counts the cores that it sees; under a quota it then starts more threads than may run,

@@ -1,25 +1,117 @@
-"""The commands: one place for each, and the one table that names them."""
+"""The commands: one place for each, and the one table that names them.
+
+A new command is a function in a file of this folder and its row in `COMMANDS`. The function is the
+trainer's method of that name: its first argument is the trainer, its signature and ``Args:`` are
+the command's options and their help. It takes ``model``, ``ckpt_path`` and ``weights_only``,
+because the config that a run of ``fit`` saves has all three; three more arguments are left to it:
+
+- ``datamodule``: the configured data; a command without it runs where the data no longer is;
+- ``run``: the `ConfiguredRun`, what only the command line knows; never an option;
+- what it returns: False means that something was found wrong, and becomes exit status 1.
+
+Imported before torch: nothing heavy here.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Literal
+
+TrainerKind = Literal["checkpoints", "one_batch", "idle"]
+"""What the trainer of a command may do; ``lightning_modules.cli.trainer`` says it in settings."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command, as much of it as ``--help`` and the parser need to know.
+
+    Args:
+        name: What is typed.
+        help: What ``aegpo --help`` says of it.
+        method: Module of the function that becomes the trainer's method, relative to this folder;
+            none for Lightning's own commands and for those with arguments of their own.
+        program: Module whose ``main()`` runs first, before torch is imported. It is the whole
+            command unless there is a method too and ``main()`` returns True.
+        trainer: What the method's trainer may do: look at a batch with the run's checkpoints at
+            hand, train on one batch, or nothing at all.
+        texts: Options that take texts as they are, and not a list in YAML.
+    """
+
+    name: str
+    help: str
+    method: str | None = None
+    program: str | None = None
+    trainer: TrainerKind = "checkpoints"
+    texts: tuple[str, ...] = ()
+
+    def function(self) -> Callable[..., Any]:
+        """Import the function of `method`; it has the command's name."""
+        assert self.method is not None, f"{self.name} is no method of the trainer"
+        function: Callable[..., Any] = getattr(import_module(self.method, __name__), self.name)
+        return function
+
+    def run_program(self) -> bool:
+        """Run `program`, if there is one; whether the trainer's method is to follow."""
+        if self.program is None:
+            return True
+        goes_on = import_module(self.program, __name__).main()
+        return self.method is not None and goes_on is True
+
+
 COMMANDS = {
-    "fit": "train the configured model",
-    "validate": "score it on the held-out prompts",
-    "test": "score it on the test prompts",
-    "predict": "draw images for prompts",
-    "plan": "say what a run will do and cost, before anything is loaded",
-    "doctor": "check this machine; with --config also the first update of that config",
-    "compare": "methods x seeds at equal compute, from one file: table and curves",
-    "replay": "what another allocator or step selector would have decided in a logged run",
-    "signals": "measure what attention entropy predicts for a policy and a reward",
-    "check-reward": "try a reward out: form, range, determinism, batches, broken input, time",
-    "export": "write a checkpoint for diffusers, checked against diffusers, with a model card",
-    "sample": "draw prompts from a checkpoint beside the base, with scores",
+    command.name: command
+    for command in (
+        Command("fit", "train the configured model"),
+        Command("validate", "score it on the held-out prompts"),
+        Command("test", "score it on the test prompts"),
+        Command("predict", "draw images for prompts"),
+        Command(
+            "plan",
+            "say what a run will do and cost, before anything is loaded",
+            method=".plan.plan",
+            trainer="idle",
+        ),
+        Command(
+            "doctor",
+            "check this machine; with --config also the first update of that config",
+            method=".doctor.doctor",
+            program=".doctor.environment",
+            trainer="one_batch",
+        ),
+        Command(
+            "compare",
+            "methods x seeds at equal compute, from one file: table and curves",
+            program=".compare.compare",
+        ),
+        Command(
+            "replay",
+            "what another allocator or step selector would have decided in a logged run",
+            program=".replay",
+        ),
+        Command(
+            "signals",
+            "measure what attention entropy predicts for a policy and a reward",
+            method=".signals",
+        ),
+        Command(
+            "check-reward",
+            "try a reward out: form, range, determinism, batches, broken input, time",
+            program=".check_reward",
+        ),
+        Command(
+            "export",
+            "write a checkpoint for diffusers, checked against diffusers, with a model card",
+            method=".export.export",
+            texts=("prompts",),
+        ),
+        Command(
+            "sample",
+            "draw prompts from a checkpoint beside the base, with scores",
+            method=".sample",
+            texts=("prompts",),
+        ),
+    )
 }
-"""The subcommands and what ``--help`` says of each."""
-STANDALONE = {
-    "compare": "lightning_modules.commands.compare.compare",
-    "replay": "lightning_modules.commands.replay",
-    "check-reward": "lightning_modules.commands.check_reward",
-}
-"""Commands that have arguments of their own; ``AEGPOCLI.subcommands`` has all others."""
+"""The commands by name, in the order of ``--help``."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 
@@ -12,7 +11,7 @@ from aegpo.rewards.base import Reward
 from aegpo.rewards.checks.check import check_reward
 from aegpo.rewards.checks.samples import RewardSamples, folder_samples, shapes_samples
 from aegpo.utilities.findings import report_and_count
-from lightning_modules.arguments.messages import explain_exception
+from lightning_modules.arguments.messages import debugging, explain_exception
 from lightning_modules.arguments.parser import OneLineParser
 
 
@@ -51,7 +50,7 @@ def main(args: list[str] | None = None) -> None:
         samples = read_samples(parsed.images, parsed.prompts, parsed.size)
         device = find_device(parsed.device)
     except Exception as error:  # a user's reward may raise anything
-        if os.environ.get("AEGPO_DEBUG", "0") not in ("", "0"):
+        if debugging():
             raise
         parser.error(explain_exception(error))
     if not report_and_count(check_reward(reward, samples, device, parsed.tolerance), 26):

@@ -47,7 +47,7 @@ def inside_trainer(
         return torch.empty(0)
 
     original: Any = model.predict_step
-    model.predict_step = step  # type: ignore[method-assign, assignment]
+    model.predict_step = step  # type: ignore[method-assign]
     try:
         trainer.predict(
             model,

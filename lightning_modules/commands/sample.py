@@ -1,4 +1,4 @@
-"""What `aegpo sample` does: draws prompts from a checkpoint beside the base, scores and writes."""
+"""`aegpo sample`: draw prompts from a checkpoint beside the base, score and write them."""
 
 from __future__ import annotations
 
@@ -32,33 +32,36 @@ GRID_PROMPTS = 32
 """Prompts that the grid shows; the files have all of them."""
 
 
-def run_sample(
+def sample(
     trainer: Trainer,
     model: LightningModule,
-    ckpt_path: str | None,
-    weights_only: bool | None,
-    weights: Weights,
-    prompts: Sequence[str] | None,
-    prompt_file: str | None,
-    images_per_prompt: int,
-    num_steps: int | None,
-    seed: int,
+    ckpt_path: str | None = None,
+    weights_only: bool | None = None,
+    *,
     out: str,
+    weights: Weights = "ema",
+    prompts: list[str] | None = None,
+    prompt_file: str | None = None,
+    images_per_prompt: int = 4,
+    num_steps: int | None = None,
+    seed: int = 0,
 ) -> None:
-    """Draw, score and write.
+    """Draw prompts from a checkpoint beside the base, with the scores of all rewards.
 
     Args:
         trainer: A trainer of one process.
-        model: A module with a policy.
-        ckpt_path: Checkpoint of the policy, drawn beside the base; None for the base alone.
-        weights_only: Passed to the loading of that checkpoint.
-        weights: The averaged weights, if the checkpoint has an average, or the last ones.
-        prompts: What is drawn.
-        prompt_file: A file of prompts instead.
-        images_per_prompt: Images per prompt.
-        num_steps: Denoising steps; None for the config's.
-        seed: Of the noise.
+        model: The configured module.
+        ckpt_path: Checkpoint to draw from: a file, or last for the run's last one; the base
+            alone without it.
+        weights_only: Whether to load that checkpoint without unpickling objects.
         out: Folder of the pictures, new or empty.
+        weights: The averaged weights, if the run kept an average, or the last ones.
+        prompts: Texts to draw.
+        prompt_file: A .txt, .jsonl or .csv file of prompts instead, or a bundled
+            split, such as shapes:heldout.
+        images_per_prompt: Images per prompt.
+        num_steps: Denoising steps; the config's by default.
+        seed: Of the noise that the images start from.
 
     Raises:
         ValueError: If the module has no policy, there are no prompts, or the folder is taken.

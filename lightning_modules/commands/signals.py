@@ -1,4 +1,4 @@
-"""What `aegpo signals` does: draws prompts, measures them inside the trainer, prints and writes."""
+"""`aegpo signals`: draw prompts, measure them inside the trainer, print and write."""
 
 from __future__ import annotations
 
@@ -32,42 +32,43 @@ PRINTED_WIDTH = 118
 """Names of layers are there to be copied: a narrow terminal wraps lines instead of names."""
 
 
-def run_signals(
+def signals(
     trainer: Trainer,
     model: LightningModule,
-    datamodule: LightningDataModule | None,
-    ckpt_path: str | None,
-    weights_only: bool | None,
-    ckpt_before: str | None,
-    prompts: int,
-    images: int,
-    trajectories: int,
-    rows: int | None,
-    top_k: int | None,
-    out: str,
+    datamodule: LightningDataModule | None = None,
+    ckpt_path: str | None = None,
+    weights_only: bool | None = None,
+    ckpt_before: str | None = None,
+    prompts: int = 24,
+    images: int = 8,
+    trajectories: int = 8,
+    rows: int | None = 64,
+    top_k: int | None = None,
+    out: str = "runs/signals",
 ) -> Report:
-    """Measure, print and write the two tables.
+    """Measure what attention entropy predicts, before a training run is spent on it.
 
     Args:
         trainer: A trainer of one process.
-        model: An `AEGPOModule`, or another module with a policy, an SDE, a reward and a selector.
-        datamodule: The data; its training prompts are used.
-        ckpt_path: Checkpoint of the policy; None for the base.
-        weights_only: Passed to the loading of that checkpoint.
-        ckpt_before: Earlier checkpoint of the same run.
-        prompts: Prompts to draw, evenly from the categories.
+        model: The configured module.
+        datamodule: The configured data.
+        ckpt_path: Checkpoint of the policy to look at; the base without it.
+        weights_only: Whether to load that checkpoint without unpickling objects.
+        ckpt_before: Earlier checkpoint of the same run, from which reward gained is counted;
+            the base without it.
+        prompts: Training prompts to draw, evenly from the categories.
         images: Images in a group.
-        trajectories: Trajectories per prompt.
-        rows: Query rows sampled per head, None for all.
-        top_k: Steps that every reading chooses; None for the selector's number, or 4.
-        out: Folder of the tables.
+        trajectories: Trajectories per prompt for entropy, an even number.
+        rows: Query rows sampled per head, or null for all of them (exact).
+        top_k: Steps that every reading chooses; the selector's own number by default, else 4.
+        out: Folder for the tables as Markdown, CSV and JSON.
 
     Returns:
         What was written.
 
     Raises:
-        ValueError: If the module has no such parts, there are no prompts, or `ckpt_before` stands
-            alone.
+        ValueError: If the module has no policy, SDE, reward and selector, there are no prompts, or
+            `ckpt_before` stands alone.
     """
     module: Any = model
     missing = [name for name in NEEDED if not hasattr(model, name)]
@@ -103,7 +104,7 @@ def run_signals(
                 split_scale=module.split_scale,
                 say=status.update,
             )
-            signals = probe.measure(ckpt_path is not None, earlier)
+            measured = probe.measure(ckpt_path is not None, earlier)
         settings = {
             "reward": module.reward.name,
             "prompts": len(batch),
@@ -115,7 +116,7 @@ def run_signals(
         }
         if ckpt_before is not None:
             settings["before"] = ckpt_before
-        reports.append(make_report(signals, top_k, settings))
+        reports.append(make_report(measured, top_k, settings))
 
     inside_trainer(trainer, model, batch, measure, ckpt_path, weights_only)
     report = reports[0]

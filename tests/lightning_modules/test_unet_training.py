@@ -12,7 +12,7 @@ from aegpo.exploration import EntropyPeaks
 from aegpo.policies.families.stable_diffusion import StableDiffusion
 from aegpo.rewards.jpeg import JpegIncompressibility
 from aegpo.sde import DDIM
-from lightning_modules.commands.doctor.doctor import run_preflight
+from lightning_modules.commands.doctor.doctor import doctor
 
 
 def unet_module(folder, **settings):
@@ -51,5 +51,5 @@ def test_before_the_first_update_the_ratio_is_one(
 ):
     module = unet_module(tiny_sd15_folder, seed=0, micro_batch_size=micro_batch_size)
     trainer = tiny_trainer(tmp_path, [], max_epochs=1, limit_train_batches=1, limit_val_batches=0)
-    assert run_preflight(trainer, module, tiny_data(tmp_path)), capsys.readouterr().out
+    assert doctor(trainer, module, tiny_data(tmp_path)), capsys.readouterr().out
     assert "accepted 1e-06" in capsys.readouterr().out

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from aegpo.study.learning_curves import Curve
-from lightning_modules.arguments.messages import UserError
+from lightning_modules.arguments.messages import UserError, debugging, fail
 from lightning_modules.arguments.parser import OneLineParser
 from lightning_modules.commands.compare.report import write_report
 from lightning_modules.commands.compare.run import ComparedRun, Process, start
@@ -205,10 +204,9 @@ def main(args: list[str] | None = None) -> None:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         raise SystemExit(130) from None
     except UserError as error:
-        if os.environ.get("AEGPO_DEBUG", "0") not in ("", "0"):
+        if debugging():
             raise
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        fail(str(error))
 
 
 @contextlib.contextmanager

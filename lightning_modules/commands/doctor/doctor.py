@@ -1,4 +1,4 @@
-"""The ratio preflight: before a long run, is the first update's probability ratio really 1?
+"""`aegpo doctor` with a config: is the first update's probability ratio really 1?
 
 The update recomputes the log-probabilities that the rollout stored. If the two differ before
 anything was learned (other batch shapes in half precision, another guidance scale, dropout left
@@ -24,24 +24,24 @@ FP32_TOLERANCE = 1e-6
 """Largest |log ratio| before the first update that counts as 1 when everything is in fp32."""
 
 
-def run_preflight(
+def doctor(
     trainer: Trainer,
     model: LightningModule,
-    datamodule: LightningDataModule | None,
+    datamodule: LightningDataModule | None = None,
     ckpt_path: str | None = None,
     weights_only: bool | None = None,
 ) -> bool:
-    """Take the backward pass of a module's first update and report on it.
+    """Check the first update of a config on one small rollout: ratio 1, finite gradient.
 
     The check stands in for ``training_step`` in an ordinary ``fit`` of one batch, so it sees the
     device, the precision and the data that training would see.
 
     Args:
         trainer: A trainer of one process, without loggers, checkpoints and callbacks.
-        model: The module; one that is no `AEGPOModule` is only reported as built.
-        datamodule: The data that goes with it.
-        ckpt_path: Checkpoint to load first.
-        weights_only: Passed to the loading of that checkpoint.
+        model: The configured module; one that is no `AEGPOModule` is only reported as built.
+        datamodule: The configured data.
+        ckpt_path: Checkpoint to start from instead of the base model.
+        weights_only: Whether to load that checkpoint without unpickling objects.
 
     Returns:
         Whether nothing failed.
@@ -66,7 +66,7 @@ def run_preflight(
         model.zero_grad(set_to_none=True)
 
     original = model.training_step
-    model.training_step = checked_step  # type: ignore[method-assign, assignment]
+    model.training_step = checked_step  # type: ignore[method-assign]
     try:
         trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=weights_only)
     finally:

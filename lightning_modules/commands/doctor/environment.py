@@ -1,4 +1,4 @@
-"""Checks of the machine that need neither Lightning nor a config.
+"""The half of `aegpo doctor` that needs neither Lightning nor a config: checks of the machine.
 
 torch and its companions are imported in a process of their own: a torchvision that does not match
 torch, or a broken driver, is then a finding instead of the end of the program.
@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from aegpo.utilities.findings import Finding
+from aegpo.utilities.findings import Finding, report
 
 PACKAGES = (
     "torch",
@@ -61,6 +61,33 @@ except Exception as error:
     found["torchvision_error"] = f"{type(error).__name__}: {error}"
 print("\\n" + json.dumps(found))
 """
+
+
+_HELP = """\
+usage: aegpo doctor [--config FILE ...] [--key value ...]
+
+Checks versions, torch against torchvision, accelerator, attention backend and disk space. With a
+config it also builds the model and the data, draws one small rollout, and checks that the first
+update's probability ratio is 1 and its gradient finite. Exit status 1 if a check fails.
+"""
+
+
+def main(args: list[str] | None = None) -> bool:
+    """Check the machine; a failed check is status 1.
+
+    Args:
+        args: Arguments after `doctor` instead of those of the process.
+
+    Returns:
+        Whether a config is given, whose first update is to be checked as well.
+    """
+    arguments = sys.argv[2:] if args is None else args
+    if "-h" in arguments or "--help" in arguments:
+        print(_HELP, end="")
+        return False
+    if not report(check_environment(Path("runs"))):
+        raise SystemExit(1)
+    return bool(arguments)
 
 
 def check_environment(log_dir: Path) -> Iterable[Finding]:

@@ -1,8 +1,7 @@
-"""What `aegpo export` does: write the weights, load them back by diffusers, compare, describe."""
+"""`aegpo export`: write the weights, load them back by diffusers, compare, describe."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,7 +15,13 @@ from aegpo.prompts import PromptBatch
 from aegpo.rollout.deterministic import deterministic_rollout
 from aegpo.utilities.folders import check_new_folder, published
 from aegpo.utilities.images import side_by_side
-from lightning_modules.commands.export.run_record import RunRecord, draw_scores
+from lightning_modules.commands.configured_run import ConfiguredRun
+from lightning_modules.commands.export.run_record import (
+    draw_scores,
+    example_prompts,
+    logged_scores,
+    pretrained_name,
+)
 from lightning_modules.commands.inside_trainer import Weights, inside_trainer
 from lightning_modules.policy_module import EVALUATION_NOISE, PolicyModule
 
@@ -26,27 +31,29 @@ NUM_PROMPTS = 8
 GRID, CURVE = "base_and_tuned.png", "scores.png"
 
 
-def run_export(
+def export(
     trainer: Trainer,
     model: LightningModule,
-    ckpt_path: str | None,
-    weights_only: bool | None,
-    weights: Weights,
+    ckpt_path: str | None = None,
+    weights_only: bool | None = None,
+    *,
     out: str,
-    prompts: Sequence[str] | None,
-    run: RunRecord,
+    weights: Weights = "ema",
+    prompts: list[str] | None = None,
+    run: ConfiguredRun | None = None,
 ) -> None:
-    """Export a checkpoint, or refuse to.
+    """Write what was trained for diffusers, checked against diffusers, with a model card.
 
     Args:
         trainer: A trainer of one process.
-        model: A module that trains a policy.
-        ckpt_path: The checkpoint.
-        weights_only: Passed to its loading.
-        weights: The averaged weights, if the checkpoint has an average, or the last ones.
-        out: Folder to write; it appears only if the comparison held.
-        prompts: What is drawn for the comparison; None for the run's own held-out prompts.
-        run: Config and logs, for the model card.
+        model: The configured module.
+        ckpt_path: Checkpoint to export: a file, or last for the run's last one.
+        weights_only: Whether to load that checkpoint without unpickling objects.
+        out: Folder to write, new or empty; it appears only if the comparison held.
+        weights: The averaged weights, if the run kept an average, or the last ones.
+        prompts: Texts to draw for the comparison and the card; the run's first held-out
+            prompts by default.
+        run: The run as configured, for the model card.
 
     Raises:
         ValueError: If the module has no policy, there is no checkpoint, the folder is taken, or
@@ -59,25 +66,26 @@ def run_export(
     if ckpt_path is None:
         raise ValueError("aegpo export needs the weights: give --ckpt_path last, or a file")
     folder = check_new_folder(out)
-    texts = list(dict.fromkeys(prompts or run.examples(NUM_PROMPTS)))
+    known = run or ConfiguredRun()
+    texts = list(dict.fromkeys(prompts or example_prompts(known, NUM_PROMPTS)))
     batch = PromptBatch(texts, torch.arange(len(texts)), [{} for _ in texts])
     model.prefers_averaged = weights == "ema"
 
     def work(batch: PromptBatch) -> None:
         spent = model.policy.evaluations.state_dict(), model.policy.evaluations.total
-        scores = run.scores([reward.name for reward in rewards], model.iteration)
+        scores = logged_scores(known, [reward.name for reward in rewards], model.iteration)
         with published(folder) as partial:
-            code, check = _write_checked(model, batch, partial, out, run.pretrained)
+            code, check = _write_checked(model, batch, partial, out, pretrained_name(known))
             pictures = {GRID: "The base beside the tuned model, same noise."}
             if any(scores.values()):
                 draw_scores(scores).savefig(partial / CURVE, dpi=120)
                 pictures[CURVE] = "Held-out scores over the training."
-            (partial / "config.yaml").write_text(yaml.safe_dump(run.config, sort_keys=False))
+            (partial / "config.yaml").write_text(yaml.safe_dump(known.config, sort_keys=False))
             facts = Facts(
                 name=folder.resolve().name,
-                base=run.pretrained or type(model.policy).__name__,
+                base=pretrained_name(known) or type(model.policy).__name__,
                 full=(partial / "model_index.json").is_file(),
-                config=run.config,
+                config=known.config,
                 code=code,
                 check=str(check),
                 scores=scores,

@@ -1,70 +1,75 @@
-"""What is known of a run besides its weights: its config, its logged scores, its prompts."""
+"""What is known of a run besides its weights: what it trained, its logged scores, its prompts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from matplotlib.figure import Figure
 
+from lightning_modules.commands.configured_run import ConfiguredRun
 from lightning_modules.commands.run_logs import read_scalars
 
 EXAMPLES = ("a red circle", "two blue circles", "a green square", "three red triangles")
 """Prompts that any text-to-image model can draw, where the run's own cannot be read."""
 
-RUN_KEYS = ("seed_everything", "trainer", "model", "data")
-"""Sections of a config that belong to the run, not to a command."""
 
+def pretrained_name(run: ConfiguredRun) -> str | None:
+    """Say what was trained, as the config names it.
 
-@dataclass(frozen=True)
-class RunRecord:
-    """A run as the command line knows it.
+    Args:
+        run: The run.
 
-    Attributes:
-        config: Seed, trainer, model and data as configured.
-        log_folders: Where its loggers may have written; the first one with logs counts.
-        held_out: Prompts of its evaluation, none where they cannot be read.
+    Returns:
+        The policy's `pretrained`; None where the config has none.
     """
+    model: Any = run.config.get("model") or {}
+    for part in ("init_args", "policy", "init_args"):
+        model = model.get(part) or {}
+    name = model.get("pretrained")
+    return None if name is None else str(name)
 
-    config: dict[str, Any] = field(default_factory=dict)
-    log_folders: list[Path] = field(default_factory=list)
-    held_out: list[str] = field(default_factory=list)
 
-    @property
-    def pretrained(self) -> str | None:
-        """What was trained, as the config names it."""
-        model: Any = self.config.get("model") or {}
-        for part in ("init_args", "policy", "init_args"):
-            model = model.get(part) or {}
-        name = model.get("pretrained")
-        return None if name is None else str(name)
+def example_prompts(run: ConfiguredRun, count: int) -> list[str]:
+    """Choose different prompts to draw.
 
-    def examples(self, count: int) -> list[str]:
-        """Return at most `count` different prompts to draw, held-out ones if there are any."""
-        return list(dict.fromkeys(self.held_out or EXAMPLES))[:count]
+    Args:
+        run: The run.
+        count: How many are wanted.
 
-    def scores(self, rewards: Sequence[str], iteration: int) -> dict[str, dict[int, float]]:
-        """Read the held-out scores.
+    Returns:
+        At most `count` of the first held-out batch; `EXAMPLES` where the data is no longer there.
+    """
+    try:
+        prompts = next(iter(run.build_data().val_dataloader())).prompts
+    except Exception:  # a user's data may raise anything, and nobody depends on it here
+        prompts = EXAMPLES
+    return list(dict.fromkeys(prompts))[:count]
 
-        Args:
-            rewards: Names of the rewards.
-            iteration: Iteration of the checkpoint; what was logged after it is left out.
 
-        Returns:
-            For each reward its score by iteration; empty where nothing was logged.
-        """
-        tags = [f"val/{name}" for name in rewards]
-        for folder in self.log_folders:
-            logged = read_scalars(folder, tags)
-            if any(logged.values()):
-                return {
-                    name: {at: score for at, score in logged[tag].items() if at <= iteration}
-                    for name, tag in zip(rewards, tags, strict=True)
-                }
-        return {name: {} for name in rewards}
+def logged_scores(
+    run: ConfiguredRun, rewards: Sequence[str], iteration: int
+) -> dict[str, dict[int, float]]:
+    """Read the held-out scores.
+
+    Args:
+        run: The run; the first of its folders with logs counts.
+        rewards: Names of the rewards.
+        iteration: Iteration of the checkpoint; what was logged after it is left out.
+
+    Returns:
+        For each reward its score by iteration; empty where nothing was logged.
+    """
+    tags = [f"val/{name}" for name in rewards]
+    for folder in _log_folders(run):
+        logged = read_scalars(folder, tags)
+        if any(logged.values()):
+            return {
+                name: {at: score for at, score in logged[tag].items() if at <= iteration}
+                for name, tag in zip(rewards, tags, strict=True)
+            }
+    return {name: {} for name in rewards}
 
 
 def draw_scores(scores: dict[str, dict[int, float]]) -> Figure:
@@ -88,44 +93,9 @@ def draw_scores(scores: dict[str, dict[int, float]]) -> Figure:
     return figure
 
 
-def run_config(dumped: str) -> dict[str, Any]:
-    """Keep of a command's merged config what a run of ``fit`` has, in words as configured.
-
-    Args:
-        dumped: The config as YAML.
-
-    Returns:
-        The sections `RUN_KEYS`; not the command's own arguments, which name files of the user.
-    """
-    config = yaml.safe_load(dumped)
-    return {key: config[key] for key in RUN_KEYS if key in config}
-
-
-def log_folders(files: Sequence[Any], loggers: Any) -> list[Path]:
-    """Say where the logs of a run may lie.
-
-    Args:
-        files: The given configs; a run saves its own beside its logs.
-        loggers: What the config has as loggers: one, several, or none.
-
-    Returns:
-        Folders, the most likely one first.
-    """
+def _log_folders(run: ConfiguredRun) -> list[Path]:
+    """Where the logs may lie, the most likely folder first: a run saves its config beside them."""
+    loggers = run.trainer.get("logger")
     several = loggers if isinstance(loggers, list) else [loggers]
     own = [getattr(logger, "log_dir", None) for logger in several]
-    return [Path(str(file)).parent for file in files] + [Path(path) for path in own if path]
-
-
-def held_out_prompts(build: Callable[[], Any]) -> list[str]:
-    """Read the first held-out prompts.
-
-    Args:
-        build: Builds the run's data.
-
-    Returns:
-        The prompts of the first batch; none where the data is no longer there.
-    """
-    try:
-        return list(next(iter(build().val_dataloader())).prompts)
-    except Exception:  # a user's data may raise anything, and nobody depends on it here
-        return []
+    return [file.parent for file in run.files] + [Path(path) for path in own if path]

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from aegpo.allocation.sharding import shard_loads
 from aegpo.entropy.reading import EntropyReading
@@ -172,7 +173,7 @@ def _readings(
     curves = [torch.zeros(batch_size, num_steps)]
     if "curve" in publishes:
         curves = [rising, rising.flip(1), noise.uniform("dry curve", rows, (num_steps,))]
-    deltas = [None]
+    deltas: list[Tensor | None] = [None]
     if "delta" in publishes:
         deltas += [noise.uniform("dry delta", rows, (1,))[:, 0]]
     return readings + [EntropyReading(curve, delta) for curve in curves for delta in deltas]

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from aegpo.planning.counts import Range
 from lightning_modules.commands.plan.dry_run import TRAINING
-from lightning_modules.commands.plan.plan import RunPlan, sum_ranges
+from lightning_modules.commands.plan.run_plan import RunPlan, sum_ranges
 
 WIDTH = 78
 

@@ -1,4 +1,4 @@
-"""The plan of a run: what it will do and cost, counted without a model."""
+"""`aegpo plan`: what a run will do and cost, counted without a model."""
 
 from __future__ import annotations
 
@@ -11,16 +11,20 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from rich.console import Console
 
 from aegpo.planning.counts import PlansEvaluations, Range, RunShape
-from aegpo.planning.memory import MemoryEstimate, MemoryLoad, estimate_memory
+from aegpo.planning.memory import MemoryLoad, estimate_memory
 from aegpo.planning.policy_size import PolicySize, policy_of, policy_size
 from aegpo.policies.diffusers_policy import DiffusersPolicy
 from aegpo.policies.pretrained import find_pipeline
 from lightning_modules.aegpo_module import AEGPOModule
-from lightning_modules.commands.plan.dry_run import TRAINING, Iteration, dry_run
+from lightning_modules.commands.configured_run import ConfiguredRun
+from lightning_modules.commands.plan.dry_run import TRAINING, dry_run
 from lightning_modules.commands.plan.measured_rate import MeasuredRate, read_rate
-from lightning_modules.commands.plan.run_length import RunLength, run_length
+from lightning_modules.commands.plan.page import page
+from lightning_modules.commands.plan.run_length import count_processes, run_length
+from lightning_modules.commands.plan.run_plan import RunPlan, sum_ranges
 
 NEEDED = ("batch_size", "batches_per_epoch", "val_images", "val_batch_size")
 TRIED = 4
@@ -41,57 +45,36 @@ class _PlannedPolicy:
     unknown: str = ""
 
 
-@dataclass(frozen=True)
-class RunPlan:
-    """What a run will do and cost.
+def plan(
+    trainer: Trainer,
+    model: LightningModule,
+    datamodule: LightningDataModule | None = None,
+    ckpt_path: str | None = None,
+    weights_only: bool | None = None,
+    processes: int | None = None,
+    rate: float | None = None,
+    measured: str | None = None,
+    run: ConfiguredRun | None = None,
+) -> None:
+    """Say what a run will do and cost, without loading a model or writing anything.
 
     Args:
-        iteration: What an iteration does.
-        length: How many there are.
-        batch_size: Prompts of an iteration.
-        num_steps: Denoising steps T.
-        updates: Optimizer steps of an iteration.
-        processes: Ranks that share the prompts.
-        evaluations: Model evaluations of the run by purpose, validation among them; None for a run
-            without an end.
-        validation: Model evaluations of one validation.
-        size: The policy's networks, None if unknown.
-        memory: The estimate for one rank, None if unknown.
-        unknown: Why size and memory are unknown.
-        rate: How fast it will be, None if unknown.
+        trainer: A trainer with the run's limits and callbacks.
+        model: The configured module.
+        datamodule: The configured data.
+        ckpt_path: Accepted and not read: the plan is that of a run from its start.
+        weights_only: Accepted and not used, as no checkpoint is read.
+        processes: Processes (GPUs) that share the prompts; those of the config by default.
+        rate: Model evaluations per second, all processes together, for the time.
+        measured: Log folder of a finished run, TensorBoard or CSV, to read that rate from.
+        run: The run as configured: its devices may be those of another machine.
     """
-
-    iteration: Iteration
-    length: RunLength
-    batch_size: int
-    num_steps: int
-    updates: int
-    processes: int
-    evaluations: dict[str, Range] | None
-    validation: int
-    size: PolicySize | None
-    memory: MemoryEstimate | None
-    unknown: str
-    rate: MeasuredRate | None
-
-    @property
-    def total(self) -> Range | None:
-        """Training evaluations of the run, as `cost/evaluations` counts them."""
-        if self.evaluations is None:
-            return None
-        return sum_ranges(self.evaluations[purpose] for purpose in TRAINING)
-
-
-def sum_ranges(ranges: Any) -> Range:
-    """Add ranges up.
-
-    Args:
-        ranges: Any number of them.
-
-    Returns:
-        Their sum.
-    """
-    return sum(ranges, Range.exactly(0))
+    if processes is None and run is not None:
+        wanted = run.trainer
+        processes = count_processes(wanted["accelerator"], wanted["devices"], wanted["num_nodes"])
+    elif processes is None:
+        processes = trainer.world_size
+    Console().print(page(make_plan(trainer, model, datamodule, processes, rate, measured)))
 
 
 def make_plan(

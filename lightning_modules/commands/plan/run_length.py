@@ -60,8 +60,8 @@ def run_length(
     iterations = Range.exactly(min(limits)) if limits else None
     budgets = [c.evaluation_budget for c in callbacks if c.evaluation_budget is not None]
     for budget in budgets:
-        soonest = _first(lambda n, budget=budget: spent(n).high >= budget)
-        latest = _first(lambda n, budget=budget: spent(n).low >= budget)
+        soonest = _first(lambda n: spent(n).high, budget)
+        latest = _first(lambda n: spent(n).low, budget)
         most = iterations or Range(math.inf, math.inf)
         iterations = Range(min(soonest, most.low), min(latest, most.high))
     batches = 0
@@ -91,8 +91,12 @@ def _limited(batches: int, limit: float | None) -> int:
     return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
 
 
-def _first(reached: Callable[[int], bool]) -> int:
-    """The first number from 1 for which something that stays true is true."""
+def _first(growing: Callable[[int], float], goal: float) -> int:
+    """The first number from 1 for which something that never falls has come to a goal."""
+
+    def reached(number: int) -> bool:
+        return growing(number) >= goal
+
     high = 1
     while not reached(high):
         high *= 2

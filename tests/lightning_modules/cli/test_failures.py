@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from tiny_training import tiny_data, tiny_module, tiny_trainer
 
+import aegpo
+from aegpo.sde import GaussianStep
+from lightning_modules.arguments.class_paths import OUR_PACKAGES
 from lightning_modules.cli import lightning_cli as cli
-from lightning_modules.cli.failures import explain_memory, is_out_of_memory
+from lightning_modules.cli.failures import ADVICE, explain_memory, is_out_of_memory, is_user_error
 
 
 def run_out(*_: Any, **__: Any) -> None:
@@ -52,6 +57,31 @@ def test_the_command_line_prints_that_line(
     assert capsys.readouterr().err.startswith("error: out of memory: ")
 
 
+def test_advice_names_functions_that_there_are() -> None:
+    root = Path(aegpo.__file__).parents[1]
+    files = [file for package in OUR_PACKAGES for file in (root / package).rglob("*.py")]
+    nodes = (node for file in files for node in ast.walk(ast.parse(file.read_text())))
+    defined = {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+    assert set(ADVICE) <= defined
+
+
 def test_other_errors_are_not_about_memory() -> None:
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"))
+
+
+def test_faults_keep_their_traceback_and_messages_do_not() -> None:
+    with pytest.raises(RuntimeError) as fault:
+        torch.ones(2) @ torch.ones(3)
+    assert not is_user_error(fault.value)
+    # A `raise` statement in one of our files; here aegpo's refusal of a log-prob without noise.
+    step = GaussianStep(mean=torch.zeros(1, 4), std=torch.zeros(1, 1))
+    with pytest.raises(ValueError) as message:
+        step.log_prob(torch.zeros(1, 4))
+    assert is_user_error(message.value)
+    # The same type from an operation in the same file is a fault.
+    with pytest.raises((RuntimeError, TypeError, ValueError)) as wrong_shape:
+        GaussianStep(mean=torch.zeros(1, 4), std=torch.ones(1, 1)).log_prob(torch.zeros(1, 3))
+    assert not is_user_error(wrong_shape.value)
+    assert is_user_error(FileNotFoundError(2, "No such file", "prompts.txt"))
+    assert is_user_error(MisconfigurationException("no"))

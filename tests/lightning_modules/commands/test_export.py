@@ -28,10 +28,9 @@ from aegpo.policies.families.stable_diffusion import StableDiffusion
 from aegpo.policies.families.stable_diffusion3 import StableDiffusion3
 from aegpo.sde import DDIM
 from lightning_modules.aegpo_module import AEGPOModule
-from lightning_modules.arguments.parser import join_texts
 from lightning_modules.cli import main as entry
-from lightning_modules.commands.export.export import run_export
-from lightning_modules.commands.export.run_record import RunRecord
+from lightning_modules.commands.configured_run import ConfiguredRun
+from lightning_modules.commands.export.export import export
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 PROMPTS = ["a red circle", "two blue stars", "three green squares"]
@@ -77,10 +76,11 @@ def exported(
         },
     }
     out = tmp_path / "deep" / "export"
-    run = RunRecord(config, [tmp_path / "nothing", tmp_path / "log"])
+    # Logs are looked for beside the given configs.
+    run = ConfiguredRun(config, [tmp_path / "nothing/config.yaml", tmp_path / "log/config.yaml"])
     trainer = tiny_trainer(tmp_path, [])
     module = built(folder, **policy)
-    run_export(trainer, module, checkpoint, None, weights, str(out), PROMPTS, run)
+    export(trainer, module, checkpoint, out=str(out), weights=weights, prompts=PROMPTS, run=run)
     return out
 
 
@@ -280,9 +280,9 @@ def unet_run(tmp_path: Path, folder: Path) -> Path:
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     out = tmp_path / "deep" / "export"
     config = {"model": {"init_args": {"policy": {"init_args": {"pretrained": str(folder)}}}}}
-    weights: Any = ("last", str(out), PROMPTS, RunRecord(config))
-    trainer = tiny_trainer(tmp_path, [])
-    run_export(trainer, module(), str(tmp_path / "last.ckpt"), None, *weights)
+    arguments: Any = {"out": str(out), "weights": "last", "prompts": PROMPTS}
+    arguments["run"] = ConfiguredRun(config)
+    export(tiny_trainer(tmp_path, []), module(), str(tmp_path / "last.ckpt"), **arguments)
     return out
 
 
@@ -327,26 +327,18 @@ def test_a_corrupted_unet_is_refused(
 
 
 def test_wrong_requests_are_refused_in_words(tiny_sd3_folder: Path, tmp_path: Path) -> None:
-    def export(checkpoint: str | None, out: Path) -> None:
+    def refused(checkpoint: str | None, out: Path) -> None:
         module, trainer = built(tiny_sd3_folder), tiny_trainer(tmp_path, [])
-        run_export(trainer, module, checkpoint, None, "ema", str(out), PROMPTS, RunRecord())
+        export(trainer, module, checkpoint, out=str(out), prompts=PROMPTS)
 
     with pytest.raises(ValueError, match="give --ckpt_path last"):
-        export(None, tmp_path / "new")
+        refused(None, tmp_path / "new")
     (tmp_path / "mine.txt").write_text("dear to me")
     with pytest.raises(ValueError, match="exists and is not empty"):
-        export("last", tmp_path)
+        refused("last", tmp_path)
     with pytest.raises(ValueError, match="is a file"):
-        export("last", tmp_path / "mine.txt")
+        refused("last", tmp_path / "mine.txt")
     assert (tmp_path / "mine.txt").read_text() == "dear to me"
-
-
-def test_texts_on_the_command_line_become_one_list() -> None:
-    joined = join_texts(["sample", "--prompts", "a: b", 'a "c"', "--seed", "1"])
-    assert joined[:2] == ["sample", "--prompts"] and joined[3:] == ["--seed", "1"]
-    assert yaml.safe_load(joined[2]) == ["a: b", 'a "c"']
-    for untouched in (["signals", "--prompts", "3"], ["sample", "--prompts", "[a, b]"], []):
-        assert join_texts(untouched) == untouched
 
 
 @pytest.mark.slow

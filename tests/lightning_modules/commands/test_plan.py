@@ -34,8 +34,9 @@ from callbacks.reward_spread import RewardSpread
 from callbacks.step_spread import TrialSpread
 from lightning_modules.cli.lightning_cli import main
 from lightning_modules.commands.plan.page import duration, number, page
-from lightning_modules.commands.plan.plan import RunPlan, make_plan
+from lightning_modules.commands.plan.plan import make_plan
 from lightning_modules.commands.plan.run_length import count_processes
+from lightning_modules.commands.plan.run_plan import RunPlan
 
 PROBE = {"trajectories": 2, "every_n_iterations": 2}
 GUIDED = {"guidance_scale": 2.0}

@@ -14,7 +14,7 @@ from tiny_training import Redness, tiny_data, tiny_module, tiny_trainer
 from torch import Tensor
 
 from aegpo.rewards.base import Reward
-from lightning_modules.commands.sample import run_sample
+from lightning_modules.commands.sample import sample
 
 PROMPTS = ["a red circle", "ein grüner Kreis ★"]
 
@@ -44,12 +44,9 @@ def sampled(
 ) -> Path:
     """Run the command with two images per prompt; its folder."""
     module = tiny_module(folder, num_steps=4, seed=0, evaluation_rewards=[Picky(), Broken()])
-    settings: dict[str, Any] = {"prompts": PROMPTS, "prompt_file": None, "num_steps": None}
-    settings |= {"images_per_prompt": 2, "seed": 0} | arguments
+    settings: dict[str, Any] = {"prompts": PROMPTS, "images_per_prompt": 2} | arguments
     out = tmp_path / name
-    run_sample(
-        tiny_trainer(tmp_path, []), module, checkpoint, None, "ema", out=str(out), **settings
-    )
+    sample(tiny_trainer(tmp_path, []), module, checkpoint, out=str(out), **settings)
     return out
 
 

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tiny_training import tiny_data, tiny_module, tiny_trainer
 
 from aegpo.noise import KeyedNoise
-from lightning_modules.commands.signals import choose_prompts, run_signals
+from lightning_modules.commands.signals import choose_prompts, signals
 
-SMALL = {"prompts": 4, "images": 2, "trajectories": 2, "rows": None, "top_k": None}
+SMALL: dict[str, Any] = {"prompts": 4, "images": 2, "trajectories": 2, "rows": None, "top_k": None}
 
 
 def measured(tmp_path: Path, folder: Path, name: str, **checkpoints: str | None) -> dict:
     """Run the command; the JSON file that it wrote."""
-    paths = {"ckpt_path": None, "weights_only": None, "ckpt_before": None} | checkpoints
     out = tmp_path / name
     module, data = tiny_module(folder, num_steps=4, seed=0), tiny_data(tmp_path)
-    run_signals(tiny_trainer(tmp_path, []), module, data, **paths, **SMALL, out=str(out))
+    signals(tiny_trainer(tmp_path, []), module, data, **checkpoints, **SMALL, out=str(out))
     return json.loads((out / "signals.json").read_text())
 
 
@@ -67,9 +67,8 @@ def test_wrong_requests_are_refused_in_words(tiny_sd3_folder: Path, tmp_path: Pa
         measured(tmp_path, tiny_sd3_folder, "out", ckpt_path="b.ckpt", ckpt_before=str(empty))
     module = tiny_module(tiny_sd3_folder)
     del module.sde
-    nothing = {"ckpt_path": None, "weights_only": None, "ckpt_before": None}
     with pytest.raises(ValueError, match="AEGPOModule lacks sde"):
-        run_signals(tiny_trainer(tmp_path, []), module, None, **nothing, **SMALL, out="out")
+        signals(tiny_trainer(tmp_path, []), module, None, **SMALL, out="out")
     assert not (tmp_path / "out").exists()
 
 
