@@ -75,7 +75,9 @@ class AEGPOModule(PolicyModule):
             deterministic prefix.
         split_scale: Correlates the noise of siblings by 1 / (1 + split_scale²), as BranchGRPO does
             with 4; None draws it independently.
-        max_missing: Share of failed rewards in an iteration above which the run stops.
+        max_missing: Share of failed rewards above which an iteration is bad: the third bad one in a
+            row stops the run, or the first if no reward ever came. Of the held-out images no more
+            may fail.
         overlap_chunks: Into how many chunks of prompts a rollout is divided, each scored in a
             thread while the next is drawn; 1 scores after the rollout. For rewards that wait.
         seed: Key of every random draw; None for the run's `seed_everything`.
@@ -132,7 +134,7 @@ class AEGPOModule(PolicyModule):
         )
         self.advantage, self.clip_range = advantage or GroupRelative(), clip_range
         check_parts(self.advantage, reward)
-        self.scoring = Scoring(reward, overlap_chunks, max_missing)
+        self.scoring, self.max_missing = Scoring(reward, overlap_chunks, max_missing), max_missing
         self.objective = choose_objective(
             objective,
             clip_range=clip_range,

@@ -81,6 +81,7 @@ class PolicyModule(L.LightningModule):
         self.timer = PhaseTimer()
         self.iteration = 0
         self.held_out = HeldOut()
+        self.max_missing = 0.5
         self.averaged: dict[str, Tensor] | None = None
         self.prefers_averaged = True
         self.policy: Policy
@@ -156,7 +157,7 @@ class PolicyModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log `val/<reward>` and `val/<reward>/<category>`, also of the base before training."""
-        metrics = self.held_out.metrics()
+        metrics = self._held_out_metrics("val")
         if self.trainer.sanity_checking:  # Lightning drops what is logged there
             for logger in self.trainer.loggers:
                 logger.log_metrics(metrics, step=self.iteration)
@@ -168,7 +169,12 @@ class PolicyModule(L.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Log `test/<reward>` and `test/<reward>/<category>`."""
-        self.log_dict(self.held_out.metrics("test") | self.log_step(), rank_zero_only=True)
+        self.log_dict(self._held_out_metrics("test") | self.log_step(), rank_zero_only=True)
+
+    def _held_out_metrics(self, stage: str) -> dict[str, float]:
+        """The means, and `<stage>/missing`: the number of scores that are in none of them."""
+        missing = self.held_out.count_missing(self.max_missing)
+        return self.held_out.metrics(stage) | {f"{stage}/missing": float(missing)}
 
     def log_step(self) -> dict[str, float]:
         """Return the entry by which Lightning puts a row at its iteration on the x-axis.

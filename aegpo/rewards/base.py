@@ -91,7 +91,9 @@ class Reward(abc.ABC):
             metadata: N dicts, the dataset's metadata of each prompt.
 
         Returns:
-            (N,) float32 scores; NaN marks an image that could not be scored.
+            (N,) float32 scores; NaN marks an image that could not be scored. A list or an array of
+            N numbers, None for a missing one, is taken too, and a tuple of any of these and
+            whatever else.
         """
 
     def with_parts(

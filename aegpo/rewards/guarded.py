@@ -1,4 +1,4 @@
-"""A reward call that costs no run: what fails is missing, never zero."""
+"""A reward call that can hurt only the images it was about: what fails is missing, never zero."""
 
 from __future__ import annotations
 
@@ -8,13 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aegpo.rewards.answers import UnusableAnswer, as_scores
 from aegpo.rewards.base import Reward, Scores
 
 
 def guarded_scores(
     reward: Reward, images: Tensor | None, prompts: list[str], metadata: list[dict[str, Any]]
 ) -> Scores:
-    """Score images; an exception or a score that is not finite becomes NaN and a warning.
+    """Score images; what fails twice, or is not finite, becomes NaN and a warning.
+
+    The reward gets copies, so that it may write into them, and computes outside autocast, whatever
+    the precision of the training is. A call that raises, or returns no scores, is made once more,
+    and then prompt by prompt, so that a judge that was away for a moment costs nothing and a prompt
+    that it cannot read costs no other.
 
     Args:
         reward: The reward.
@@ -27,29 +33,74 @@ def guarded_scores(
         the reward's parts are there, whatever happened.
 
     Raises:
-        ValueError: If there are no images, or the reward returns another number of scores: a
-            mistake in its code, not a bad image.
+        ValueError: If there are no images.
+        MemoryError: If memory ran out (or torch's OutOfMemoryError): no fault of an image.
     """
     if images is None:
         raise ValueError(f"reward {reward.name!r} needs decoded images, but the rollout has none")
     missing = torch.full((len(prompts),), float("nan"), device=images.device)
-    try:
-        total, parts = reward.with_parts(images, prompts, metadata)
-    except Exception as error:  # a user's reward may raise anything
-        warnings.warn(f"reward {reward.name!r} raised {error!r}; counted missing", stacklevel=2)
-        return Scores(missing, dict.fromkeys(reward.part_names, missing))
-    total = torch.as_tensor(total, dtype=torch.float32, device=images.device)
-    if total.shape != missing.shape:
-        raise ValueError(
-            f"reward {reward.name!r} returned shape {tuple(total.shape)} for {len(prompts)} "
-            f"images; it must return one score per image, shape ({len(prompts)},)"
-        )
-    finite = total.isfinite()
+    scores, failure = _tried(reward, images, prompts, metadata)
+    if scores is None:
+        scores, again = _tried(reward, images, prompts, metadata)
+        if scores is not None:
+            _warn(reward, f"{failure}; the second try went well")
+    if scores is None:
+        scores = Scores(missing, dict.fromkeys(reward.part_names, missing))
+        for rows in _by_prompt(prompts):
+            where = torch.tensor(rows, device=images.device)
+            texts, about = [prompts[row] for row in rows], [metadata[row] for row in rows]
+            own, reason = _tried(reward, images[where], texts, about)
+            if own is None:
+                again = reason
+            else:
+                scores = _put(scores, where, own)
+        if bool(scores.total.isnan().any()):
+            lost = int(scores.total.isnan().sum())
+            _warn(reward, f"{again}; {lost} of {len(prompts)} images counted missing")
+        return scores
+    finite = scores.total.isfinite()
     if not bool(finite.all()):
         count = int((~finite).sum())
-        warnings.warn(
-            f"reward {reward.name!r}: {count} of {len(prompts)} scores are not finite; counted "
-            "missing",
-            stacklevel=2,
-        )
-    return Scores(torch.where(finite, total, missing), parts)
+        _warn(reward, f"has {count} of {len(prompts)} scores that are not finite; counted missing")
+    return Scores(torch.where(finite, scores.total, missing), scores.parts)
+
+
+def _tried(
+    reward: Reward, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]
+) -> tuple[Scores | None, str]:
+    """One call: its scores, or None and what went wrong."""
+    count, device = len(prompts), images.device
+    try:
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            total, parts = reward.with_parts(
+                images.detach().clone(), list(prompts), [dict(one) for one in metadata]
+            )
+        return Scores(
+            as_scores(total, count, device),
+            {name: as_scores(parts[name], count, device) for name in reward.part_names},
+        ), ""
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a user's reward may raise anything
+        return None, str(error) if isinstance(error, UnusableAnswer) else f"raised {error!r}"
+
+
+def _by_prompt(prompts: list[str]) -> list[list[int]]:
+    """Rows of each prompt: the groups that a groupwise reward has to see together."""
+    rows: dict[str, list[int]] = {}
+    for row, prompt in enumerate(prompts):
+        rows.setdefault(prompt, []).append(row)
+    return list(rows.values())
+
+
+def _put(scores: Scores, where: Tensor, own: Scores) -> Scores:
+    """The scores with those of some images in their places."""
+    total = own.total.where(own.total.isfinite(), float("nan"))
+    return Scores(
+        scores.total.index_copy(0, where, total),
+        {name: part.index_copy(0, where, own.parts[name]) for name, part in scores.parts.items()},
+    )
+
+
+def _warn(reward: Reward, what: str) -> None:
+    warnings.warn(f"reward {reward.name!r} {what}", stacklevel=3)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aegpo.rewards.answers import UnusableAnswer, as_scores
 from aegpo.rewards.base import Reward, Scores
 
 
@@ -76,18 +77,15 @@ class WeightedSum(Reward):
             (N,) float32 sums, NaN where a part could not score, and the parts, unweighted.
 
         Raises:
-            ValueError: If a part does not return one score per image.
+            UnusableAnswer: If a part does not return one score per image.
         """
         scores: dict[str, Tensor] = {}
         total = torch.zeros(len(images), device=images.device)
         for name, reward, weight in zip(self.part_names, self.rewards, self.weights, strict=True):
-            answer = reward(images, prompts, metadata)
-            part = torch.as_tensor(answer, dtype=torch.float32, device=images.device).detach()
-            if part.shape != total.shape:
-                raise ValueError(
-                    f"reward {name!r} returned shape {tuple(part.shape)} for {len(images)} images; "
-                    f"it must return one score per image, shape ({len(images)},)"
-                )
+            try:
+                part = as_scores(reward(images, prompts, metadata), len(images), images.device)
+            except UnusableAnswer as error:
+                raise UnusableAnswer(f"part {name!r} {error}") from None
             # An infinite score of weight 0 gives NaN as well: it did fail.
             total = total + weight * part
             scores[name] = part

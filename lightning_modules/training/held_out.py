@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, SumMetric
 
 from aegpo.prompts import PromptBatch
 from aegpo.rollout import RolloutTree
@@ -35,9 +35,13 @@ class HeldOut:
         means: The mean of each reward over each category and over all, by (reward, category), with
             None for all. Every rank holds all of them, whatever it drew: reading one is a
             collective.
+        missing: How many scores of each reward are missing, likewise.
+        images: How many images there were, likewise.
     """
 
     means: dict[tuple[str, str | None], MeanMetric] = field(default_factory=dict)
+    missing: dict[str, SumMetric] = field(default_factory=dict)
+    images: dict[str, SumMetric] = field(default_factory=dict)
 
     def add(
         self, batch: PromptBatch, own: PromptBatch, tree: RolloutTree, scores: dict[str, Tensor]
@@ -55,6 +59,8 @@ class HeldOut:
         """
         for name, score in scores.items():
             self._mean(name, None, score.device).update(score)
+            self._count(self.missing, name, score.device).update(score.isnan().sum())
+            self._count(self.images, name, score.device).update(len(score))
             for category in sorted(set(batch.categories)):
                 member = torch.tensor([one == category for one in own.categories], dtype=torch.bool)
                 self._mean(name, category, score.device).update(score[member.to(score.device)])
@@ -68,6 +74,34 @@ class HeldOut:
             mean.set_dtype(torch.float32 if device.type == "mps" else torch.float64)
             self.means[name, category] = mean
         return self.means[name, category]
+
+    @staticmethod
+    def _count(counts: dict[str, SumMetric], name: str, device: torch.device) -> SumMetric:
+        if name not in counts:
+            counts[name] = SumMetric().to(device)
+        return counts[name]
+
+    def count_missing(self, most: float) -> int:
+        """Count the scores that are missing, of all rewards and ranks.
+
+        Args:
+            most: Share of a reward's scores that may be missing: the mean of the others is biased.
+
+        Returns:
+            Their number.
+
+        Raises:
+            RuntimeError: If more are missing, on every rank.
+        """
+        lost = {name: int(count.compute()) for name, count in self.missing.items()}
+        images = {name: int(count.compute()) for name, count in self.images.items()}
+        for name, number in lost.items():
+            if number > most * images[name]:
+                raise RuntimeError(
+                    f"reward {name!r} failed on {number} of {images[name]} held-out images, more "
+                    f"than max_missing={most}; the warnings above say why"
+                )
+        return sum(lost.values())
 
     def metrics(self, stage: str = "val") -> dict[str, float]:
         """Return `<stage>/<reward>` and `<stage>/<reward>/<category>`: means of finite scores."""

@@ -15,6 +15,9 @@ from aegpo.rewards.base import Reward, Scores
 from aegpo.rewards.guarded import guarded_scores
 from aegpo.rollout import RolloutTree
 
+MOST_BAD_ITERATIONS = 3
+"""Bad iterations in a row at which a run stops."""
+
 
 class Drawn(NamedTuple):
     """A rollout and its scores to come.
@@ -38,7 +41,7 @@ class Scoring:
     Args:
         reward: The reward; called from one thread at a time, chunks in order.
         chunks: Into how many parts the prompts of this process are divided; 1 for no overlap.
-        max_missing: Share of failed rewards in an iteration above which the run stops.
+        max_missing: Share of failed rewards above which an iteration is bad.
 
     Raises:
         ValueError: If `chunks` is below 1.
@@ -50,6 +53,8 @@ class Scoring:
         self.reward = reward
         self.chunks = chunks
         self.max_missing = max_missing
+        self.bad_iterations = 0
+        self.has_worked = False
 
     def draw_and_score(self, draw: Callable[[Tensor], RolloutTree], batch: PromptBatch) -> Drawn:
         """Draw all prompts; with several chunks also start to score them.
@@ -90,17 +95,27 @@ class Scoring:
             )
 
     def require_enough(self, rewards: Tensor, iteration: int) -> None:
-        """Raise if more than `max_missing` of all ranks' rewards are missing.
+        """Raise if a reward keeps failing; an iteration or two without it are survived.
+
+        An iteration is bad if more than `max_missing` of all ranks' rewards are missing. The run
+        stops at the third bad one in a row, and at the first if no image was ever scored.
 
         Args:
             rewards: Reward of each image of this rank, NaN where it failed, shape (N,).
             iteration: The training iteration, for the message.
+
+        Raises:
+            RuntimeError: If that is so, on every rank.
         """
         missing = all_reduce_sum(float(rewards.isnan().sum()), rewards.device)
         total = all_reduce_sum(float(len(rewards)), rewards.device)
-        if missing > self.max_missing * total:
+        self.has_worked = self.has_worked or missing < total
+        self.bad_iterations = self.bad_iterations + 1 if missing > self.max_missing * total else 0
+        most = MOST_BAD_ITERATIONS if self.has_worked else 1
+        if self.bad_iterations >= most:
             raise RuntimeError(
                 f"reward {self.reward.name!r} failed on {missing:.0f} of {total:.0f} images of "
-                f"iteration {iteration}, more than max_missing={self.max_missing}; the "
-                "warnings above say why"
+                f"iteration {iteration}, more than max_missing={self.max_missing}"
+                f"{f' for the {most}rd time in a row' if most > 1 else ''}; the warnings above say "
+                "why"
             )

@@ -178,8 +178,43 @@ def test_failed_rewards_are_missing_and_not_zero(tmp_path, tiny_sd3_folder):
 
 @pytest.mark.filterwarnings("ignore:reward 'broken'")
 def test_too_many_failed_rewards_stop_the_run(tmp_path, tiny_sd3_folder):
-    with pytest.raises(RuntimeError, match=r"'broken' failed on 9 of 12 images"):
-        fit(tmp_path, tiny_module(tiny_sd3_folder, reward=Broken(0.75)), max_epochs=1)
+    module = tiny_module(tiny_sd3_folder, reward=Broken(0.75))
+    told = r"'broken' failed on 9 of 12 images of iteration 2, .* for the 3rd time in a row"
+    with pytest.raises(RuntimeError, match=told):
+        fit(tmp_path, module, max_epochs=3, limit_val_batches=0)
+    assert module.iteration == 2  # two such iterations were survived
+
+
+@pytest.mark.filterwarnings("ignore:reward 'broken'")
+def test_a_bad_iteration_is_survived_and_a_reward_that_never_worked_is_not(
+    tmp_path, tiny_sd3_folder
+):
+    class Away(Broken):
+        calls = 0
+
+        def __call__(self, *args):
+            """No score in the second iteration, whose call is tried again and prompt by prompt."""
+            self.calls += 1
+            if 2 <= self.calls <= 2 + 1 + 4:
+                raise ConnectionError("away")
+            return super().__call__(*args)
+
+    module = tiny_module(tiny_sd3_folder, reward=Away(0.0))
+    trainer = fit(tmp_path, module, max_epochs=2, limit_val_batches=0)
+    assert module.iteration == 4 and float(trainer.callback_metrics["reward/missing"]) == 0
+    assert all(bool(p.isfinite().all()) for p in module.policy.trainable_parameters())
+    with pytest.raises(RuntimeError, match=r"'broken' failed on 12 of 12 images of iteration 0"):
+        fit(tmp_path, tiny_module(tiny_sd3_folder, reward=Broken(1.0)), limit_val_batches=0)
+
+
+@pytest.mark.filterwarnings("ignore:reward 'broken'")
+def test_missing_held_out_scores_are_counted_and_too_many_stop_the_run(tmp_path, tiny_sd3_folder):
+    module = tiny_module(tiny_sd3_folder, evaluation_rewards=[Broken(0.3)])
+    trainer = fit(tmp_path, module, max_epochs=1)
+    assert float(trainer.callback_metrics["val/missing"]) > 0
+    module = tiny_module(tiny_sd3_folder, evaluation_rewards=[Broken(0.9)])
+    with pytest.raises(RuntimeError, match=r"'broken' failed on \d of \d held-out images"):
+        fit(tmp_path, module, max_epochs=1)
 
 
 @pytest.mark.parametrize(

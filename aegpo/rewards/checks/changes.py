@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from aegpo.rewards.answers import as_scores
 from aegpo.rewards.base import Reward
 from aegpo.rewards.checks.samples import RewardSamples
 from aegpo.utilities.findings import Finding
@@ -29,15 +30,11 @@ def score_samples(reward: Reward, samples: RewardSamples) -> Tensor:
         fp32 scores on the CPU, shape (N,).
 
     Raises:
-        ValueError: If their number is another.
+        UnusableAnswer: If no scores can be read from what it returns.
     """
     given = copy.deepcopy(samples)
-    scores = torch.as_tensor(
-        reward(given.images, given.prompts, given.metadata), dtype=torch.float32
-    )
-    if scores.shape != (len(samples),):
-        raise ValueError(f"{len(samples)} images got scores of shape {tuple(scores.shape)}")
-    return scores.detach().cpu()
+    answer = reward(given.images, given.prompts, given.metadata)
+    return as_scores(answer, len(samples), torch.device("cpu"))
 
 
 def is_groupwise(reward: Reward) -> bool:

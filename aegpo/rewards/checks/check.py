@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from aegpo.rewards.answers import as_scores
 from aegpo.rewards.base import Reward
 from aegpo.rewards.checks.changes import (
     ScoreComparison,
@@ -53,7 +54,7 @@ def check_reward(
     if finding.status == "failed":
         return
     yield _check_side_effects(samples, given, random_state)
-    scores = scores.detach().cpu()
+    scores = as_scores(scores, len(samples), torch.device("cpu"))
     yield check_finite(scores)
     if not bool(scores.isfinite().any()):
         return

@@ -5,27 +5,28 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from aegpo.rewards.answers import UnusableAnswer, as_scores
 from aegpo.utilities.findings import Finding
 
 
 def check_form(scores: object, number: int) -> Finding:
-    """Check that scores are one float32 number for each image, without a graph.
+    """Check that scores are one number for each image, as training reads them, without a graph.
 
     Args:
         scores: What the reward returned.
         number: Number of images.
 
     Returns:
-        ``failed`` for another type, shape or dtype, a warning for a graph.
+        ``failed`` for what no scores can be read from, a warning for a graph.
     """
     name = "shape and dtype"
+    try:
+        as_scores(scores, number, torch.device("cpu"))
+    except UnusableAnswer as error:
+        return Finding(name, "failed", f"it {error}")
     if not isinstance(scores, Tensor):
-        kind = type(scores).__name__
-        return Finding(name, "failed", f"it returned a {kind}; it must return a tensor")
+        return Finding(name, "ok", f"a {type(scores).__name__} with {number} scores")
     found = f"{tuple(scores.shape)} {str(scores.dtype).removeprefix('torch.')}"
-    if scores.shape != (number,) or scores.dtype != torch.float32:
-        wanted = f"({number},) float32, one score for each image"
-        return Finding(name, "failed", f"it returned {found}; it must return {wanted}")
     if scores.requires_grad:
         detail = f"{found} with a graph, which costs memory; score under torch.no_grad()"
         return Finding(name, "warning", detail)

@@ -112,7 +112,7 @@ def test_refuses(num_rewards: int, weights: list[float], message: str) -> None:
 
 
 def test_a_part_of_the_wrong_shape_is_named() -> None:
-    with pytest.raises(ValueError, match=r"'short' returned shape \(2,\) for 3 images"):
+    with pytest.raises(ValueError, match=r"part 'short' returned shape \(2,\) for 3 images"):
         score(WeightedSum([Given([1, 2, 3], "long"), Given([1, 2], "short")]))
 
 

@@ -173,9 +173,9 @@ class Answer(Good):
 @pytest.mark.parametrize(
     ("answer", "name", "detail"),
     [
-        (lambda n: [0.5] * n, "shape and dtype", "returned a list; it must return a tensor"),
-        (lambda n: torch.zeros(n, 1), "shape and dtype", "returned (16, 1) float32"),
-        (lambda n: torch.zeros(n).double(), "shape and dtype", "returned (16,) float64"),
+        (lambda n: None, "shape and dtype", "it returned None; it must return a tensor"),
+        (lambda n: ["good"] * n, "shape and dtype", "it returned a list"),
+        (lambda n: torch.zeros(n, 1), "shape and dtype", "returned shape (16, 1) for 16 images"),
         (lambda n: torch.full((n,), torch.nan), "finite", "every score is NaN"),
         (lambda n: torch.full((n,), torch.inf), "finite", "16 of 16 scores are infinite"),
         (KeyError("color"), "scores", "raises KeyError: 'color'"),
