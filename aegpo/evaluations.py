@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import torch
+
+from aegpo.distributed import all_reduce_sum
+
 PURPOSES = ("rollout", "probe", "reference", "update", "validation", "other")
 _TRAINING = ("rollout", "probe", "reference", "update")
 _UPDATE_COST = 3  # a backward pass costs about two forward passes
@@ -92,3 +96,16 @@ class EvaluationCounter:
                 f"evaluation counts name the purposes {sorted(state)}, expected {sorted(PURPOSES)}"
             )
         self.counts = {purpose: int(state[purpose]) for purpose in PURPOSES}
+
+
+def total_evaluations(counter: EvaluationCounter, device: torch.device) -> float:
+    """The cost of training so far on all ranks together, as `cost/evaluations` has it.
+
+    Args:
+        counter: This rank's counts.
+        device: Device of this rank, over which the sum travels.
+
+    Returns:
+        Model evaluations since the start of the run.
+    """
+    return all_reduce_sum(float(counter.total), device)
