@@ -10,7 +10,8 @@ import torch
 from aegpo.distributed import all_reduce_sum
 
 PURPOSES = ("rollout", "probe", "reference", "update", "validation", "other")
-_TRAINING = ("rollout", "probe", "reference", "update")
+TRAINING = ("rollout", "probe", "reference", "update")
+"""What the cost of training is the sum of, as `cost/evaluations` has it."""
 _UPDATE_COST = 3  # a backward pass costs about two forward passes
 
 
@@ -38,7 +39,7 @@ class EvaluationCounter:
     @property
     def total(self) -> int:
         """The cost of training: rollout, probe, reference and update, not validation or other."""
-        return sum(self.counts[purpose] for purpose in _TRAINING)
+        return sum(self.counts[purpose] for purpose in TRAINING)
 
     def add(self, evaluations: int) -> None:
         """Counts evaluations for the present purpose, three times each while it is ``"update"``.

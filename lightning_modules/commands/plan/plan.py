@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
+from aegpo.evaluations import TRAINING
 from aegpo.planning.counts import PlansEvaluations, Range, RunShape
 from aegpo.planning.memory import MemoryEstimate, MemoryLoad, estimate_memory
 from aegpo.planning.policy_size import PolicySize, policy_of, policy_size
 from aegpo.policies.diffusers_policy import DiffusersPolicy
 from aegpo.policies.pretrained import find_pipeline
 from lightning_modules.aegpo_module import AEGPOModule
-from lightning_modules.commands.plan.dry_run import TRAINING, Iteration, dry_run
+from lightning_modules.commands.plan.dry_run import PlannedIteration, dry_run
 from lightning_modules.commands.plan.measured_rate import MeasuredRate, read_rate
 from lightning_modules.commands.plan.run_length import RunLength, run_length
 
@@ -61,7 +62,7 @@ class RunPlan:
         rate: How fast it will be, None if unknown.
     """
 
-    iteration: Iteration
+    iteration: PlannedIteration
     length: RunLength
     batch_size: int
     num_steps: int
