@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import torch
+
+from aegpo.distributed import all_reduce_sum
+
 PURPOSES = ("rollout", "probe", "reference", "update", "validation", "other")
-_TRAINING = ("rollout", "probe", "reference", "update")
+TRAINING = ("rollout", "probe", "reference", "update")
+"""What the cost of training is the sum of, as `cost/evaluations` has it."""
 _UPDATE_COST = 3  # a backward pass costs about two forward passes
 
 
@@ -34,7 +39,7 @@ class EvaluationCounter:
     @property
     def total(self) -> int:
         """The cost of training: rollout, probe, reference and update, not validation or other."""
-        return sum(self.counts[purpose] for purpose in _TRAINING)
+        return sum(self.counts[purpose] for purpose in TRAINING)
 
     def add(self, evaluations: int) -> None:
         """Counts evaluations for the present purpose, three times each while it is ``"update"``.
@@ -92,3 +97,16 @@ class EvaluationCounter:
                 f"evaluation counts name the purposes {sorted(state)}, expected {sorted(PURPOSES)}"
             )
         self.counts = {purpose: int(state[purpose]) for purpose in PURPOSES}
+
+
+def total_evaluations(counter: EvaluationCounter, device: torch.device) -> float:
+    """The cost of training so far on all ranks together, as `cost/evaluations` has it.
+
+    Args:
+        counter: This rank's counts.
+        device: Device of this rank, over which the sum travels.
+
+    Returns:
+        Model evaluations since the start of the run.
+    """
+    return all_reduce_sum(float(counter.total), device)

@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 
-from aegpo.distributed import all_reduce_sum
+from aegpo.evaluations import total_evaluations
 from aegpo.planning.counts import PlansEvaluations
 from aegpo.training import Training
 from aegpo.utilities.checks import require_positive
@@ -42,12 +42,7 @@ class BudgetStop(L.Callback, PlansEvaluations):
         self._stop_if_spent(trainer, pl_module)
 
     def _stop_if_spent(self, trainer: L.Trainer, pl_module: Training) -> None:
-        spent = total_evaluations(pl_module)
+        spent = total_evaluations(pl_module.policy.evaluations, pl_module.device)
         if spent >= self.evaluations:
             rank_zero_info(f"{spent:,.0f} of {self.evaluations:,} model evaluations are spent")
             trainer.should_stop = True
-
-
-def total_evaluations(pl_module: Training) -> float:
-    """Return the training evaluations of all ranks since the start, as `cost/evaluations`."""
-    return all_reduce_sum(float(pl_module.policy.evaluations.total), pl_module.device)

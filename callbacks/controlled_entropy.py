@@ -9,6 +9,7 @@ import lightning as L
 from aegpo.entropy.controls import EntropyControl
 from aegpo.prompts import PromptBatch
 from aegpo.training import Training
+from callbacks.order import require_probe_before
 
 
 class ControlledEntropy(L.Callback):
@@ -59,22 +60,3 @@ class ControlledEntropy(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from `state_dict`."""
         self.control.load_state_dict(state_dict)
-
-
-def require_probe_before(trainer: L.Trainer, callback: L.Callback) -> None:
-    """Check that a callback that changes the reading comes after the one that publishes it.
-
-    Args:
-        trainer: The trainer, whose callbacks take turns in their order.
-        callback: The callback that needs a reading.
-
-    Raises:
-        ValueError: If no `EntropyProbe` stands before it.
-    """
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    before = [type(other).__name__ for other in callbacks[: callbacks.index(callback)]]
-    if "EntropyProbe" not in before:
-        raise ValueError(
-            f"{type(callback).__name__} replaces the reading of callbacks.EntropyProbe, but before "
-            f"it in the trainer's callbacks there are only {before}; list it after the probe"
-        )

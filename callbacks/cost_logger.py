@@ -11,9 +11,8 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 from aegpo.distributed import all_reduce_sum
-from aegpo.evaluations import PURPOSES
+from aegpo.evaluations import PURPOSES, total_evaluations
 from aegpo.training import Training
-from callbacks.budget_stop import total_evaluations
 
 
 class CostLogger(L.Callback):
@@ -54,7 +53,7 @@ class CostLogger(L.Callback):
             for purpose in PURPOSES
         }
         metrics = {f"cost/{purpose}": count for purpose, count in counts.items()}
-        metrics["cost/evaluations"] = total_evaluations(pl_module)
+        metrics["cost/evaluations"] = total_evaluations(counter, pl_module.device)
         for phase, seconds in pl_module.timer.reset().items():
             metrics[f"seconds/{phase}"] = seconds
         metrics["memory/peak_gib"] = _peak_gib()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -16,6 +14,7 @@ from aegpo.prompts import PromptBatch
 from aegpo.training import Training
 from aegpo.utilities.checks import require_positive
 from aegpo.utilities.tables import markdown_table
+from callbacks.tensorboard import tensorboard_writers
 
 
 class CurveLogger(L.Callback):
@@ -84,13 +83,6 @@ class CurveLogger(L.Callback):
         if entropy.delta is not None:
             writer.add_histogram("entropy/delta", entropy.delta, step)
             writer.add_text("entropy/prompts", prompt_table(batch, entropy.delta), step)
-
-
-def tensorboard_writers(trainer: L.Trainer) -> Iterator[SummaryWriter]:
-    """Yield the TensorBoard writers of this process (rank zero only)."""
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-            yield logger.experiment
 
 
 def curve_figure(curves: dict[str, Tensor], explored: Tensor) -> Figure:

@@ -9,6 +9,7 @@ import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 
 from aegpo.policies.averaged import AveragedWeights, lerp
+from aegpo.training import Training
 
 
 class EMA(L.Callback):
@@ -39,13 +40,13 @@ class EMA(L.Callback):
         self._average = AveragedWeights(lerp)
         self._in_place = ExitStack()
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Training) -> None:
         """Start at the present weights, or go on with a checkpoint's average."""
         self._average.load_state_dict(pl_module.averaged or {})
         pl_module.averaged = self._average.of(pl_module.policy)
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: Training, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Move the average, every so many iterations."""
         if pl_module.iteration % self.every_n_iterations:
@@ -54,16 +55,18 @@ class EMA(L.Callback):
         ramp = (1 + self._updates) / (10 + self._updates)
         self._average.follow(pl_module.policy, min(self.decay, ramp))
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_validation_start(self, trainer: L.Trainer, pl_module: Training) -> None:
         """Put the average in place, during training."""
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
             self._in_place.enter_context(self._average.active(pl_module.policy))
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Training) -> None:
         """Put the weights back."""
         self._in_place.close()
 
-    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: Training, exception: BaseException
+    ) -> None:
         """Put the weights back, for whoever saves them now."""
         self._in_place.close()
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import lightning as L
 
+from aegpo.evaluations import total_evaluations
 from aegpo.planning.counts import PlansEvaluations
 from aegpo.training import Training
 from aegpo.utilities.checks import require_positive
-from callbacks.budget_stop import total_evaluations
 
 
 class EvaluateByCost(L.Callback, PlansEvaluations):
@@ -46,4 +46,5 @@ class EvaluateByCost(L.Callback, PlansEvaluations):
         self._mark = mark
 
     def _passed(self, pl_module: Training) -> int:
-        return int(total_evaluations(pl_module) // self.evaluations)
+        spent = total_evaluations(pl_module.policy.evaluations, pl_module.device)
+        return int(spent // self.evaluations)

@@ -8,6 +8,7 @@ import lightning as L
 
 from aegpo.prompts import PromptBatch
 from aegpo.training import Training
+from callbacks.order import require_probe
 
 
 class PromptReweighter(L.Callback):
@@ -22,12 +23,7 @@ class PromptReweighter(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: Training, stage: str) -> None:
         """Check that there will be something to pass on, before the policy is built."""
-        names = [type(callback).__name__ for callback in trainer.callbacks]  # type: ignore[attr-defined]
-        if "EntropyProbe" not in names:
-            raise ValueError(
-                "PromptReweighter needs the readings of callbacks.EntropyProbe, but the trainer's "
-                f"callbacks are {names}; add the probe or remove PromptReweighter"
-            )
+        require_probe(trainer, self)
 
     def on_train_batch_end(
         self,

@@ -10,7 +10,7 @@ from torch import Tensor
 from aegpo.entropy.reading import EntropyReading
 from aegpo.prompts import PromptBatch
 from aegpo.training import Training
-from callbacks.controlled_entropy import require_probe_before
+from callbacks.order import require_probe_before
 
 
 class RunningEntropy(L.Callback):

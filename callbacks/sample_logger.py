@@ -12,7 +12,7 @@ import torch
 from aegpo.prompts import PromptBatch
 from aegpo.training import Training
 from aegpo.utilities.images import image_grid
-from callbacks.curve_logger import tensorboard_writers
+from callbacks.tensorboard import tensorboard_writers
 
 
 class SampleLogger(L.Callback):

@@ -16,6 +16,7 @@ from aegpo.study.split_variance import split_variance
 from aegpo.study.step_trials import single_step_rewards
 from aegpo.study.step_variance import StepVariance, VarianceTerms, trial_variance
 from aegpo.training import Training
+from callbacks.order import refuse_probe_after
 
 
 class StepSpread(L.Callback, PlansEvaluations):
@@ -49,14 +50,7 @@ class StepSpread(L.Callback, PlansEvaluations):
         Raises:
             ValueError: If an `EntropyProbe` stands after it.
         """
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        after = [type(callback).__name__ for callback in callbacks[callbacks.index(self) :]]
-        if "EntropyProbe" in after:
-            name = type(self).__name__
-            raise ValueError(
-                f"callbacks.EntropyProbe would overwrite the curve of callbacks.{name}; list "
-                f"{name} after the probe in trainer.callbacks"
-            )
+        refuse_probe_after(trainer, self)
 
     def _estimate(self, pl_module: Training) -> StepVariance:
         """The running estimate; it takes up a checkpoint when the number of steps is known."""

@@ -12,7 +12,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_modules.warmup_cosine import warmup_cosine
+from lightning_modules.training.cosine_decay import cosine_decay
 
 
 def edge_loss(images: Tensor, reconstruction: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ class AutoencoderModule(lightning.LightningModule):
             how much noise in the latents the decoder learns to bear.
         warmup_steps: Optimizer steps of the linear rise of the learning rate.
         decay_steps: Optimizer steps after which the learning rate is 0, all steps of the run by
-            default; more than that end the run while it still learns.
+            default; more than that end the run while it still learns, fewer are refused.
     """
 
     def __init__(
@@ -119,12 +119,8 @@ class AutoencoderModule(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimizer with its warm-up and cosine decay, stepped every batch."""
         optimizer = self.optimizer(self.autoencoder.parameters())
-        num_steps = self.decay_steps or int(self.trainer.estimated_stepping_batches)
-        schedule = warmup_cosine(optimizer, self.warmup_steps, num_steps)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
+        num_steps = int(self.trainer.estimated_stepping_batches)
+        return cosine_decay(optimizer, self.warmup_steps, num_steps, self.decay_steps)
 
     def export(self, folder: str | Path) -> None:
         """Writes the autoencoder in diffusers' format.

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from aegpo.rewards.learned.clip_pixels import clip_pixels
 from aegpo.rewards.learned.open_clip_model import pixel_settings
-from lightning_modules.warmup_cosine import warmup_cosine
+from lightning_modules.training.cosine_decay import cosine_decay
 
 MAX_LOGIT_SCALE = math.log(100.0)
 """Upper end of the learned log temperature (section 2.5 of CLIP, arXiv 2103.00020)."""
@@ -132,11 +132,7 @@ class CLIPModule(lightning.LightningModule):
         """The optimizer with its warm-up and cosine decay, stepped every batch."""
         optimizer = self.optimizer(self.clip.parameters())
         num_steps = int(self.trainer.estimated_stepping_batches)
-        schedule = warmup_cosine(optimizer, self.warmup_steps, num_steps)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
+        return cosine_decay(optimizer, self.warmup_steps, num_steps)
 
     def export(self, folder: str | Path) -> None:
         """Writes model, weights (fp16) and tokenizer as open_clip's ``local-dir:`` reads them.

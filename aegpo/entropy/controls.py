@@ -15,7 +15,8 @@ from aegpo.entropy.reading import EntropyReading
 from aegpo.noise import KeyedNoise
 from aegpo.prompts import PromptBatch
 
-Signals = Literal["both", "curve", "delta"]
+Replaced = Literal["both", "curve", "delta"]
+"""Which parts of a reading a control replaces."""
 
 
 class EntropyControl(abc.ABC):
@@ -31,7 +32,7 @@ class EntropyControl(abc.ABC):
         ValueError: If `signals` is unknown.
     """
 
-    def __init__(self, signals: Signals = "both") -> None:
+    def __init__(self, signals: Replaced = "both") -> None:
         if signals not in ("both", "curve", "delta"):
             raise ValueError(f"signals={signals!r} is unknown; use 'both', 'curve' or 'delta'")
         self.signals = signals
@@ -86,7 +87,7 @@ class ShuffledEntropy(EntropyControl):
         signals: What is shuffled, see `EntropyControl`.
     """
 
-    def __init__(self, signals: Signals = "both") -> None:
+    def __init__(self, signals: Replaced = "both") -> None:
         super().__init__(signals)
 
     def curve(self, curve: Tensor, noise: KeyedNoise, batch: PromptBatch) -> Tensor:
@@ -111,7 +112,7 @@ class SwappedEntropy(EntropyControl):
         signals: What is swapped, see `EntropyControl`.
     """
 
-    def __init__(self, signals: Signals = "both") -> None:
+    def __init__(self, signals: Replaced = "both") -> None:
         super().__init__(signals)
 
     def curve(self, curve: Tensor, noise: KeyedNoise, batch: PromptBatch) -> Tensor:
@@ -130,7 +131,7 @@ class InvertedEntropy(EntropyControl):
         signals: What is inverted, see `EntropyControl`.
     """
 
-    def __init__(self, signals: Signals = "both") -> None:
+    def __init__(self, signals: Replaced = "both") -> None:
         super().__init__(signals)
 
     def curve(self, curve: Tensor, noise: KeyedNoise, batch: PromptBatch) -> Tensor:
@@ -151,7 +152,7 @@ class RandomEntropy(EntropyControl):
         signals: What is drawn, see `EntropyControl`.
     """
 
-    def __init__(self, signals: Signals = "both") -> None:
+    def __init__(self, signals: Replaced = "both") -> None:
         super().__init__(signals)
 
     def curve(self, curve: Tensor, noise: KeyedNoise, batch: PromptBatch) -> Tensor:

@@ -76,6 +76,7 @@ class SlidingWindow(StepSelector):
         The last of six steps never explores, so the third window is moved back by one step, and
         the fourth starts again:
 
+        >>> import torch
         >>> window = SlidingWindow(width=2, iterations_per_position=1, stride=2)
         >>> for iteration in range(4):
         ...     schedule = window(None, KeyedNoise(0, iteration), torch.tensor([0]), num_steps=6)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from aegpo import __version__
 from aegpo.policies.exportable import denoiser_of
@@ -28,6 +29,7 @@ METHOD_KEYS = (
 """Arguments of the module that say which method this is, in the order of the card."""
 
 REWARD_KEYS = ("reward", "evaluation_rewards")
+TEMPLATE = Path(__file__).with_name("model_card.md")
 VERSIONS = ("torch", "diffusers", "peft", "transformers", "lightning")
 
 
@@ -45,6 +47,7 @@ class Facts:
         scores: For each reward its held-out score by iteration; empty where nothing was logged.
         iteration: Iterations that the exported weights were trained for.
         averaged: Whether the weights are the average that the run kept.
+        scored: Whether the scores are those of such weights: a run that keeps an average scores it.
         evaluations: Model evaluations spent, by purpose.
         training_evaluations: Those of them that are the cost of training.
         seed: Of the run.
@@ -60,6 +63,7 @@ class Facts:
     scores: Mapping[str, Mapping[int, float]]
     iteration: int
     averaged: bool
+    scored: bool
     evaluations: Mapping[str, int]
     training_evaluations: int
     seed: int
@@ -75,35 +79,23 @@ def model_card(facts: Facts) -> ModelCard:
     Returns:
         The card, with the front matter by which the hub files a model.
     """
+    results = _eval_results(facts)
     data = ModelCardData(
+        model_name=facts.name if results else None,
         library_name="diffusers",
         pipeline_tag="text-to-image",
         base_model=facts.base if isinstance(_source(facts.base), str) else None,
         tags=[*([] if facts.full else ["lora"]), "reinforcement-learning", "aegpo"],
+        eval_results=results or None,
     )
-    kind = "all weights" if facts.full else "LoRA adapters"
-    average = " These are weights averaged over the training." if facts.averaged else ""
-    lines = [
-        f"# {facts.name}",
-        "",
-        f"`{facts.base}`, {kind} trained by reinforcement learning with AEGPO for "
-        f"{facts.iteration:,} iterations. Seed {facts.seed}.{average}",
-        "",
-        "```python",
-        facts.code,
-        "```",
-        "",
-        f"Loaded back into diffusers before it was published: {facts.check}.",
-        "",
-        *(f"![{what}]({file})\n\n{what}\n" for file, what in facts.pictures.items()),
-        *_score_table(facts.scores),
-        "## Training",
-        "",
-        markdown_table(("", ""), _method(facts), text_columns=2),
-        "",
-        "`config.yaml` is the whole configuration.",
-    ]
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines) + "\n")
+    card: ModelCard = ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATE),
+        facts=facts,
+        scores=_score_table(facts.scores),
+        training=markdown_table(("", ""), _method(facts), text_columns=2),
+    )
+    return card
 
 
 def loading_code(
@@ -222,7 +214,8 @@ def _method(facts: Facts) -> list[tuple[str, str]]:
     return [(key.replace("_", " "), value) for key, value in described.items()]
 
 
-def _score_table(scores: Mapping[str, Mapping[int, float]]) -> list[str]:
+def _score_table(scores: Mapping[str, Mapping[int, float]]) -> str:
+    """Each reward's first and last held-out score; nothing where none was logged."""
     rows = []
     for reward, values in scores.items():
         if values:
@@ -232,10 +225,24 @@ def _score_table(scores: Mapping[str, Mapping[int, float]]) -> list[str]:
                 change = f"{values[last] - values[first]:+.4f}"
                 after = [f"{values[last]:.4f} (iteration {last})", change]
             rows.append([reward, f"{values[first]:.4f} (iteration {first})", *after])
-    if not rows:
-        return ["Held-out scores were not logged.", ""]
-    table = markdown_table(("reward", "before", "after", "change"), rows)
-    return ["## Held-out scores", "", table, ""]
+    return markdown_table(("reward", "before", "after", "change"), rows) if rows else ""
+
+
+def _eval_results(facts: Facts) -> list[EvalResult]:
+    """The scores of these very weights, as the hub ranks models by them."""
+    data = (facts.config.get("data") or {}).get("init_args") or {}
+    prompts = PurePath(data.get("val_file") or "held-out prompts").name  # not where it lies
+    return [
+        EvalResult(
+            task_type="text-to-image",
+            dataset_type=prompts,
+            dataset_name=prompts,
+            metric_type=reward,
+            metric_value=round(values[facts.iteration], 4),
+        )
+        for reward, values in facts.scores.items()
+        if facts.scored and math.isfinite(values.get(facts.iteration, math.nan))
+    ]
 
 
 def _versions() -> str:

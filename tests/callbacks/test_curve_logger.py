@@ -19,9 +19,9 @@ from callbacks.curve_logger import (
     curve_figure,
     layer_figure,
     prompt_table,
-    tensorboard_writers,
 )
 from callbacks.entropy_probe import EntropyProbe
+from callbacks.tensorboard import tensorboard_writers
 
 BATCH = PromptBatch(["a dog", "a cat"], torch.tensor([3, 8]), [{}] * 2)
 MASK = torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0]], dtype=torch.bool)

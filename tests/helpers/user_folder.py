@@ -51,20 +51,16 @@ class Module(LightningModule):
         reward: What is climbed.
         lr: Learning rate.
         num_steps: Denoising steps.
-        log_ratio: What the preflight is to find.
     """
 
     seen = None
 
-    def __init__(
-        self, reward: Reward, lr: float = 0.5, num_steps: int = 4, log_ratio: float = 0.0
-    ):
+    def __init__(self, reward: Reward, lr: float = 0.5, num_steps: int = 4):
         super().__init__()
         if num_steps < 1:
             raise ValueError(f"num_steps={num_steps} must be at least 1; raise num_steps")
-        if type(self) is Module:
-            self.save_hyperparameters("lr", "num_steps")
-        self.reward, self.lr, self.log_ratio = reward, lr, log_ratio
+        self.save_hyperparameters("lr", "num_steps")
+        self.reward, self.lr = reward, lr
         self.layer1 = torch.nn.Linear(2, 1)
         Module.seen = self
 
@@ -76,26 +72,6 @@ class Module(LightningModule):
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=self.lr)
-
-
-class Policy(Module):
-    """With a ratio.
-
-    Args:
-        reward: What is climbed.
-        log_ratio: What the preflight is to find.
-    """
-
-    def __init__(self, reward: Reward, log_ratio: float = 0.0):
-        super().__init__(reward, log_ratio=log_ratio)
-        self.automatic_optimization = False
-
-    def training_step(self, batch, batch_idx):
-        raise AssertionError("the preflight stands in for this")
-
-    def ratio_preflight(self, batch):
-        self.layer1(batch).mean().backward()
-        return self.log_ratio
 
 
 class Data(LightningDataModule):

@@ -24,7 +24,7 @@ from aegpo.shapes.pipeline import (
 from aegpo.shapes.splits import SPLITS, split
 from callbacks.export_pipeline import ExportPipeline
 from lightning_modules.flow_matching_module import FlowMatchingModule, encode_tokens
-from lightning_modules.warmup_cosine import warmup_cosine
+from lightning_modules.training.cosine_decay import cosine_decay
 
 
 def tiny_pipeline() -> StableDiffusion3Pipeline:
@@ -122,17 +122,22 @@ def test_bad_arguments_are_named(arguments: dict[str, float], message: str) -> N
 
 def test_schedule_rises_then_falls_to_zero() -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
-    schedule = warmup_cosine(optimizer, warmup_steps=2, num_steps=6)
+    configured = cosine_decay(optimizer, warmup_steps=2, run_steps=6)
+    assert configured["optimizer"] is optimizer
+    assert configured["lr_scheduler"]["interval"] == "step"
     rates = []
     for _ in range(7):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
-        schedule.step()
-    # By hand: 2 * (1/2, 1), then 1 + cos(pi k / 4) for k = 0 to 4.
+        configured["lr_scheduler"]["scheduler"].step()
+    # By hand: 2 * (0, 1/2), then 1 + cos(pi k / 4) for k = 0 to 4.
     half = 2**0.5 / 2
-    assert rates == pytest.approx([1.0, 2.0, 2.0, 1 + half, 1.0, 1 - half, 0.0])
-    with pytest.raises(ValueError, match="warmup_steps=6"):
-        warmup_cosine(optimizer, warmup_steps=6, num_steps=6)
+    assert rates == pytest.approx([0.0, 1.0, 2.0, 1 + half, 1.0, 1 - half, 0.0])
+    for wrong in (6, -1):
+        with pytest.raises(ValueError, match=f"warmup_steps={wrong}"):
+            cosine_decay(optimizer, warmup_steps=wrong, run_steps=6)
+    with pytest.raises(ValueError, match="decay_steps=5 is below the run's 6 steps"):
+        cosine_decay(optimizer, warmup_steps=2, run_steps=6, decay_steps=5)
 
 
 def test_decay_steps_end_the_run_while_it_still_learns() -> None:

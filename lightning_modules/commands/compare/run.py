@@ -130,7 +130,7 @@ class ComparedRun:
         return resumes
 
 
-def run_config(
+def compared_config(
     resolved: Mapping[str, Any], seed: int, budget: int, every: Mapping[str, int]
 ) -> dict[str, Any]:
     """Change a method's resolved config into that of one compared run.

@@ -10,7 +10,7 @@ import yaml
 from jsonargparse.typing import register_type
 
 from lightning_modules.arguments.messages import UserError
-from lightning_modules.commands.compare.run import ComparedRun, run_config
+from lightning_modules.commands.compare.run import ComparedRun, compared_config
 
 
 class Overlays(list[Any]):
@@ -171,7 +171,7 @@ class Comparison:
                 name,
                 seed,
                 Path(self.out) / name / f"seed_{seed}",
-                run_config(configs[name], seed, self.budget_of(name), self.evaluate_every),
+                compared_config(configs[name], seed, self.budget_of(name), self.evaluate_every),
             )
             for seed in self.seeds
             for name in self.methods

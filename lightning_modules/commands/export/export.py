@@ -91,6 +91,7 @@ def export(
                 scores=scores,
                 iteration=model.iteration,
                 averaged=model.averaged is not None and model.prefers_averaged,
+                scored=model.averaged is None or model.prefers_averaged,
                 evaluations=spent[0],
                 training_evaluations=spent[1],
                 seed=model.noise.seed,

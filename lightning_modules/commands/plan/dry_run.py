@@ -11,6 +11,7 @@ from torch import Tensor
 
 from aegpo.allocation.sharding import shard_loads
 from aegpo.entropy.reading import EntropyReading
+from aegpo.evaluations import TRAINING
 from aegpo.noise import KeyedNoise
 from aegpo.objectives import Experience
 from aegpo.planning.counts import Range
@@ -18,12 +19,9 @@ from aegpo.planning.stand_in import StandInPolicy
 from aegpo.prompts import PromptBatch
 from lightning_modules.aegpo_module import AEGPOModule
 
-TRAINING = ("rollout", "probe", "reference", "update")
-"""What `cost/evaluations` is the sum of."""
-
 
 @dataclass(frozen=True)
-class Iteration:
+class PlannedIteration:
     """What iterations do and spend, over all ranks; ranges go over the dry runs.
 
     Args:
@@ -56,7 +54,7 @@ def dry_run(
     guidance_scale: float = 1.0,
     rescores: bool = False,
     world_size: int = 1,
-) -> Iteration:
+) -> PlannedIteration:
     """Let a module draw and learn from images of one number, and count what that takes.
 
     Allocator, selector, rollout, credit, pruning and objective are the module's own. Rewards are
@@ -121,7 +119,7 @@ def dry_run(
                     | {"transitions": len(tree.transitions)}
                 )
     ranges = {name: Range.over(one[name] for one in tried) for name in tried[0]}
-    return Iteration(
+    return PlannedIteration(
         images=ranges["images"],
         group=Range.over(groups),
         stochastic_steps=Range.over(steps),

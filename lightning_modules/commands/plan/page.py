@@ -8,8 +8,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from aegpo.evaluations import TRAINING
 from aegpo.planning.counts import Range
-from lightning_modules.commands.plan.dry_run import TRAINING
 from lightning_modules.commands.plan.run_plan import RunPlan, sum_ranges
 
 WIDTH = 78

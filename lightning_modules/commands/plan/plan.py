@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from rich.console import Console
 
+from aegpo.evaluations import TRAINING
 from aegpo.planning.counts import PlansEvaluations, Range, RunShape
 from aegpo.planning.memory import MemoryLoad, estimate_memory
 from aegpo.planning.policy_size import PolicySize, policy_of, policy_size
@@ -20,7 +21,7 @@ from aegpo.policies.diffusers_policy import DiffusersPolicy
 from aegpo.policies.pretrained import find_pipeline
 from lightning_modules.aegpo_module import AEGPOModule
 from lightning_modules.commands.configured_run import ConfiguredRun
-from lightning_modules.commands.plan.dry_run import TRAINING, dry_run
+from lightning_modules.commands.plan.dry_run import dry_run
 from lightning_modules.commands.plan.measured_rate import MeasuredRate, read_rate
 from lightning_modules.commands.plan.page import page
 from lightning_modules.commands.plan.run_length import count_processes, run_length

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from aegpo.evaluations import TRAINING
 from aegpo.planning.counts import Range
 from aegpo.planning.memory import MemoryEstimate
 from aegpo.planning.policy_size import PolicySize
-from lightning_modules.commands.plan.dry_run import TRAINING, Iteration
+from lightning_modules.commands.plan.dry_run import PlannedIteration
 from lightning_modules.commands.plan.measured_rate import MeasuredRate
 from lightning_modules.commands.plan.run_length import RunLength
 
@@ -33,7 +34,7 @@ class RunPlan:
         rate: How fast it will be, None if unknown.
     """
 
-    iteration: Iteration
+    iteration: PlannedIteration
     length: RunLength
     batch_size: int
     num_steps: int

@@ -20,7 +20,7 @@ from lightning_modules.arguments.messages import UserError
 from lightning_modules.commands.compare import compare as compare_module
 from lightning_modules.commands.compare import run as compared_run
 from lightning_modules.commands.compare.compare import compare, main, run_all
-from lightning_modules.commands.compare.run import ComparedRun, run_config, start
+from lightning_modules.commands.compare.run import ComparedRun, compared_config, start
 from lightning_modules.commands.compare.settings import Comparison
 from lightning_modules.commands.run_logs import read_scalars
 
@@ -309,7 +309,7 @@ class Slow:
 
 
 def some_runs(folder: Path, number: int) -> list[ComparedRun]:
-    config = run_config(resolved(1.0), 0, 100, {"epochs": 1})
+    config = compared_config(resolved(1.0), 0, 100, {"epochs": 1})
     return [ComparedRun("m", seed, folder / "m" / f"seed_{seed}", config) for seed in range(number)]
 
 
@@ -340,7 +340,7 @@ def test_an_interruption_ends_the_processes(tmp_path: Path) -> None:
 
 
 def test_the_config_of_a_run() -> None:
-    config = run_config(resolved(2.0, max_epochs=6), 3, 500, {"evaluations": 50})
+    config = compared_config(resolved(2.0, max_epochs=6), 3, 500, {"evaluations": 50})
     assert config["seed_everything"] == 3
     assert config["model"]["init_args"]["gain"] == 2.0
     assert "ckpt_path" not in config
@@ -348,12 +348,12 @@ def test_the_config_of_a_run() -> None:
     assert names == ["CostLogger", "EvaluateByCost", "BudgetStop", "RolloutCheckpoint"]
     assert config["trainer"]["callbacks"][-1]["init_args"] == {"dirpath": "{folder}/checkpoints"}
     assert config["trainer"]["max_epochs"] == -1
-    by_epochs = run_config(resolved(2.0), 3, 500, {"epochs": 2})
+    by_epochs = compared_config(resolved(2.0), 3, 500, {"epochs": 2})
     assert by_epochs["trainer"]["check_val_every_n_epoch"] == 2
     fixed = resolved(1.0)
     fixed["model"]["init_args"]["seed"] = 5
     with pytest.raises(UserError, match="seed=5 makes all seeds of the comparison the same run"):
-        run_config(fixed, 3, 500, {"epochs": 1})
+        compared_config(fixed, 3, 500, {"epochs": 1})
 
 
 def test_the_folder_is_no_part_of_the_hash_and_a_csv_run_starts_again(tmp_path: Path) -> None:
@@ -367,7 +367,7 @@ def test_the_folder_is_no_part_of_the_hash_and_a_csv_run_starts_again(tmp_path: 
     assert here.prepare() is True
     # A CSVLogger forgets what it had written, so its runs cannot be continued.
     csv_logger = {"class_path": "lightning.pytorch.loggers.CSVLogger"}
-    config = run_config(resolved(1.0, logger=csv_logger), 0, 100, {"epochs": 1})
+    config = compared_config(resolved(1.0, logger=csv_logger), 0, 100, {"epochs": 1})
     assert config["trainer"]["logger"]["class_path"].endswith("CSVLogger")
     run = ComparedRun("m", 0, there.folder, config)
     assert run.prepare() is False

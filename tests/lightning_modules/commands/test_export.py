@@ -23,6 +23,7 @@ from tiny_pipelines import load_tiny_sd3
 from tiny_training import tiny_data, tiny_module, tiny_trainer
 from torch import Tensor
 
+from aegpo.export.model_card import Facts, model_card
 from aegpo.noise import KeyedNoise
 from aegpo.policies.families.stable_diffusion import StableDiffusion
 from aegpo.policies.families.stable_diffusion3 import StableDiffusion3
@@ -74,6 +75,7 @@ def exported(
                 "num_steps": STEPS,
             }
         },
+        "data": {"init_args": {"val_file": "somewhere/held_out.jsonl"}},
     }
     out = tmp_path / "deep" / "export"
     # Logs are looked for beside the given configs.
@@ -180,11 +182,16 @@ def test_the_card_says_what_was_done(tiny_sd3_folder: Path, tmp_path: Path) -> N
     assert card.data.library_name == "diffusers"
     assert card.data.base_model is None  # a folder here means nothing on the hub
     assert {"lora", "aegpo"} <= set(card.data.tags)
+    (result,) = card.data.eval_results
+    assert (result.task_type, result.metric_type) == ("text-to-image", "redness")
+    assert (result.dataset_name, result.dataset_type) == ("held_out.jsonl", "held_out.jsonl")
+    assert card.data.model_name == "export"
     text = card.content
     spent = module.policy.evaluations
     log = (tmp_path / "log/metrics.csv").read_text().splitlines()
     column = log[0].split(",").index("val/redness")
     before, after = (line.split(",")[column] for line in log[1:] if line.split(",")[column])
+    assert result.metric_value == round(float(after), 4) != round(float(before), 4)
     for expected in (
         *("Seed 3", "for 2 iterations", "`EntropyPeaks(top_k=2)`", "`FlowSDE()`", "`Redness()`"),
         *("`clip_range=0.001`", "`EntropyProbe`", f"| {spent.total:,} (rollout "),
@@ -212,7 +219,26 @@ def test_averaged_or_last_weights(
     name = "transformer.transformer_blocks.1.attn.to_q.lora_B"
     expected = scale * last[f"{name}.default.weight"]
     assert torch.equal(tensors[f"{name}.weight"], expected) and expected.abs().max() > 0
-    assert ("averaged over the training" in (out / "README.md").read_text()) == (weights == "ema")
+    card = ModelCard.load(out / "README.md")
+    assert ("averaged over the training" in card.content) == (weights == "ema")
+
+
+@pytest.mark.parametrize(("weights", "ranked"), [("ema", True), ("last", False)])
+def test_the_hub_ranks_by_scores_of_these_weights_alone(weights: str, ranked: bool) -> None:
+    def results(scores: dict[int, float]) -> Any:
+        facts = Facts(
+            **{"name": "n", "base": "owner/base", "full": True, "config": {}, "code": ""},
+            **{"check": "", "iteration": 4, "averaged": weights == "ema", "evaluations": {}},
+            **{"scored": weights == "ema", "training_evaluations": 0, "seed": 0, "pictures": {}},
+            scores={"one": scores, "two": {}},
+        )
+        card = ModelCard(str(model_card(facts)))
+        assert card.data.base_model == "owner/base"
+        return card.data.eval_results
+
+    assert (results({0: 0.25, 4: 0.5}) is not None) == ranked
+    for other in ({0: 0.25, 3: 0.5}, {0: 0.25}, {4: float("nan")}, {}):
+        assert results(other) is None
 
 
 def double_alpha(folder: Path) -> None:
