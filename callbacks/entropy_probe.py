@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from aegpo.distributed import all_gather_rows, world
@@ -15,6 +16,7 @@ from aegpo.entropy.recording import Recording
 from aegpo.exploration import ExplorationSchedule
 from aegpo.planning.counts import PlansEvaluations, Range, RunShape
 from aegpo.prompts import PromptBatch
+from aegpo.prompts.known_texts import KnownTexts
 from aegpo.rollout import rollout
 from aegpo.sde import ODE, SDE
 from aegpo.training import Training
@@ -72,6 +74,7 @@ class EntropyProbe(L.Callback, PlansEvaluations):
         self.trajectories, self.every_n_iterations = trajectories, every_n_iterations
         self.source = source
         self.reference: dict[int, Tensor] = {}
+        self.texts = KnownTexts()
         self.last: dict[int, tuple[Tensor, Tensor]] = {}
         self.first_curve: Tensor | None = None
         self.reference_curve: Tensor | None = None
@@ -101,6 +104,7 @@ class EntropyProbe(L.Callback, PlansEvaluations):
         self, trainer: L.Trainer, pl_module: Training, batch: PromptBatch, batch_idx: int
     ) -> None:
         """Publish the reading of this batch."""
+        self._forget(batch, pl_module.num_steps)
         due = pl_module.iteration % self.every_n_iterations == 0
         with pl_module.timer.measure("probe"):
             if self.source == "rollouts":
@@ -114,6 +118,21 @@ class EntropyProbe(L.Callback, PlansEvaluations):
                     recording = self._draw(pl_module, own, ODE(), schedule, "probe")
                     self._keep(pl_module, batch, own, recording, ODE(), schedule)
             pl_module.entropy = self._reading(batch)
+
+    def _forget(self, batch: PromptBatch, num_steps: int) -> None:
+        """Drop what was read of other prompts at the same indices, or at other steps."""
+        for index in self.texts.replaced(batch):
+            self.reference.pop(index, None)
+            self.last.pop(index, None)
+        steps = {len(curve) for curve in self.reference.values()}
+        if steps - {num_steps}:
+            rank_zero_info(
+                f"EntropyProbe: the checkpoint's readings are of {min(steps)} steps, this run has "
+                f"model.num_steps={num_steps}; they are dropped and read again"
+            )
+            self.reference.clear()
+            self.last.clear()
+            self.first_curve = self.reference_curve = None
 
     def on_train_batch_end(
         self,
@@ -214,6 +233,7 @@ class EntropyProbe(L.Callback, PlansEvaluations):
         state: dict[str, Any] = {
             "reference_index": torch.tensor(list(self.reference), dtype=torch.int64),
             "last_index": torch.tensor(list(self.last), dtype=torch.int64),
+            "texts": self.texts.state_dict(),
         }
         if self.last:
             state["reference"] = torch.stack(list(self.reference.values()))
@@ -224,6 +244,7 @@ class EntropyProbe(L.Callback, PlansEvaluations):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from `state_dict`."""
+        self.texts.load_state_dict(state_dict["texts"])
         if "reference" not in state_dict:
             return
         keys = state_dict["reference_index"].tolist()

@@ -12,6 +12,7 @@ from aegpo.distributed import all_gather_rows
 from aegpo.entropy.reading import EntropyReading
 from aegpo.planning.counts import PlansEvaluations
 from aegpo.prompts import PromptBatch
+from aegpo.prompts.known_texts import KnownTexts
 from aegpo.training import Training
 
 
@@ -28,11 +29,14 @@ class RewardSpread(L.Callback, PlansEvaluations):
 
     def __init__(self) -> None:
         self.last: dict[int, float] = {}
+        self.texts = KnownTexts()
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: Training, batch: PromptBatch, batch_idx: int
     ) -> None:
         """Publish the spreads of this batch, as far as they are known."""
+        for index in self.texts.replaced(batch):
+            self.last.pop(index, None)
         reading = pl_module.entropy
         if self.last:
             mean = sum(self.last.values()) / len(self.last)
@@ -61,11 +65,12 @@ class RewardSpread(L.Callback, PlansEvaluations):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the spreads."""
-        return {"last": dict(self.last)}
+        return {"last": dict(self.last), "texts": self.texts.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from `state_dict`."""
         self.last = dict(state_dict["last"])
+        self.texts.load_state_dict(state_dict["texts"])
 
 
 def spread(rewards: Tensor) -> Tensor:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from aegpo.noise import run_seed
 from aegpo.prompts import PromptBatch
+from aegpo.prompts.known_texts import fingerprints
 from datamodules.prompt_dataset import PromptDataset
 from datamodules.samplers import DeltaEntropySampler, EveryRankSampler
 
@@ -155,9 +159,27 @@ class PromptDataModule(L.LightningDataModule):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the sampler's state, kept in every checkpoint."""
-        return self.sampler.state_dict()
+        """Return the sampler's state and whose it is, kept in every checkpoint."""
+        return self.sampler.state_dict() | {"texts": self._texts()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue drawing where the checkpoint was written."""
-        self.sampler.load_state_dict(state_dict)
+        """Continue drawing where the checkpoint was written.
+
+        What is known of a prompt goes by its text: in another prompt file, or another order, a
+        prompt keeps its ΔEntropy, and one that the checkpoint did not know counts as unseen.
+        """
+        before = dict(
+            zip(state_dict["texts"].tolist(), state_dict["delta_entropy"].tolist(), strict=True)
+        )
+        texts = self._texts().tolist()
+        known = sum(text in before for text in texts)
+        if known < len(texts) or len(texts) < len(before):
+            rank_zero_info(
+                f"data.train_file has {len(texts)} prompts, {known} of which the checkpoint knows; "
+                "the others count as unseen"
+            )
+        delta = torch.tensor([before.get(text, math.nan) for text in texts])
+        self.sampler.load_state_dict({**state_dict, "delta_entropy": delta})
+
+    def _texts(self) -> Tensor:
+        return fingerprints(record["prompt"] for record in self.train_prompts.records)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, nn
 
 from aegpo.advantages import GroupRelative
 from aegpo.allocation import Allocator
@@ -29,6 +30,11 @@ from lightning_modules.training.decision import Decision
 from lightning_modules.training.metrics import UpdateMeter, reward_metrics
 from lightning_modules.training.optimizer_step import no_gradient_sync, optimizer_step
 from lightning_modules.training.phases import timed
+from lightning_modules.training.resuming import (
+    hyperparameters,
+    keep_hyperparameters,
+    require_same_make,
+)
 from lightning_modules.training.scoring import Drawn, Scoring
 from lightning_modules.training.settings import (
     check_parts,
@@ -168,9 +174,19 @@ class AEGPOModule(PolicyModule):
     def configure_optimizers(self) -> Any:
         """Build the optimizer over the trainable parameters."""
         optimizer = self.optimizer_factory(self.policy.trainable_parameters())
+        self.optimizer_settings = hyperparameters(optimizer)
         if self.lr_scheduler_factory is None:
             return optimizer
         return [optimizer], [self.lr_scheduler_factory(optimizer)]
+
+    def on_train_start(self) -> None:
+        """Let this run's optimizer settings win over those of a checkpoint."""
+        optimizer, scheduler = self.optimizers(), self.lr_schedulers()
+        keep_hyperparameters(
+            optimizer.optimizer,  # type: ignore[union-attr]
+            self.optimizer_settings,
+            [] if scheduler is None else [scheduler],
+        )
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         """One iteration: decide, draw and score, compare, update."""
@@ -331,14 +347,21 @@ class AEGPOModule(PolicyModule):
         dtypes = {parameter.dtype for parameter in self.policy.denoiser.parameters()}
         return dtypes != {torch.float32} or torch.is_autocast_enabled(self.device.type)
 
+    def _optimizer_name(self) -> str:
+        return type(self.optimizer_factory([nn.Parameter(torch.zeros(1))])).__name__
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what the objective has to remember."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["aegpo"]["objective"] = self.objective.state_dict()
+        checkpoint["aegpo"]["made_with"] |= {"optimizer": self._optimizer_name()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Continue from `on_save_checkpoint`."""
         super().on_load_checkpoint(checkpoint)
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            made_with = checkpoint["aegpo"].get("made_with", {})
+            require_same_make(made_with, {"optimizer": self._optimizer_name()})
         self.objective.load_state_dict(checkpoint["aegpo"].get("objective", {}))
 
 

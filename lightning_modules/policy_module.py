@@ -22,6 +22,11 @@ from aegpo.rollout import RolloutTree
 from aegpo.rollout.deterministic import deterministic_rollout
 from lightning_modules.training.held_out import Evaluated, HeldOut
 from lightning_modules.training.phases import PhaseTimer
+from lightning_modules.training.resuming import (
+    require_all_weights,
+    require_own_checkpoint,
+    require_same_make,
+)
 
 EVALUATION_NOISE = KeyedNoise(0).fixed()
 """Starting noise of all held-out images: the same in every run, whatever its seed."""
@@ -197,13 +202,21 @@ class PolicyModule(L.LightningModule):
         checkpoint["aegpo"] = {
             "iteration": self.iteration,
             "evaluations": self.policy.evaluations.state_dict(),
+            "made_with": self.policy.made_with,
         }
         if self.averaged is not None:
             checkpoint["aegpo"]["averaged"] = self.averaged
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Continue from `on_save_checkpoint`."""
+        """Continue from `on_save_checkpoint`, unless the checkpoint is of another make.
+
+        Raises:
+            ValueError: If it is, or if it lacks a trained tensor or holds one too many.
+        """
+        require_own_checkpoint(checkpoint)
         self.configure_model()
+        require_same_make(checkpoint["aegpo"].get("made_with", {}), self.policy.made_with)
+        require_all_weights(self.policy, checkpoint["state_dict"])
         self.iteration = int(checkpoint["aegpo"]["iteration"])
         self.policy.evaluations.load_state_dict(checkpoint["aegpo"]["evaluations"])
         self.averaged = checkpoint["aegpo"].get("averaged")

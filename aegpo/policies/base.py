@@ -63,6 +63,17 @@ class Policy(nn.Module, abc.ABC):
         self.evaluations = EvaluationCounter()
         self._embeddings = ConditioningCache(max_cached_prompts)
 
+    # What a model may say about itself.
+
+    @property
+    def made_with(self) -> dict[str, str | int | list[str]]:
+        """What its trained tensors belong to: plain values that a checkpoint stores and compares.
+
+        Returns:
+            Values by the name of the argument that sets them.
+        """
+        return {"class_path": type(self).__name__}
+
     # What a model must say about itself.
 
     @property

@@ -110,6 +110,7 @@ class DiffusersPolicy(Exportable):
                 "train adapters, or leave quantize out"
             )
         self.full_finetuning = full_finetuning
+        self.lora_targets = lora_targets or ["attention"]
         self.quantize: Quantization | None = quantize
         self.negative_prompt = negative_prompt
         self.offload = offload
@@ -140,7 +141,7 @@ class DiffusersPolicy(Exportable):
         if full_finetuning:
             denoiser.float().requires_grad_(True)
         else:
-            layers = match_targets(denoiser, lora_targets or ["attention"], self.lora_groups)
+            layers = match_targets(denoiser, self.lora_targets, self.lora_groups)
             alpha = 2 * lora_rank if lora_alpha is None else lora_alpha
             add_lora(denoiser, layers, lora_rank, alpha, run_seed(lora_seed))
         if gradient_checkpointing:
@@ -151,6 +152,19 @@ class DiffusersPolicy(Exportable):
         self._reference: list[ModelMixin] = []
         self._inside_reference = False
         self.eval()
+
+    @property
+    def made_with(self) -> dict[str, str | int | list[str]]:
+        """Family, source and how its tensors are trained; see `Policy.made_with`."""
+        made = super().made_with | {
+            "pretrained": str(self._source),
+            "full_finetuning": self.full_finetuning,
+        }
+        if self.full_finetuning:
+            return made
+        config = self.trained.peft_config[ADAPTER]
+        adapters = {"lora_rank": config.r, "lora_alpha": config.lora_alpha}
+        return made | adapters | {"lora_targets": sorted(self.lora_targets)}
 
     # What a family of models must say, beside `predict`, `encode_texts` and `token_layout`.
 

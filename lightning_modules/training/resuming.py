@@ -1,0 +1,112 @@
+"""What a checkpoint was made with, against what this run is made with: nothing is half applied."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from torch.optim import Optimizer
+
+from aegpo.policies.base import Policy
+from aegpo.policies.trainable import require_fit
+
+PREFIX = "policy."
+"""What Lightning puts before the names of the policy's tensors."""
+
+MAY_DIFFER = ("pretrained",)
+"""What is only said when it differs: a folder may have moved."""
+
+
+def require_own_checkpoint(checkpoint: Mapping[str, Any]) -> None:
+    """Refuse a file that another program wrote.
+
+    Args:
+        checkpoint: The file's content.
+
+    Raises:
+        ValueError: If it has none of what `PolicyModule` puts there.
+    """
+    if "aegpo" not in checkpoint:
+        found = ", ".join(map(str, list(checkpoint)[:5])) or "nothing"
+        raise ValueError(
+            f"the checkpoint was not written by this program: it holds {found}; give a file of a "
+            "run of `aegpo fit`, such as its last.ckpt"
+        )
+
+
+def require_same_make(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse a policy or an optimizer that saved tensors do not belong to.
+
+    Args:
+        saved: `Policy.made_with` of the run that wrote the checkpoint, by argument.
+        now: That of this run.
+
+    Raises:
+        ValueError: If an argument differs with which the tensors mean something else.
+    """
+    for name, value in saved.items():
+        if name not in now or now[name] == value:
+            continue
+        told = f"the checkpoint was made with {name}={value!r}, this run with {now[name]!r}"
+        if name in MAY_DIFFER:
+            rank_zero_info(f"{told}; it is taken to be the same model")
+            continue
+        given = str(value).replace("'", "") if isinstance(value, list) else value
+        raise ValueError(
+            f"{told}; pass --model.policy.{name} {given}"
+            if name != "optimizer"
+            else f"{told}; its state is of no use here: keep the optimizer, or begin a new run"
+        )
+
+
+def require_all_weights(policy: Policy, state: Mapping[str, Tensor]) -> None:
+    """Refuse a checkpoint that lacks a trained tensor, or holds one that the policy has not.
+
+    Args:
+        policy: The policy that is about to take them.
+        state: The checkpoint's tensors, named as Lightning does.
+
+    Raises:
+        ValueError: If names or shapes differ.
+    """
+    require_fit(
+        policy.trainable_state_dict(),
+        {name.removeprefix(PREFIX): tensor for name, tensor in state.items()},
+    )
+
+
+def hyperparameters(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """The settings of each parameter group: rate, betas, weight decay and the like."""
+    return [
+        {name: value for name, value in group.items() if name != "params"}
+        for group in optimizer.param_groups
+    ]
+
+
+def keep_hyperparameters(
+    optimizer: Optimizer, wanted: Sequence[Mapping[str, Any]], schedulers: Sequence[Any]
+) -> None:
+    """Give a restored optimizer the settings of this run, which its checkpoint has overwritten.
+
+    With a schedule the rate follows it: a new rate scales what is left of the schedule.
+
+    Args:
+        optimizer: The optimizer with the checkpoint's state and settings.
+        wanted: `hyperparameters` from before.
+        schedulers: Learning-rate schedulers on it, with the checkpoint's state.
+    """
+    for number, (group, settings) in enumerate(zip(optimizer.param_groups, wanted, strict=True)):
+        for name, value in settings.items():
+            before = group["initial_lr"] if name == "lr" and schedulers else group.get(name)
+            if name == "initial_lr" or before == value:
+                continue
+            rank_zero_info(f"the optimizer goes on with {name}={value!r}, before it had {before!r}")
+            if name == "lr" and schedulers:
+                group["lr"] *= value / before
+                group["initial_lr"] = value
+                for scheduler in schedulers:
+                    scheduler.base_lrs[number] = value
+            else:
+                group[name] = value
