@@ -11,18 +11,24 @@ ARGS     ?=
 PYTEST_ARGS ?=
 # Test processes; torch's threads are held at one each, as two of them on two busy cores only spin.
 WORKERS  ?= 2
+# The arithmetic of the method, every bundled config, and one run from the command line.
+FAST     := $(addprefix tests/aegpo/,advantages allocation entropy exploration objectives prompts) \
+            $(addprefix tests/aegpo/,rollout sde study) tests/test_configs.py::test_a_config_builds \
+            tests/test_configs.py::test_a_reward_from_the_current_folder_is_trained_on
 
 BIN      := $(VENV)/bin
 READY    := $(VENV)/.ready
 PACKAGES := aegpo lightning_modules datamodules callbacks
 
+# A shell that forbids bytecode would have every process compile torch anew, 17 s each.
+unexport PYTHONDONTWRITEBYTECODE
 export UV_TORCH_BACKEND
 ifeq ($(strip $(UV_TORCH_BACKEND)),)
 unexport UV_TORCH_BACKEND
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test check format clean
+.PHONY: help setup train test test-fast check format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -38,9 +44,14 @@ train: $(READY)  ## score the bundled model, align it (about 6 minutes on 2 core
 	$(BIN)/aegpo validate --config $(CONFIG) --ckpt_path last --trainer.logger false $(ARGS)
 	@echo "Pictures and curves are in $(RUN_DIR): $(BIN)/tensorboard --logdir $(RUN_DIR)"
 
-test: $(READY)  ## run the tests with coverage of aegpo/ (at least 90 %)
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --cov=aegpo --cov-report=term $(PYTEST_ARGS)
+PYTEST    = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
+            $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=20
+
+test: $(READY)  ## run the tests with coverage of aegpo/ (at least 90 %), and name the slowest twenty
+	$(PYTEST) --cov=aegpo --cov-report=term $(PYTEST_ARGS)
+
+test-fast: $(READY)  ## run the method's arithmetic, the configs and one tiny training, in a minute
+	$(PYTEST) -m "not slow" $(FAST) $(PYTEST_ARGS)
 
 # pydoclint in an environment of its own: its fork of docstring_parser has jsonargparse's file names.
 check: $(READY)  ## lint, formatting, imports, types, docstrings, unused code, limits, spelling

@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -118,11 +119,7 @@ class KeyedNoise:
             >>> noise.at(4).normal("step", torch.tensor([[7, 1]]), shape=(3,))
             tensor([[-0.2579,  1.6168, -0.3531]])
         """
-        rows = self._key_rows(keys)
-        noise = np.empty((len(rows), *shape), dtype=np.float32)
-        for row, key in enumerate(rows):
-            noise[row] = self._generator(purpose, key).standard_normal(shape, dtype=np.float32)
-        return torch.from_numpy(noise)
+        return self._draw(np.random.Generator.standard_normal, purpose, keys, shape)
 
     def uniform(self, purpose: str, keys: Tensor, shape: Sequence[int]) -> Tensor:
         """Uniform noise in [0, 1), one independent row per key.
@@ -135,11 +132,7 @@ class KeyedNoise:
         Returns:
             (n, *shape) fp32 on the CPU.
         """
-        rows = self._key_rows(keys)
-        noise = np.empty((len(rows), *shape), dtype=np.float32)
-        for row, key in enumerate(rows):
-            noise[row] = self._generator(purpose, key).random(shape, dtype=np.float32)
-        return torch.from_numpy(noise)
+        return self._draw(np.random.Generator.random, purpose, keys, shape)
 
     def permutation(self, purpose: str, key: Sequence[int], n: int) -> Tensor:
         """A random order of the numbers below n.
@@ -154,6 +147,16 @@ class KeyedNoise:
         """
         order = self._generator(purpose, [int(part) for part in key]).permutation(n)
         return torch.from_numpy(order.astype(np.int64, copy=False))
+
+    def _draw(
+        self, method: Callable[..., Any], purpose: str, keys: Tensor, shape: Sequence[int]
+    ) -> Tensor:
+        """Rows by a method of numpy's generators, each from the generator of its own key."""
+        rows = self._key_rows(keys)
+        noise = np.empty((len(rows), *shape), dtype=np.float32)
+        for row, key in enumerate(rows):
+            noise[row] = method(self._generator(purpose, key), shape, dtype=np.float32)
+        return torch.from_numpy(noise)
 
     @staticmethod
     def _key_rows(keys: Tensor) -> list[list[int]]:

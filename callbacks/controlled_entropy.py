@@ -26,16 +26,7 @@ class ControlledEntropy(L.Callback):
         self.control = control
 
     def setup(self, trainer: L.Trainer, pl_module: Training, stage: str) -> None:
-        """Check that a reading is published before this callback's turn.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The module.
-            stage: What is about to run.
-
-        Raises:
-            ValueError: If no `EntropyProbe` stands before it.
-        """
+        """Check that a reading is published before this callback's turn."""
         require_probe_before(trainer, self)
 
     def on_train_batch_start(

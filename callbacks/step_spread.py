@@ -40,16 +40,7 @@ class StepSpread(L.Callback, PlansEvaluations):
         self._restored: dict[str, Tensor] | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: Training, stage: str) -> None:
-        """Check that no probe takes the curve away again.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The module.
-            stage: What is about to run.
-
-        Raises:
-            ValueError: If an `EntropyProbe` stands after it.
-        """
+        """Check that no probe takes the curve away again."""
         refuse_probe_after(trainer, self)
 
     def _estimate(self, pl_module: Training) -> StepVariance:

@@ -21,6 +21,18 @@ hypothesis.settings.register_profile("aegpo", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("aegpo")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With ``--cov=<package>`` trace that package's own tests, those in a folder of its name.
+
+    Under a tracer all Python is slower by a third, torch's and jsonargparse's too, and a line that
+    only somebody else's test or a whole run visits is hardly tested.
+    """
+    measured = set(getattr(config.option, "cov_source", [])) - {True}
+    for item in items:
+        if measured and measured.isdisjoint(item.path.relative_to(config.rootpath).parts):
+            item.add_marker("no_cover")
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty current folder, so that nothing depends on being run inside the repository."""

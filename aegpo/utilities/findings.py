@@ -7,9 +7,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from rich.console import Console
-from rich.text import Text
-
 Status = Literal["ok", "warning", "failed"]
 
 MOST_WARNINGS = 3
@@ -43,11 +40,10 @@ def report(findings: Iterable[Finding], name_width: int = 16) -> bool:
     Returns:
         Whether none has failed.
     """
-    console = Console(highlight=False, soft_wrap=True)
     healthy = True
     for finding in findings:
-        status = (f"{finding.status:<8}", _STYLES[finding.status])
-        console.print(Text.assemble(status, f" {finding.name:<{name_width}} {finding.detail}"))
+        name = f" {finding.name:<{name_width}}"
+        _print((f"{finding.status:<8}", _STYLES[finding.status]), f"{name} {finding.detail}")
         healthy = healthy and finding.status != "failed"
     return healthy
 
@@ -72,11 +68,19 @@ def report_and_count(findings: Iterable[Finding], name_width: int = 16) -> bool:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         healthy = report(counted(), name_width)
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(", ".join(f"{count} {status}" for status, count in counts.items()))
+    _print(", ".join(f"{count} {status}" for status, count in counts.items()))
     texts = list(dict.fromkeys(" ".join(str(warning.message).split()) for warning in caught))
     for text in texts[:MOST_WARNINGS]:
-        console.print(Text(f"python warned: {text}", "yellow"))
+        _print((f"python warned: {text}", "yellow"))
     if len(texts) > MOST_WARNINGS:
-        console.print(f"and warned {len(texts) - MOST_WARNINGS} times more")
+        _print(f"and warned {len(texts) - MOST_WARNINGS} times more")
     return healthy
+
+
+def _print(*parts: str | tuple[str, str]) -> None:
+    """Print one line of texts, some of them with a style."""
+    # Imported here: `aegpo --version` imports this file and answers before rich is loaded.
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(highlight=False, soft_wrap=True).print(Text.assemble(*parts))

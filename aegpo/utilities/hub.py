@@ -19,21 +19,6 @@ WEIGHT_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".safetensors")
 """Ends of file names that hold weights: "models/hps.pt" is a path that was mistyped, no hub id."""
 
 
-def causes(error: BaseException) -> Iterator[BaseException]:
-    """The error itself and what led to it, by cause or, where none is named, by context.
-
-    Args:
-        error: Any exception.
-
-    Yields:
-        Exceptions from the outermost to the first.
-    """
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__ or cause.__context__
-
-
 def is_hub_id(source: str) -> bool:
     """Whether a text has the form of a hub id, owner/name; nothing is looked up."""
     return bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source)) and not source.endswith(
@@ -58,7 +43,7 @@ def explained(source: str, argument: str, wanted: str = "model") -> Iterator[Non
     try:
         yield
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        chain = list(causes(error))
+        chain = list(_causes(error))
         local = f"give a local path as {argument}"
 
         def has(*kinds: type[BaseException]) -> bool:
@@ -87,3 +72,11 @@ def explained(source: str, argument: str, wanted: str = "model") -> Iterator[Non
         reason = shorten(str(error), 200, placeholder=" ...") or type(error).__name__
         kind = FileNotFoundError if has(FileNotFoundError) else ValueError
         raise kind(f"{argument}={source!r} could not be read: {reason}") from error
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error itself and what led to it, by cause or, where none is named, by context."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
