@@ -10,8 +10,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
-from aegpo.distributed import all_reduce_sum
-from aegpo.evaluations import PURPOSES, total_evaluations
+from aegpo.evaluations import evaluations_by_purpose, total_evaluations
 from aegpo.training import Training
 
 
@@ -48,11 +47,8 @@ class CostLogger(L.Callback):
     ) -> None:
         """Log the costs of the iteration."""
         counter = pl_module.policy.evaluations
-        counts = {
-            purpose: all_reduce_sum(float(counter.counts[purpose]), pl_module.device)
-            for purpose in PURPOSES
-        }
-        metrics = {f"cost/{purpose}": count for purpose, count in counts.items()}
+        counts = evaluations_by_purpose(counter, pl_module.device)
+        metrics = {f"cost/{purpose}": float(count) for purpose, count in counts.items()}
         metrics["cost/evaluations"] = total_evaluations(counter, pl_module.device)
         for phase, seconds in pl_module.timer.reset().items():
             metrics[f"seconds/{phase}"] = seconds
