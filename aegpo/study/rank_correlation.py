@@ -106,9 +106,8 @@ def _inside(x: Tensor, y: Tensor, categories: Sequence[str]) -> tuple[Tensor, Te
 
 def _standardized_ranks(values: Tensor) -> Tensor:
     """Ranks with mean 0 and length 1, so that a product of two is their correlation."""
-    ranks = torch.from_numpy(stats.rankdata(values.numpy()))
-    ranks = ranks - ranks.mean()
-    return ranks / ranks.norm()
+    ranks: Tensor = torch.from_numpy(stats.rankdata(values.cpu().numpy()))
+    return torch.nn.functional.normalize(ranks - ranks.mean(), dim=0)
 
 
 def _centered(values: Tensor) -> Tensor:

@@ -17,7 +17,14 @@ from tiny_training import entropy_callbacks, tiny_data, tiny_module, tiny_traine
 
 from aegpo.allocation import UniformAllocator
 from aegpo.evaluations import PURPOSES
-from aegpo.exploration import EntropyPeaks, FixedSplits, FixedSteps, NoSteps, RandomSteps
+from aegpo.exploration import (
+    EntropyPeaks,
+    FixedSplits,
+    FixedSteps,
+    NoSteps,
+    RandomSteps,
+    StepSelector,
+)
 from aegpo.objectives import NFT, RandomStepPruning
 from aegpo.planning.counts import PlansEvaluations, Range
 from aegpo.policies.families.flux import Flux
@@ -336,3 +343,18 @@ def test_the_command_plans_a_bundled_config_and_writes_nothing(
     with pytest.raises(SystemExit):
         main(["plan", "--config", str(config), "--model.init_args.num_stepz", "4"])
     assert "no argument 'num_stepz'" in capsys.readouterr().err
+
+
+class Unready(StepSelector):
+    """A selector that was written for runs that have a reading."""
+
+    def mark(self, explores, entropy, noise, index):
+        explores[entropy.curve[:, :-1] > 0.5] = True
+
+
+def test_what_a_selector_raises_is_one_line(tmp_path: Path, tiny_sd3_folder: Path) -> None:
+    module = tiny_module(tiny_sd3_folder, step_selector=Unready())
+    words = r"Unready raised AttributeError: 'NoneType' .*test_plan.py:\d+\) .* \(entropy is None"
+    with pytest.raises(ValueError, match=words) as raised:
+        make_plan(tiny_trainer(tmp_path, []), module, tiny_data(tmp_path))
+    assert "\n" not in str(raised.value)
