@@ -215,6 +215,11 @@ def test_the_rate_of_a_measured_run(tiny_sd3_folder: Path, tmp_path: Path) -> No
     module, data = build(tiny_sd3_folder, {}, {}), tiny_data(tmp_path)
     trainer = tiny_trainer(tmp_path, [])
     plan = make_plan(trainer, module, data, measured=str(tmp_path / "logs"))
+    # An estimate never stands beside a measurement without a word.
+    said = " ".join(printed(plan).split())
+    estimate = plan.memory.peak / 2**30
+    assert "1.50 GiB" in said
+    assert f"estimate above is {estimate:.2f} GiB; the measurement is {1.5 - estimate:+.2f}" in said
     # Without the first iteration: 300 evaluations in 10 seconds.
     assert plan.rate is not None and plan.rate.per_second == pytest.approx(30)
     assert "1.50 GiB" in printed(plan)
