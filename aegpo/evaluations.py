@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from aegpo.distributed import all_reduce_sum
+from aegpo.distributed import all_reduce_sum, world
 
 PURPOSES = ("rollout", "probe", "reference", "update", "validation", "other")
 TRAINING = ("rollout", "probe", "reference", "update")
@@ -24,7 +24,8 @@ class EvaluationCounter:
             rollout(policy, ...)
 
     Attributes:
-        counts: Evaluations of this process by purpose, every purpose present.
+        counts: Evaluations of this process by purpose, every purpose present; on rank 0 with those
+            that all ranks had spent before the run was resumed, so that sums over ranks hold.
     """
 
     def __init__(self) -> None:
@@ -75,19 +76,14 @@ class EvaluationCounter:
         finally:
             self._purpose = outer
 
-    def state_dict(self) -> dict[str, int]:
-        """The counts, for a checkpoint.
-
-        Returns:
-            Evaluations by purpose.
-        """
-        return dict(self.counts)
-
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Takes up the counts of a checkpoint.
+        """Takes up the counts of a checkpoint, which are those of all ranks together.
+
+        Rank 0 takes them and every other rank starts at 0, so that the sum over ranks goes on from
+        what was saved, whatever the number of ranks then and now.
 
         Args:
-            state: What `state_dict` returned.
+            state: What `evaluations_by_purpose` returned.
 
         Raises:
             ValueError: If its purposes are not `PURPOSES`.
@@ -96,7 +92,25 @@ class EvaluationCounter:
             raise ValueError(
                 f"evaluation counts name the purposes {sorted(state)}, expected {sorted(PURPOSES)}"
             )
-        self.counts = {purpose: int(state[purpose]) for purpose in PURPOSES}
+        _, rank = world()
+        self.counts = {purpose: int(state[purpose]) if rank == 0 else 0 for purpose in PURPOSES}
+
+
+def evaluations_by_purpose(counter: EvaluationCounter, device: torch.device) -> dict[str, int]:
+    """The evaluations of all ranks together, as checkpoints hold them and `cost/` logs them.
+
+    Every rank has to call it.
+
+    Args:
+        counter: This rank's counts.
+        device: Device of this rank, over which the sums travel.
+
+    Returns:
+        Model evaluations since the start of the run by purpose, every purpose present.
+    """
+    return {
+        purpose: int(all_reduce_sum(float(counter.counts[purpose]), device)) for purpose in PURPOSES
+    }
 
 
 def total_evaluations(counter: EvaluationCounter, device: torch.device) -> float:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.utilities import rank_zero_info
 
-from aegpo.distributed import all_reduce_sum
-from aegpo.evaluations import PURPOSES, total_evaluations
+from aegpo.evaluations import evaluations_by_purpose, total_evaluations
+from aegpo.planning.counts import limited_batches
 from aegpo.training import Training
 
 
@@ -29,16 +31,15 @@ class CostLogger(L.Callback):
         prompts = data.batch_size
         images = int(pl_module.allocator(None, prompts).sum())
         updates = pl_module.inner_epochs * pl_module.updates_per_epoch
-        epochs = trainer.max_epochs or 0
-        iterations = data.batches_per_epoch * epochs
-        whole = f"; {epochs} epochs make {iterations} iterations and {iterations * images} images"
+        per_epoch = limited_batches(data.batches_per_epoch, trainer.limit_train_batches)
+        end = _end_of_run(trainer, per_epoch, updates, images)
         rank_zero_info(
             f"one iteration: {prompts} prompts, {images} images "
             f"({images / prompts:g} per prompt) of {pl_module.num_steps} steps, {updates} "
             f"optimizer steps in micro-batches of {pl_module.micro_batch_size} transitions, on "
             f"{trainer.world_size} process(es)\n"
-            f"one epoch: {data.batches_per_epoch} iterations; {data.val_images} held-out images "
-            f"every {trainer.check_val_every_n_epoch} epoch(s){whole if epochs > 0 else ''}\n"
+            f"one epoch: {per_epoch} iterations; {data.val_images} held-out images "
+            f"every {trainer.check_val_every_n_epoch} epoch(s){end}\n"
             f"trainable parameters: "
             f"{sum(p.numel() for p in pl_module.policy.trainable_parameters()):,}"
         )
@@ -48,16 +49,30 @@ class CostLogger(L.Callback):
     ) -> None:
         """Log the costs of the iteration."""
         counter = pl_module.policy.evaluations
-        counts = {
-            purpose: all_reduce_sum(float(counter.counts[purpose]), pl_module.device)
-            for purpose in PURPOSES
-        }
-        metrics = {f"cost/{purpose}": count for purpose, count in counts.items()}
+        counts = evaluations_by_purpose(counter, pl_module.device)
+        metrics = {f"cost/{purpose}": float(count) for purpose, count in counts.items()}
         metrics["cost/evaluations"] = total_evaluations(counter, pl_module.device)
         for phase, seconds in pl_module.timer.reset().items():
             metrics[f"seconds/{phase}"] = seconds
         metrics["memory/peak_gib"] = _peak_gib()
         pl_module.log_dict(metrics, rank_zero_only=True)
+
+
+def _end_of_run(trainer: L.Trainer, per_epoch: int, updates: int, images: int) -> str:
+    """Where the first of the trainer's limits ends the run, as clauses; empty without any."""
+    limits = []
+    if trainer.max_epochs is not None and trainer.max_epochs > 0:
+        limits.append((trainer.max_epochs * per_epoch, f"{trainer.max_epochs} epochs"))
+    if trainer.max_steps > 0:  # optimizer steps, looked at after each iteration
+        limits.append((math.ceil(trainer.max_steps / updates), f"max_steps: {trainer.max_steps}"))
+    clause = ""
+    if limits:
+        iterations, name = min(limits)
+        make = "make" if name.endswith("epochs") else "makes"
+        clause = f"; {name} {make} {iterations} iterations and {iterations * images} images"
+    timers = [one for one in trainer.callbacks if isinstance(one, Timer)]  # type: ignore[attr-defined]
+    seconds = [left for one in timers if (left := one.time_remaining()) is not None]
+    return clause + (f"; ends after {min(seconds):,.0f} s at the latest" if seconds else "")
 
 
 def _peak_gib() -> float:

@@ -13,6 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from aegpo.distributed import world
+from aegpo.evaluations import evaluations_by_purpose
 from aegpo.noise import KeyedNoise, run_seed
 from aegpo.policies.base import Policy
 from aegpo.prompts import PromptBatch
@@ -195,13 +196,13 @@ class PolicyModule(L.LightningModule):
         return images
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the trainable tensors, the iteration and the evaluations spent; nothing else."""
+        """Keep the trainable tensors, the iteration and what all ranks spent; nothing else."""
         checkpoint["state_dict"] = {
             f"policy.{name}": value for name, value in self.policy.trainable_state_dict().items()
         }
         checkpoint["aegpo"] = {
             "iteration": self.iteration,
-            "evaluations": self.policy.evaluations.state_dict(),
+            "evaluations": evaluations_by_purpose(self.policy.evaluations, self.device),
             "made_with": self.policy.made_with,
         }
         if self.averaged is not None:

@@ -66,6 +66,21 @@ class Range:
         return Range(self.low * factor, self.high * factor)
 
 
+def limited_batches(batches: int, limit: float | None) -> int:
+    """What Lightning's `limit_*_batches` leaves of a number of batches.
+
+    Args:
+        batches: Batches there are.
+        limit: A whole number of batches, or a share of them in [0, 1]; None for all.
+
+    Returns:
+        Batches that are run.
+    """
+    if limit is None:
+        return batches
+    return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+
+
 @dataclass(frozen=True)
 class RunShape:
     """As much of a run as a callback needs to say what it will cost.

@@ -20,6 +20,7 @@ class Curve:
     Args:
         cost: Model evaluations spent, rising, shape (P,).
         score: Score measured then, shape (P,).
+        missing: Scores that were measured and are no number, between those that are here.
 
     Raises:
         ValueError: If there is no point, the shapes differ, the cost does not rise or a value is
@@ -28,6 +29,7 @@ class Curve:
 
     cost: Array
     score: Array
+    missing: int = 0
 
     def __post_init__(self) -> None:
         if self.cost.ndim != 1 or self.cost.shape != self.score.shape or not len(self.cost):
@@ -44,6 +46,9 @@ class Curve:
     def from_logs(cls, score: Mapping[int, float], cost: Mapping[int, float]) -> Curve:
         """Join what was logged at the same iterations.
 
+        A score that is not finite, because its images could not be scored, is left out and
+        counted; the curve goes straight over it.
+
         Args:
             score: Score by iteration.
             cost: Evaluations spent by iteration; a score is paired with the last one up to its
@@ -54,10 +59,12 @@ class Curve:
         """
         spent = sorted(cost)
         points: dict[float, float] = {}
-        for iteration in sorted(score):
+        finite = [iteration for iteration in sorted(score) if np.isfinite(score[iteration])]
+        for iteration in finite:
             before = np.searchsorted(spent, iteration, side="right")
             points[cost[spent[before - 1]] if before else 0.0] = score[iteration]
-        return cls(np.array(list(points), float), np.array(list(points.values()), float))
+        costs, scores = np.array(list(points), float), np.array(list(points.values()), float)
+        return cls(costs, scores, missing=len(score) - len(finite))
 
     def at(self, cost: npt.ArrayLike) -> Array:
         """Interpolate the score linearly between the measurements.

@@ -69,7 +69,10 @@ class SignalProbe:
     """Draws the trajectories and images that the tables are made of.
 
     All noise is fixed by prompt, so the policy, the reference and an earlier checkpoint are
-    compared on the same starting noise. A step explores with the selector's own `eta`.
+    compared on the same starting noise. What is correlated over prompts shares none: single-step
+    trials, groups, deterministic images and trajectories have each their own, or a prompt whose
+    noise happens to be lucky in one would be so in the other. A step explores with the selector's
+    own `eta`.
 
     Args:
         policy: The policy, with the weights that are to be looked at.
@@ -190,7 +193,7 @@ class SignalProbe:
                 self.sde,
                 self.reward,
                 self.batch,
-                self.noise,
+                self.noise.apart("steps"),
                 step=step,
                 num_steps=self.num_steps,
                 images=self.images,
@@ -203,14 +206,14 @@ class SignalProbe:
     def groups(self, whose: str) -> Tensor:
         """Rewards of groups as training draws them before any reading, shape (B, G)."""
         self.say(f"groups of {whose}")
-        index = self.batch.index
-        schedule = self.step_selector(None, self.noise, index, self.num_steps)
+        noise, index = self.noise.apart("groups"), self.batch.index
+        schedule = self.step_selector(None, noise, index, self.num_steps)
         return group_rewards(
             self.policy,
             self.sde,
             self.reward,
             self.batch,
-            self.noise,
+            noise,
             schedule,
             images=self.images,
             shared_start=self.shared_start,
@@ -227,7 +230,7 @@ class SignalProbe:
             ODE(),
             self.reward,
             self.batch,
-            self.noise,
+            self.noise.apart("images"),
             schedule,
             images=self.images,
             shared_start=False,
@@ -268,7 +271,7 @@ class SignalProbe:
                     cond,
                     schedule,
                     ones,
-                    self.noise,
+                    self.noise.apart("entropy"),
                     index,
                     decode=False,
                     observer=recording,

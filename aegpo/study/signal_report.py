@@ -71,10 +71,11 @@ class Report:
         table, oracle = self.steps, _steps(self.steps.oracle_steps)
         level = chance_level(len(table.spread))
         notes = [
-            f"Best steps by the reward itself: {oracle}, {table.oracle_share:.0%} of the summed "
-            f"reward variance; as many at random {table.random_share:.0%}.",
-            f"Over {len(table.spread)} steps unrelated curves pass |rho| = {level:.2f} once in "
-            "twenty times, and the best of many rows more often.",
+            f"Best steps by the reward itself: {oracle}. Chosen for each prompt by the "
+            f"others, they hold {_percent(table.oracle_share)} of the summed reward variance; "
+            f"as many steps at random {table.random_share:.0%}.",
+            f"Over {len(table.spread)} steps unrelated numbers pass |rho| = {level:.2f} once in "
+            "twenty times; smooth curves, and the best of many rows, more often.",
         ]
         return notes + [f"Skipped {name}: {why}." for name, why in self.signals.skipped.items()]
 
@@ -87,8 +88,19 @@ class Report:
         count = len(self.signals.prompts)
         return [
             f"Retest: one trajectory against another, and averages of {half} against {half}. "
-            f"Over {count} prompts chance passes |rho| = {chance_level(count):.2f} once in twenty."
+            f"Over {count} prompts chance passes |rho| = {chance_level(count):.2f} once in twenty"
+            f"{self._chance_within()}."
         ]
+
+    def _chance_within(self) -> str:
+        """The level of the columns within categories: of all values in the table."""
+        names = [field.name for field in fields(PromptRow) if field.name.endswith("_chance")]
+        levels = [getattr(row, name) for row in self.prompts or [] for name in names]
+        known = [level for level in levels if not math.isnan(level)]
+        if not known:
+            return ""
+        ends = dict.fromkeys(f"{level:.2f}" for level in (min(known), max(known)))
+        return f", within categories |rho| = {' to '.join(ends)} (permuted inside them)"
 
     @property
     def cost(self) -> str:
@@ -166,7 +178,7 @@ def _page(report: Report) -> list[str]:
     steps = report.steps
     settings = ", ".join(f"{name} {value}" for name, value in report.settings.items())
     lines = ["# What entropy predicts", "", f"{settings}.", f"{report.cost}.", "", "## By step", ""]
-    spread = ["reward spread", "", "", "", _steps(steps.oracle_steps), f"{steps.oracle_share:.0%}"]
+    spread = ["reward spread", "", "", "", _steps(steps.oracle_steps), _percent(steps.oracle_share)]
     spread += ["", *(f"{value:.3f}" for value in steps.spread), "–"]
     header = [*STEP_COLUMNS, *map(str, range(len(steps.spread) + 1))]
     lines.append(markdown_table(header, [spread, *report.step_rows()], text_columns=2))
@@ -225,6 +237,10 @@ def _named(values: Mapping[tuple[str, str], list[float]]) -> list[dict[str, Any]
 
 def _steps(steps: Sequence[int]) -> str:
     return " ".join(map(str, steps))
+
+
+def _percent(share: float) -> str:
+    return "–" if math.isnan(share) else f"{share:.0%}"
 
 
 def _signed(value: float) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 from aegpo.entropy.reading import EntropyReading, delta_entropy
 from aegpo.exploration import EntropyPeaks
 from aegpo.noise import KeyedNoise
-from aegpo.study.rank_correlation import spearman, spearman_within
+from aegpo.study.rank_correlation import chance_level_within, spearman, spearman_within
 from aegpo.study.signal_probe import Curves, Signals
 from aegpo.study.step_trials import group_spread
 
@@ -51,7 +51,8 @@ class StepTable:
         spread: Mean over prompts of the reward's standard deviation inside a group, T - 1 steps.
         variance_share: Share of each step in the summed reward variance.
         oracle_steps: The K steps of largest reward variance.
-        oracle_share: Their share.
+        oracle_share: The share of an oracle that chooses a prompt's steps by the other prompts;
+            that of `oracle_steps` themselves would be flattered by the choice. NaN with one prompt.
         random_share: The share to expect of K steps drawn at random, K / (T - 1).
         rows: The readings.
     """
@@ -79,6 +80,8 @@ class PromptRow:
             over disjoint pairs.
         retest_half: The same of the averages over two disjoint halves of the trajectories (images).
         retest_half_within: That within categories.
+        retest_half_chance: The |correlation| within categories that is passed once in twenty times
+            by chance; likewise `spread_chance`, `gained_chance` and `foretold_chance`.
         spread: Rank correlation with the reward's spread inside a group.
         spread_within: That within categories.
         gained: With the reward gained; for the spread as a predictor, that of before training.
@@ -93,12 +96,16 @@ class PromptRow:
     retest_one: float = math.nan
     retest_half: float = math.nan
     retest_half_within: float = math.nan
+    retest_half_chance: float = math.nan
     spread: float = math.nan
     spread_within: float = math.nan
+    spread_chance: float = math.nan
     gained: float = math.nan
     gained_within: float = math.nan
+    gained_chance: float = math.nan
     foretold: float = math.nan
     foretold_within: float = math.nan
+    foretold_chance: float = math.nan
 
 
 def step_table(signals: Signals, top_k: int) -> StepTable:
@@ -128,7 +135,7 @@ def step_table(signals: Signals, top_k: int) -> StepTable:
     variance = spread.square()
     total = variance.sum().clamp(min=torch.finfo(torch.float64).tiny)
     mean_spread = spread.mean(dim=0)
-    oracle = variance.mean(dim=0).argsort(descending=True, stable=True)[:top_k].sort().values
+    oracle = _largest(variance.sum(dim=0), top_k).sort().values
 
     noise, index = KeyedNoise(0), signals.prompts.index[complete]  # neither is used by peaks
     rows = []
@@ -155,7 +162,7 @@ def step_table(signals: Signals, top_k: int) -> StepTable:
         spread=mean_spread.tolist(),
         variance_share=(variance.sum(dim=0) / total).tolist(),
         oracle_steps=oracle.tolist(),
-        oracle_share=float(variance[:, oracle].sum() / total),
+        oracle_share=_oracle_share(variance, top_k),
         random_share=top_k / (num_steps - 1),
         rows=rows,
     )
@@ -180,7 +187,11 @@ def prompt_table(signals: Signals) -> list[PromptRow] | None:
     def both(name: str, x: Tensor, y: Tensor | None) -> dict[str, Any]:
         if y is None:
             return {}
-        return {name: spearman(x, y), f"{name}_within": spearman_within(x, y, categories)}
+        return {
+            name: spearman(x, y),
+            f"{name}_within": spearman_within(x, y, categories),
+            f"{name}_chance": chance_level_within(x, y, categories),
+        }
 
     rows = []
     for (tokens, layer), curves in signals.curves.items():
@@ -242,6 +253,20 @@ def delta_by_prompt(curves: Curves, reference: Curves) -> dict[tuple[str, str], 
         key: delta_entropy(own.mean(1), reference[key].mean(1)).tolist()
         for key, own in curves.items()
     }
+
+
+def _largest(variance: Tensor, top_k: int) -> Tensor:
+    """The K steps of largest variance, the earlier one at a tie; the last dimension are steps."""
+    return variance.argsort(dim=-1, descending=True, stable=True)[..., :top_k]
+
+
+def _oracle_share(variance: Tensor, top_k: int) -> float:
+    """Share of the variance (B, T - 1) at the K largest steps of the other prompts."""
+    if len(variance) < 2:
+        return math.nan
+    others = variance.sum(dim=0) - variance
+    total = variance.sum().clamp(min=torch.finfo(variance.dtype).tiny)
+    return float(variance.gather(1, _largest(others, top_k)).sum() / total)
 
 
 def _halves(curves: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from aegpo.evaluations import PURPOSES, EvaluationCounter
+from aegpo.evaluations import PURPOSES, EvaluationCounter, evaluations_by_purpose
 
 
 def test_the_innermost_purpose_pays_and_updates_cost_three():
@@ -43,7 +44,7 @@ def test_state_survives_a_round_trip():
     counter, restored = EvaluationCounter(), EvaluationCounter()
     with counter.charge("probe"):
         counter.add(3)
-    state = counter.state_dict()
+    state = evaluations_by_purpose(counter, torch.device("cpu"))
     restored.load_state_dict(state)
     assert restored.counts == counter.counts and restored.total == 3
     with restored.charge("probe"):

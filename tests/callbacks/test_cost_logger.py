@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,40 @@ from tiny_training import Redness, entropy_callbacks, tiny_data, tiny_module, ti
 from aegpo.allocation import MedianSplitAllocator
 from callbacks import cost_logger
 from callbacks.cost_logger import CostLogger
+
+
+@pytest.mark.parametrize(
+    ("limits", "end"),
+    [
+        (
+            {"max_epochs": 1},
+            "one epoch: 2 iterations; 6 held-out images every 1 epoch(s); 1 epochs",
+        ),
+        ({"max_epochs": 9, "limit_train_batches": 1}, "one epoch: 1 iterations"),
+        (
+            {"max_epochs": 9, "limit_train_batches": 1},
+            "; 9 epochs make 9 iterations and 108 images",
+        ),
+        ({"max_epochs": 9, "limit_train_batches": 0.5}, "; 9 epochs make 9 iterations"),
+        ({"max_epochs": 9, "max_steps": 3}, "; max_steps: 3 makes 2 iterations and 24 images"),
+        ({"max_epochs": -1, "max_time": "00:00:02:00"}, "every 1 epoch(s); ends after 120 s at"),
+    ],
+)
+def test_the_limits_of_the_trainer_end_the_run_that_is_announced(
+    tmp_path: Path,
+    tiny_sd3_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    limits: dict[str, Any],
+    end: str,
+) -> None:
+    printed: list[str] = []
+    monkeypatch.setattr(cost_logger, "rank_zero_info", printed.append)
+    module, logger = tiny_module(tiny_sd3_folder), CostLogger()
+    module.configure_model()
+    trainer = tiny_trainer(tmp_path, [logger], **limits)
+    trainer.datamodule = tiny_data(tmp_path)
+    logger.on_fit_start(trainer, module)
+    assert end in printed[0]
 
 
 def test_the_arithmetic_of_a_batch_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,7 +63,13 @@ def test_the_arithmetic_of_a_batch_by_hand(monkeypatch: pytest.MonkeyPatch) -> N
     )
     data = SimpleNamespace(batch_size=6, batches_per_epoch=20, val_images=512)
     trainer = SimpleNamespace(
-        datamodule=data, max_epochs=5, world_size=2, check_val_every_n_epoch=2
+        datamodule=data,
+        max_epochs=5,
+        max_steps=-1,
+        limit_train_batches=1.0,
+        callbacks=[],
+        world_size=2,
+        check_val_every_n_epoch=2,
     )
     CostLogger().on_fit_start(trainer, module)
     assert printed == [

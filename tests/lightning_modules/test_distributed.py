@@ -7,6 +7,7 @@ import multiprocessing
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from tiny_training import Redness, entropy_callbacks, tiny_data, tiny_module
 
@@ -18,6 +19,7 @@ from aegpo.rewards.jpeg import JpegCompressibility
 from aegpo.rewards.weighted_sum import WeightedSum
 from callbacks.cost_logger import CostLogger
 from callbacks.reward_spread import RewardSpread
+from callbacks.rollout_checkpoint import RolloutCheckpoint
 from callbacks.step_spread import TreeSpread, TrialSpread
 
 PIPELINE = "diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3"
@@ -62,23 +64,24 @@ class Trace(L.Callback):
             self.file.write_text(json.dumps({"rows": self.rows, "norm": norm}))
 
 
-def run(tmp_path, folder, devices, callbacks=None, **settings):
+def run(tmp_path, folder, devices, callbacks=None, *, max_epochs=2, ckpt_path=None, **settings):
     file = tmp_path / f"trace{devices}.json"
     callbacks = entropy_callbacks() if callbacks is None else callbacks
     trainer = L.Trainer(
         accelerator="cpu",
         devices=devices,
         strategy=two_ranks() if devices > 1 else "auto",
-        max_epochs=2,
+        max_epochs=max_epochs,
         callbacks=[*callbacks, Trace(file)],
         logger=False,
-        enable_checkpointing=False,
+        enable_checkpointing=any(isinstance(one, ModelCheckpoint) for one in callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         default_root_dir=tmp_path,
     )
-    trainer.fit(tiny_module(folder, lr=1e-2, **settings), tiny_data(tmp_path))
+    module, data = tiny_module(folder, lr=1e-2, **settings), tiny_data(tmp_path)
+    trainer.fit(module, data, ckpt_path=ckpt_path, weights_only=True)
     return json.loads(file.read_text())
 
 
@@ -161,3 +164,24 @@ def test_credit_and_spreads_do_not_notice_the_ranks(tmp_path, tiny_sd3_folder, m
     compare(one, two)
     # What the first visits left behind decides the last iteration.
     assert len(set(one["rows"][-1]["delta"])) > 1 and one["rows"][-1]["curve"] is not None
+
+
+def test_costs_go_on_from_those_of_all_ranks(tmp_path, tiny_sd3_folder):
+    def costs(ranks, *callbacks, **options):
+        # Groups of 2 and of 4, dealt to two ranks: what one spends is not half of the sum.
+        found = run(tmp_path, tiny_sd3_folder, ranks, [*entropy_callbacks(), *callbacks], **options)
+        return [
+            {name: value for name, value in row.items() if name.startswith("cost/")}
+            for row in found["rows"]
+        ]
+
+    whole = costs(1)
+    first = costs(2, RolloutCheckpoint(dirpath=str(tmp_path)), max_epochs=1)
+    last = str(tmp_path / "last.ckpt")
+    # What a card publishes: the sum over the ranks.
+    saved = torch.load(last, weights_only=True)["aegpo"]["evaluations"]
+    for purpose in ("rollout", "probe", "reference", "update"):
+        assert saved[purpose] == whole[1][f"cost/{purpose}"], purpose
+    assert saved["validation"] == whole[2]["cost/validation"]
+    assert first + costs(2, ckpt_path=last) == whole
+    assert costs(1, ckpt_path=last) == whole[2:]  # the number of ranks may change

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -29,6 +30,15 @@ from lightning_modules.commands.run_logs import read_scalars
 
 Resolve = Callable[[list[list[str]]], list[dict[str, Any]]]
 Start = Callable[[ComparedRun, bool, bool], Process]
+
+MOST_MISSING = 0.5
+"""Share of a run's scores that may be no number; with more, little of its curve was measured."""
+_ITS_OWN = (UserError, ValueError, OSError)
+"""What the files of one run can raise: it costs that run, never those beside it."""
+
+
+class UnfinishedError(UserError):
+    """A run that has not come to its budget, and goes on when it is started again."""
 
 
 def resolve_in_subprocess(arguments: list[list[str]]) -> list[dict[str, Any]]:
@@ -82,9 +92,12 @@ def run_all(
         while waiting or active:
             while waiting and len(active) < jobs:
                 run = waiting.popleft()
-                resume = run.prepare()
-                print(f"{run.name}: {'resumed' if resume else 'started'}", flush=True)
-                active[id(run)] = (run, start_run(run, resume, jobs == 1), time.monotonic())
+                try:
+                    resume = run.prepare()
+                    print(f"{run.name}: {'resumed' if resume else 'started'}", flush=True)
+                    active[id(run)] = (run, start_run(run, resume, jobs == 1), time.monotonic())
+                except _ITS_OWN as error:
+                    failures[run.name] = _say_failed(run, f"could not be started: {error}")
             for key, (run, process, began) in list(active.items()):
                 status = process.poll()
                 if status is None:
@@ -95,8 +108,7 @@ def run_all(
                     run.mark(done=True)
                     print(f"{run.name}: done in {time.monotonic() - began:.0f} s", flush=True)
                 else:
-                    failures[run.name] = problem
-                    print(f"{run.name}: failed: {problem}", flush=True)
+                    failures[run.name] = _say_failed(run, problem)
             if active:
                 time.sleep(pause)
     finally:
@@ -118,18 +130,34 @@ def read_curve(run: ComparedRun, metric: str, budget: int) -> Curve:
         Score against evaluations, up to the budget at least.
 
     Raises:
-        UserError: If the score was not logged or the run ended before its budget.
+        UnfinishedError: If the run ended before its budget.
+        UserError: If the score was not logged, or is no number at either end or too often.
+        ValueError: If what was logged is no curve.
     """
     logged = read_scalars(run.folder, [metric, "cost/evaluations"])
-    if not logged[metric]:
-        raise UserError(f"no {metric!r} was logged; compare a tag that docs/logging.md lists")
-    curve = Curve.from_logs(logged[metric], logged["cost/evaluations"])
-    if curve.cost[-1] < budget * (1 - 1e-6):  # loggers keep 24 bits
-        raise UserError(
-            f"the last {metric!r} was measured at {curve.cost[-1]:,.0f} evaluations, before the "
-            f"budget of {budget:,}"
+    scores, costs = logged[metric], logged["cost/evaluations"]
+    until = max(scores or costs, default=-1)
+    spent = max((cost for iteration, cost in costs.items() if iteration <= until), default=0.0)
+    if spent < budget * (1 - 1e-6):  # loggers keep 24 bits
+        raise UnfinishedError(
+            f"the last {metric!r} was measured at {spent:,.0f} evaluations, before the budget of "
+            f"{budget:,}"
         )
-    return Curve(np.append(curve.cost[:-1], max(curve.cost[-1], budget)), curve.score)
+    if not scores:
+        raise UserError(f"no {metric!r} was logged; compare a tag that docs/logging.md lists")
+    missing = sum(not math.isfinite(score) for score in scores.values())
+    ends = {"first": scores[min(scores)], "last": scores[until]}
+    lost = [name for name, score in ends.items() if not math.isfinite(score)]
+    if lost or missing > MOST_MISSING * len(scores):
+        raise UserError(
+            f"{missing} of {len(scores)} {metric!r} are not finite"
+            + (f", the {' and the '.join(lost)} among them" if lost else "")
+            + ": images could not be scored; mend the reward, then delete the run's folder, and it "
+            "is run again"
+        )
+    curve = Curve.from_logs(scores, costs)
+    ends_at = np.append(curve.cost[:-1], max(curve.cost[-1], budget))
+    return Curve(ends_at, curve.score, curve.missing)
 
 
 def compare(
@@ -163,22 +191,30 @@ def compare(
         def finish(run: ComparedRun) -> str | None:
             try:
                 read_curve(run, settings.metric, settings.budget_of(run.method))
-            except UserError as error:
+            except UnfinishedError as error:
                 return str(error)
+            except _ITS_OWN:
+                pass  # another start would end with the same log; the table says what is wrong
             return None
 
-        failures = {}
+        failures: dict[str, str] = {}
         if not settings.report_only:
             failures = run_all(runs, settings.jobs, finish, start_run)
         methods: dict[str, dict[int, Curve]] = {}
         for run in sorted(runs, key=lambda run: list(settings.methods).index(run.method)):
             if run.is_done():
-                curve = read_curve(run, settings.metric, settings.budget_of(run.method))
+                try:
+                    curve = read_curve(run, settings.metric, settings.budget_of(run.method))
+                except _ITS_OWN as error:
+                    failures[run.name] = _say_failed(run, str(error))
+                    continue
                 methods.setdefault(run.method, {})[run.seed] = curve
         if settings.reference not in methods:
+            why = [failures[run.name] for run in runs if run.name in failures]
             raise UserError(
-                f"no run of the reference {settings.reference!r} was finished; see "
-                f"{out / settings.reference}/seed_*/output.txt"
+                f"no run of the reference {settings.reference!r} was finished and can be read"
+                + (f" ({why[0]})" if why else "")
+                + f"; see {out / settings.reference}/seed_*/output.txt"
             )
         print(write_report(settings, methods, failures, out))
     return not failures
@@ -223,6 +259,11 @@ def _only_one(out: Path) -> Iterator[None]:
                     f"another comparison is at work in {out}; wait for it, or choose another --out"
                 ) from None
         yield
+
+
+def _say_failed(run: ComparedRun, problem: str) -> str:
+    print(f"{run.name}: failed: {problem}", flush=True)
+    return problem
 
 
 def _last_line(output: Path, status: int) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from aegpo.study.comparison import Estimate, Target, summarize
+from aegpo.study.comparison import FEWEST, Estimate, Target, summarize
 from aegpo.study.learning_curves import Runs, band
 from aegpo.utilities.tables import finite, markdown_table, write_csv
 from lightning_modules.commands.compare.settings import Comparison
@@ -41,7 +41,13 @@ def write_report(
     """
     target = Target(settings.budget, settings.target, settings.budget_of(settings.reference))
     score, rows = summarize(methods, settings.reference, target, settings.budgets)
-    markdown = markdown_page(settings, score, rows, failures)
+    missing = {
+        f"{name}, seed {seed}": curve.missing
+        for name, runs in methods.items()
+        for seed, curve in runs.items()
+        if curve.missing
+    }
+    markdown = markdown_page(settings, score, rows, failures, missing)
     (out / "table.md").write_text(markdown)
     found = {
         "metric": settings.metric,
@@ -49,6 +55,7 @@ def write_report(
         "reference": settings.reference,
         "target": score,
         "methods": finite(rows),
+        "missing_scores": missing,
         "failures": dict(failures),
     }
     (out / "table.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
@@ -70,6 +77,7 @@ def markdown_page(
     score: float,
     rows: list[dict[str, Any]],
     failures: Mapping[str, str],
+    missing: Mapping[str, int],
 ) -> str:
     """Lay the rows out for a reader.
 
@@ -78,9 +86,10 @@ def markdown_page(
         score: The score to reach.
         rows: What `aegpo.study.comparison.summarize` returned.
         failures: What went wrong, by the name of the run.
+        missing: How many scores of a run that is in the table are no numbers.
 
     Returns:
-        A heading sentence, the table, how to read it and the failed runs.
+        A heading sentence, the table, how to read it, the scores left out and the failed runs.
     """
     columns = [name.format(settings.reference) for name in _COLUMNS]
     columns[6] = f"evaluations to {score:.4g}"
@@ -113,14 +122,17 @@ def markdown_page(
         f"Scores and evaluations are medians over seeds (lowest to highest seed in parentheses); "
         f"the mean score is that of the curve from its start to {settings.budget:,}. "
         f"{score:.4g} is {origin}. Ratio: evaluations to reach it over those of "
-        f"{settings.reference}; brackets hold 95 % bootstrap intervals over seeds"
-        + (", " + _pairing(rows) if len(rows) > 1 else "")
+        f"{settings.reference}"
+        + _bounds(rows)
         + f". A run that does not reach it in {settings.budget:,} counts as infinite for a method "
         f"and as the whole budget for {settings.reference}, so a ratio is an upper bound.",
     ]
     if settings.budgets:
         longer = ", ".join(f"{name} {settings.budgets[name]:,}" for name in settings.budgets)
         lines[-1] += f" Evaluations to the target look as far as a method was run: {longer}."
+    if missing:
+        lines += ["", f"Single `{settings.metric}` that are no numbers, and are left out:", ""]
+        lines += [f"- {name}: {count}" for name, count in missing.items()]
     if failures:
         lines += ["", "Runs that failed and are left out:", ""]
         lines += [f"- {name}: {problem}" for name, problem in failures.items()]
@@ -154,6 +166,27 @@ def draw_curves(settings: Comparison, methods: Mapping[str, Runs], score: float)
     return figure
 
 
+def _bounds(rows: list[dict[str, Any]]) -> str:
+    """What brackets and parentheses hold, as the clauses of a sentence."""
+    kinds = {
+        row[name].is_range
+        for row in rows
+        for name in ("ratio", "difference", "mean_difference")
+        if row[name] is not None and not math.isnan(row[name].low)
+    }
+    clauses = [_pairing(rows)] if len(rows) > 1 else []
+    if False in kinds:
+        clauses.append("brackets hold 95 % bootstrap intervals over seeds")
+    if True in kinds:
+        clauses.append(
+            f"with fewer than {FEWEST} seeds parentheses hold the range from the lowest to the "
+            "highest of them (or of their pairs, where seeds are not paired), which is no 95 % "
+            "interval: of two seeds it holds the true median in 50 % of cases, of three in 75, of "
+            "four in 88"
+        )
+    return "".join(f"; {clause}" for clause in clauses)
+
+
 def _pairing(rows: list[dict[str, Any]]) -> str:
     unpaired = [row["method"] for row in rows if row["ratio"] and not row["ratio"].paired]
     return f"seeds not paired for {', '.join(unpaired)}" if unpaired else "paired by seed"
@@ -170,7 +203,9 @@ def _interval(estimate: Estimate | None, form: str) -> str:
         "undefined" if math.isnan(x) else form.format(x) if math.isfinite(x) else "not reached"
         for x in (estimate.value, estimate.low, estimate.high)
     )
-    return value if math.isnan(estimate.low) else f"{value} [{low}, {high}]"
+    if math.isnan(estimate.low):
+        return value
+    return f"{value} ({low} to {high})" if estimate.is_range else f"{value} [{low}, {high}]"
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
@@ -189,4 +224,7 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
         estimate = row[name]
         for part in ("value", "low", "high"):
             flat[f"{name}_{part}"] = "" if estimate is None else getattr(estimate, part)
+        known = estimate is not None and not math.isnan(estimate.low)
+        kind = "range of seeds" if known and estimate.is_range else "95 % interval"
+        flat[f"{name}_low_high"] = kind if known else ""
     return flat

@@ -72,7 +72,7 @@ def export(
     model.prefers_averaged = weights == "ema"
 
     def work(batch: PromptBatch) -> None:
-        spent = model.policy.evaluations.state_dict(), model.policy.evaluations.total
+        spent = dict(model.policy.evaluations.counts), model.policy.evaluations.total
         scores = logged_scores(known, [reward.name for reward in rewards], model.iteration)
         with published(folder) as partial:
             code, check = _write_checked(model, batch, partial, out, pretrained_name(known))

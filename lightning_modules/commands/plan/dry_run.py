@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from aegpo.planning.counts import Range
 from aegpo.planning.stand_in import StandInPolicy
 from aegpo.prompts import PromptBatch
 from lightning_modules.aegpo_module import AEGPOModule
+from lightning_modules.training.decision import Decision
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def dry_run(
             noise = module.noise.at(iteration)
             for reading in _readings(publishes, batch_size, module.num_steps, noise):
                 module.entropy = reading
-                decision = module.decide(batch)
+                decision = _decide(module, batch)
                 sizes = decision.group_sizes
                 groups += sizes.tolist()
                 steps += decision.schedule.stochastic.sum(1).tolist()
@@ -129,6 +131,29 @@ def dry_run(
         busiest_share=share,
         dry_runs=len(tried),
     )
+
+
+def _decide(module: AEGPOModule, batch: PromptBatch) -> Decision:
+    """Let the module decide; what a selector or an allocator raises there becomes one line."""
+    try:
+        return module.decide(batch)
+    except ValueError:
+        raise  # says what is wrong by itself
+    except Exception as error:
+        parts = (module.step_selector, module.allocator)
+        frames = list(traceback.walk_tb(error.__traceback__))
+        owners = [frame.f_locals.get("self") for frame, _ in frames]
+        named = [type(one).__name__ for one in owners if any(one is part for part in parts)]
+        if not named:
+            raise
+        frame, line = frames[-1]
+        given = "no reading" if module.entropy is None else "a reading"
+        raise ValueError(
+            f"{named[-1]} raised {type(error).__name__}: {error} "
+            f"({frame.f_code.co_filename}:{line}) when it was asked with {given} (entropy is "
+            f"{'None' if module.entropy is None else 'an EntropyReading'}), as a run does"
+            + (" until a callback has published one" if module.entropy is None else "")
+        ) from error
 
 
 @torch.no_grad()

@@ -174,6 +174,13 @@ def _time(plan: RunPlan) -> RenderableType:
             notes.append(
                 f"Peak memory measured in {plan.rate.source}: {plan.rate.peak_gib:.2f} GiB"
             )
+            if plan.memory is not None:
+                estimate = plan.memory.peak / 2**30
+                more = plan.rate.peak_gib - estimate
+                notes.append(
+                    f"The estimate above is {estimate:.2f} GiB; the measurement is {more:+.2f} GiB "
+                    "to it, and has\nrewards, libraries and validation in it too."
+                )
     if plan.processes > 1:
         share = plan.iteration.busiest_share
         notes.append(f"The busiest process draws up to {share:.0%} of the images.")

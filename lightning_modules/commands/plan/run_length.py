@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 
-from aegpo.planning.counts import PlansEvaluations, Range
+from aegpo.planning.counts import PlansEvaluations, Range, limited_batches
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def run_length(
     Returns:
         The length.
     """
-    per_epoch = _limited(data.batches_per_epoch, trainer.limit_train_batches)
+    per_epoch = limited_batches(data.batches_per_epoch, trainer.limit_train_batches)
     limits: list[int] = []
     if trainer.max_epochs is not None and trainer.max_epochs >= 0:
         limits.append(trainer.max_epochs * per_epoch)
@@ -67,7 +67,7 @@ def run_length(
     batches = 0
     if getattr(data, "val_prompts", None):
         number = math.ceil(data.val_images / data.val_batch_size)
-        batches = _limited(number, trainer.limit_val_batches)
+        batches = limited_batches(number, trainer.limit_val_batches)
     sanity = min(batches, trainer.num_sanity_val_steps)
     validations = None
     if iterations is not None:
@@ -82,13 +82,6 @@ def run_length(
         val_images=min(batches * data.val_batch_size, data.val_images),
         sanity_images=int(min(sanity * data.val_batch_size, data.val_images)),
     )
-
-
-def _limited(batches: int, limit: float | None) -> int:
-    """Lightning's limit_*_batches: a whole number of batches, or a share of them."""
-    if limit is None:
-        return batches
-    return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
 
 
 def _first(growing: Callable[[int], float], goal: float) -> int:

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from aegpo.study.comparison import (
+    FEWEST,
     Target,
     bootstrap,
     difference,
+    estimate,
     evaluations_ratio,
     summarize,
 )
@@ -130,9 +132,12 @@ def test_the_ratio_by_hand():
     estimate = evaluations_ratio(method, reference, Target(100))
     assert estimate.value == pytest.approx(0.5)
     assert estimate.paired
-    # A resample of seed 0 alone has the target .5, that of seed 2 alone .7.
-    assert estimate.low == pytest.approx(0.25)
-    assert estimate.high == pytest.approx(0.75)
+    # Three seeds: the range of their ratios to the one target.
+    assert (estimate.low, estimate.high, estimate.is_range) == (
+        pytest.approx(0.5),
+        pytest.approx(0.75),
+        True,
+    )
     fixed = evaluations_ratio(method, reference, Target(100, 0.6))
     assert (fixed.value, fixed.low, fixed.high) == pytest.approx((0.5, 0.5, 0.75))
 
@@ -218,3 +223,69 @@ def test_the_mean_score_is_the_area_under_the_curve():
     assert bent.mean_to(100) == pytest.approx(0.5)
     assert bent.mean_to(200) == pytest.approx(0.55)  # half of it at .5 on average, half at .6
     assert math.isnan(bent.mean_to(301))
+
+
+def covered(number, trials, paired):
+    """How often low to high holds the true median 0 of normal seeds, and whether it is a range."""
+    draws = np.random.Generator(np.random.Philox(key=number)).standard_normal((2, trials, number))
+    own = list(range(number))
+    other = own if paired else [number + seed for seed in own]
+    hits = 0
+    for trial in range(trials):
+        scores = draws[0, trial]
+        base = np.zeros(number) if paired else draws[1, trial]
+
+        def median(seeds, reference, scores=scores, base=base):
+            mine = sorted(scores[s] for s in seeds)
+            theirs = sorted(base[s % number] for s in reference)
+            low, high = (number - 1) // 2, number // 2
+            return (mine[low] + mine[high] - theirs[low] - theirs[high]) / 2
+
+        def of_pair(seed, reference, scores=scores, base=base):
+            return scores[seed] - base[reference % number]
+
+        if number < FEWEST:
+            found = estimate(median, own, other, of_pair)
+        else:
+            found = bootstrap(median, own, other, resamples=200)
+        hits += found.low <= 0 <= found.high
+    return hits / trials, found.is_range
+
+
+@pytest.mark.parametrize(
+    ("number", "share"), [(2, 0.5), (3, 0.75), (4, 0.875)], ids=["two", "three", "four"]
+)
+def test_the_range_of_few_seeds_holds_the_median_as_often_as_is_said(number, share):
+    found, is_range = covered(number, 2000, paired=True)
+    assert found == pytest.approx(share, abs=0.03)  # four standard errors at most
+    assert is_range
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_the_interval_of_five_seeds_holds_the_median_as_often_as_is_said(paired):
+    found, is_range = covered(FEWEST, 150, paired)
+    assert not is_range
+    assert 0.88 <= found <= 1  # .94 and .97, less three standard errors
+
+
+def test_a_range_has_the_ends_of_pairs_where_seeds_differ():
+    worth = {0: 1.0, 1: 4.0, 7: 2.0, 8: 3.0, 9: 9.0}
+
+    def median(seeds, others):
+        return float(np.median([worth[s] for s in seeds]) - np.median([worth[s] for s in others]))
+
+    found = estimate(median, [0, 1], [7, 8, 9])
+    assert (found.value, found.low, found.high) == (-0.5, 1 - 9, 4 - 2)
+    assert found.is_range and not found.paired
+    assert math.isnan(estimate(median, [0], [7]).low)
+    # The fewer of both count.
+    assert estimate(median, [0, 1], [7, 8, 9, 0, 1]).is_range
+
+
+def test_a_score_that_is_no_number_is_left_out_and_counted():
+    joined = Curve.from_logs(
+        {0: 0.4, 2: math.nan, 3: math.inf, 4: 0.8}, {1: 10.0, 3: 30.0, 4: 40.0}
+    )
+    assert (joined.cost.tolist(), joined.score.tolist()) == ([0, 40], [0.4, 0.8])
+    assert joined.missing == 2
+    assert curve([0, 1], [0, 1]).missing == 0

@@ -7,7 +7,12 @@ import math
 import pytest
 import torch
 
-from aegpo.study.rank_correlation import chance_level, spearman, spearman_within
+from aegpo.study.rank_correlation import (
+    chance_level,
+    chance_level_within,
+    spearman,
+    spearman_within,
+)
 
 NAN = math.nan
 
@@ -62,3 +67,27 @@ def test_chance_level_by_hand() -> None:
     assert chance_level(26) == pytest.approx(0.392)
     assert chance_level(3) == 1.0
     assert chance_level(1) == 1.0
+
+
+@pytest.mark.parametrize("sizes", [[2] * 12, [12, 6, 3, 3]], ids=str)
+def test_chance_within_categories_is_passed_once_in_twenty(sizes: list[int]) -> None:
+    names = [str(number) for number, size in enumerate(sizes) for _ in range(size)]
+    means = torch.tensor([float(name) for name in names])  # categories differ, nothing else does
+    draws = torch.randn(2, 300, 24, generator=torch.Generator().manual_seed(1)) + means
+    passed = old = 0
+    for x, y in zip(*draws, strict=True):
+        found = abs(spearman_within(x, y, names))
+        passed += found > chance_level_within(x, y, names, permutations=200)
+        old += found > chance_level(24)
+    assert passed / 300 == pytest.approx(0.05, abs=0.038)  # three standard errors
+    if sizes == [2] * 12:
+        assert old / 300 > 0.1  # what a level without categories lets through
+
+
+def test_chance_within_one_category_is_that_of_all() -> None:
+    x, y = torch.randn(2, 40, generator=torch.Generator().manual_seed(2))
+    level = chance_level_within(x, y, ["a"] * 40)
+    assert level == pytest.approx(chance_level(40), abs=0.03)
+    assert level == chance_level_within(x, y, ["a"] * 40)
+    assert math.isnan(chance_level_within(x, y, [str(number) for number in range(40)]))
+    assert math.isnan(chance_level_within(torch.ones(40), y, ["a"] * 40))

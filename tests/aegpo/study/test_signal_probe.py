@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,13 @@ from aegpo.policies.families.stable_diffusion3 import StableDiffusion3
 from aegpo.prompts import PromptBatch
 from aegpo.rollout import rollout
 from aegpo.sde import ODE, FlowSDE
+from aegpo.study.rank_correlation import spearman
 from aegpo.study.signal_probe import ALL_LAYERS, SignalProbe
 from aegpo.study.signal_tables import prompt_table, step_table
+from aegpo.study.step_trials import group_spread
 
 T, G, M = 4, 3, 2
+SETS = ("all_to_all", "image_to_all", "image_to_text", "image_to_image", "text_to_image")
 BATCH = PromptBatch(PROMPTS[:3], torch.tensor([5, 7, 9]), [{}, {}, {}])
 
 
@@ -52,7 +56,7 @@ def test_only_one_step_is_stochastic_and_the_start_is_shared(policy: StableDiffu
             policy.encode(PROMPTS[1:2]),
             ExplorationSchedule(eta, torch.ones(1, T, dtype=torch.int64)),
             torch.tensor([G]),
-            KeyedNoise(3).fixed(),
+            KeyedNoise(3).fixed().apart("steps"),
             torch.tensor([7]),
             shared_start=True,
         )
@@ -64,8 +68,7 @@ def test_only_one_step_is_stochastic_and_the_start_is_shared(policy: StableDiffu
 def test_curves_are_those_of_the_recorder(policy: StableDiffusion3) -> None:
     curves = probe(policy).curves("the policy", "probe", {})
     names = [name for name, _ in policy.attention_layers()]
-    sets = ("all_to_all", "image_to_all", "image_to_text", "image_to_image", "text_to_image")
-    assert list(curves) == [(tokens, name) for tokens in sets for name in (ALL_LAYERS, *names)]
+    assert list(curves) == [(tokens, name) for tokens in SETS for name in (ALL_LAYERS, *names)]
     layers = torch.stack([curves["text_to_image", name] for name in names])
     assert torch.equal(curves["text_to_image", ALL_LAYERS], layers.mean(dim=0))
     recorder = EntropyRecorder(tokens="text_to_image", rows=None)
@@ -73,7 +76,8 @@ def test_curves_are_those_of_the_recorder(policy: StableDiffusion3) -> None:
     with recorder.record(policy) as recording:
         schedule = ExplorationSchedule.deterministic(2, T)
         cond = policy.encode(PROMPTS[1:2] * 2)
-        sizes, noise = torch.ones(2, dtype=torch.int64), KeyedNoise(3).fixed()
+        sizes = torch.ones(2, dtype=torch.int64)
+        noise = KeyedNoise(3).fixed().apart("entropy")
         rollout(policy, ODE(), cond, schedule, sizes, noise, index, observer=recording)
     torch.testing.assert_close(
         curves["text_to_image", ALL_LAYERS][1].float(), recording.curve(), rtol=1e-4, atol=1e-5
@@ -139,6 +143,45 @@ def test_the_policy_is_left_as_it_was_also_after_a_failure(policy: StableDiffusi
         broken.measure(trained=True, before=zeros)
     for name, value in policy.trainable_state_dict().items():
         assert torch.equal(value, own[name])
+
+
+def test_prompts_that_do_not_differ_correlate_with_nothing(policy: StableDiffusion3) -> None:
+    # One text many times over: what is left between the rows is their noise. Whatever was measured
+    # with the same noise would go together, and two groups were: +.62.
+    count = 160
+    batch = PromptBatch(PROMPTS[:1] * count, torch.arange(count), [{}] * count)
+    alike = SignalProbe(
+        policy,
+        FlowSDE(),
+        Redness(),
+        EntropyPeaks(top_k=1, eta=0.3),
+        batch,
+        KeyedNoise(3),
+        T,
+        images=2,
+        trajectories=2,
+        rows=None,
+    )
+    groups, images = alike.groups("the policy"), alike.final_rewards("the policy")
+    curves = alike.curves("the policy", "probe", dict.fromkeys(SETS[1:], "not needed"))
+    steps = alike.step_spread()
+    entropy = curves[SETS[0], ALL_LAYERS].mean(dim=(1, 2))
+    measured = {
+        "group mean": groups.mean(1),
+        "group spread": group_spread(groups),
+        "image mean": images.mean(1),
+        "image spread": group_spread(images),
+        "entropy": entropy,
+        **{f"spread of step {step}": steps[:, step] for step in range(T - 1)},
+    }
+    apart = [name.split()[0] for name in measured]
+    found = {
+        (one, other): spearman(measured[one], measured[other])
+        for (one, first), (other, second) in combinations(zip(measured, apart, strict=True), 2)
+        if first != second
+    }
+    worst = max(found, key=lambda pair: abs(found[pair]))
+    assert abs(found[worst]) < 4 / (count - 1) ** 0.5, (worst, found[worst])  # four errors
 
 
 def test_too_little_to_correlate_is_refused(policy: StableDiffusion3) -> None:

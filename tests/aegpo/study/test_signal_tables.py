@@ -88,6 +88,25 @@ def test_a_curve_of_ones_own_is_told_from_the_common_one() -> None:
     assert rows["last"].own_share == pytest.approx((20 + 17) / 42)
 
 
+def test_the_oracle_is_not_flattered_by_its_own_noise() -> None:
+    # No step matters more than another: 4 of 9 hold 44 % and no oracle has more.
+    generator = torch.Generator().manual_seed(0)
+    shares, in_sample = [], []
+    curves = {("all_to_all", "all"): torch.rand(24, 2, 10, generator=generator)}
+    batch = PromptBatch(["a"] * 24, torch.arange(24), [{}] * 24)
+    for _ in range(60):
+        spread = group_spread(torch.randn(24 * 9, 8, generator=generator)).view(24, 9)
+        table = step_table(made_up(step_spread=spread, curves=curves, prompts=batch), 4)
+        shares.append(table.oracle_share)
+        in_sample.append(sum(table.variance_share[step] for step in table.oracle_steps))
+    assert sum(shares) / 60 == pytest.approx(4 / 9, abs=0.008)
+    assert sum(in_sample) / 60 > 0.47
+    # With one prompt there is nobody else to choose by.
+    alone = made_up(step_spread=torch.where(torch.arange(4)[:, None] > 0, math.nan, SPREAD))
+    report = make_report(alone, 1, {})
+    assert math.isnan(report.steps.oracle_share) and "hold –" in report.step_notes[0]
+
+
 def test_a_prompt_without_scores_is_left_out() -> None:
     spread = SPREAD.clone()
     spread[1, 0] = math.nan
@@ -141,6 +160,8 @@ def test_prompts_by_hand() -> None:
     assert row.mean == pytest.approx(0.2675)
     assert spread.gained == pytest.approx(-row.gained)  # before training the spread ran down
     assert gained.retest_half == pytest.approx(1)
+    # Swapping the first pair of the gain gives 1, and there are but four orders inside two pairs.
+    assert row.gained_chance == pytest.approx(1)
 
 
 def test_one_trajectory_is_compared_with_its_neighbor() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import fcntl
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -78,10 +79,18 @@ class Runner:
         dies_at: Name of a run that is killed, with this program, after half of its iterations.
         fails: Name of a run that fails.
         ends_early: Name of a run that ends before its budget.
+        missing: Iterations of a run, by its name, at which no image could be scored.
     """
 
-    def __init__(self, dies_at: str = "", fails: str = "", ends_early: str = "") -> None:
+    def __init__(
+        self,
+        dies_at: str = "",
+        fails: str = "",
+        ends_early: str = "",
+        missing: dict[str, tuple[int, ...]] | None = None,
+    ) -> None:
         self.dies_at, self.fails, self.ends_early = dies_at, fails, ends_early
+        self.missing = missing or {}
         self.started: list[tuple[str, bool]] = []
 
     def __call__(self, run: ComparedRun, resume: bool, alone: bool) -> Ended:
@@ -105,6 +114,9 @@ class Runner:
             {"step": i, "val/score": 0.4 + gain * 20 * i + run.seed / 100}
             for i in range(first, last)
         ]
+        for row in rows[last - first :]:
+            if row["step"] in self.missing.get(run.name, ()):
+                row["val/score"] = math.nan
         exists = (run.folder / "metrics.csv").is_file()
         assert exists == resume  # a new start finds nothing of an old one
         with (run.folder / "metrics.csv").open("a", newline="") as file:
@@ -170,9 +182,16 @@ def test_the_table_of_two_methods_and_two_seeds_by_hand(folder: Path) -> None:
         "| base | 2 | 0.5050 (0.5000 to 0.5100) | – | 0.4550 | – | > 100 | 1 of 2 | – |" in markdown
     )
     assert (
-        "| better | 2 | 0.8050 (0.8000 to 0.8100) | +0.3000 [+0.3000, +0.3000] "
-        "| 0.6050 | +0.1500 [+0.1500, +0.1500] | 25 |" in markdown
-    )
+        "| better | 2 | 0.8050 (0.8000 to 0.8100) | +0.3000 (+0.3000 to +0.3000) "
+        "| 0.6050 | +0.1500 (+0.1500 to +0.1500) | 25 | 2 of 2 | 0.256 (0.250 to 0.262) |"
+    ) in markdown
+    # Two seeds have a range and no interval: the page and the file for programs say so.
+    assert "of two seeds it holds the true median in 50 % of cases" in markdown
+    assert "95 % bootstrap" not in markdown
+    with (folder / "out/table.csv").open() as file:
+        first, second = csv.DictReader(file)
+    assert (first["difference_low_high"], second["difference_low_high"]) == ("", "range of seeds")
+    assert better["difference"]["is_range"] is True
     with (folder / "out/curves.csv").open() as file:
         points = list(csv.DictReader(file))
     assert len(points) == 2 * 2 * 6
@@ -244,6 +263,57 @@ def test_one_failure_does_not_stop_the_others(folder: Path) -> None:
     assert runner.started == [("better, seed 0", False)]
 
 
+def test_a_score_that_is_no_number_is_counted_and_changes_nothing_else(folder: Path) -> None:
+    compare(settings(), folder, resolve, Runner())
+    whole = (folder / "out/table.csv").read_text()
+    gap = Runner(missing={"better, seed 1": (2, 3)})
+    assert compare(settings(out="gap"), folder, resolve, gap)
+    assert (folder / "gap/table.csv").read_text() == whole  # the curves are straight lines
+    assert "- better, seed 1: 2\n" in (folder / "gap/table.md").read_text()
+    stored = json.loads((folder / "gap/table.json").read_text())
+    assert stored["missing_scores"] == {"better, seed 1": 2}
+
+
+@pytest.mark.parametrize(
+    ("missing", "words"),
+    [
+        ((5,), "1 of 6 'val/score' are not finite, the last among them"),
+        ((0,), "1 of 6 'val/score' are not finite, the first among them"),
+        ((1, 2, 3, 4), "4 of 6 'val/score' are not finite: images"),
+        (tuple(range(6)), "6 of 6 'val/score' are not finite, the first and the last among them"),
+    ],
+    ids=["last", "first", "most", "all"],
+)
+def test_a_run_without_a_curve_costs_itself_only_and_is_not_run_for_ever(
+    folder: Path, capsys: pytest.CaptureFixture[str], missing: tuple[int, ...], words: str
+) -> None:
+    runner = Runner(missing={"better, seed 0": missing})
+    assert not compare(settings(jobs=2), folder, resolve, runner)
+    assert len(runner.started) == 4
+    assert f"better, seed 0: failed: {words}" in capsys.readouterr().out
+    assert f"- better, seed 0: {words}" in (folder / "out/table.md").read_text()
+    assert "| better | 1 | 0.8100" in (folder / "out/table.md").read_text()
+    # Another start would end with the same log.
+    again = Runner()
+    assert not compare(settings(jobs=2), folder, resolve, again)
+    assert again.started == []
+    lost = {f"base, seed {seed}": missing for seed in (0, 1)}
+    with pytest.raises(UserError, match=r"no run of the reference 'base' .* can be read \(\d of 6"):
+        compare(settings(out="lost"), folder, resolve, Runner(missing=lost))
+
+
+def test_a_run_that_cannot_be_started_costs_itself_only(tmp_path: Path) -> None:
+    def begin(run: ComparedRun, resume: bool, alone: bool) -> Slow:
+        if run.seed == 1:
+            raise OSError("no space left")
+        return Slow()
+
+    runs = some_runs(tmp_path, 3)
+    failures = run_all(runs, 2, lambda run: None, begin, pause=0)
+    assert failures == {"m, seed 1": "could not be started: no space left"}
+    assert [run.is_done() for run in runs] == [True, False, True]
+
+
 def test_the_reference_may_have_a_budget_of_its_own(folder: Path) -> None:
     runner = Runner()
     arguments = settings(budget=60, budgets={"base": 100})
@@ -281,7 +351,7 @@ def test_a_run_that_ends_before_its_budget_is_not_counted(folder: Path) -> None:
     assert not compare(settings(), folder, resolve, Runner(ends_early="better, seed 0"))
     failures = json.loads((folder / "out/table.json").read_text())["failures"]
     assert "measured at 40 evaluations, before the budget of 100" in failures["better, seed 0"]
-    with pytest.raises(UserError, match="no run of the reference 'base' was finished"):
+    with pytest.raises(UserError, match=r"'base' was finished .*no 'val/other' was logged"):
         compare(settings(metric="val/other", out="other"), folder, resolve, Runner())
 
 

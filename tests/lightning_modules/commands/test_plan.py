@@ -17,7 +17,14 @@ from tiny_training import entropy_callbacks, tiny_data, tiny_module, tiny_traine
 
 from aegpo.allocation import UniformAllocator
 from aegpo.evaluations import PURPOSES
-from aegpo.exploration import EntropyPeaks, FixedSplits, FixedSteps, NoSteps, RandomSteps
+from aegpo.exploration import (
+    EntropyPeaks,
+    FixedSplits,
+    FixedSteps,
+    NoSteps,
+    RandomSteps,
+    StepSelector,
+)
 from aegpo.objectives import NFT, RandomStepPruning
 from aegpo.planning.counts import PlansEvaluations, Range
 from aegpo.policies.families.flux import Flux
@@ -208,6 +215,11 @@ def test_the_rate_of_a_measured_run(tiny_sd3_folder: Path, tmp_path: Path) -> No
     module, data = build(tiny_sd3_folder, {}, {}), tiny_data(tmp_path)
     trainer = tiny_trainer(tmp_path, [])
     plan = make_plan(trainer, module, data, measured=str(tmp_path / "logs"))
+    # An estimate never stands beside a measurement without a word.
+    said = " ".join(printed(plan).split())
+    estimate = plan.memory.peak / 2**30
+    assert "1.50 GiB" in said
+    assert f"estimate above is {estimate:.2f} GiB; the measurement is {1.5 - estimate:+.2f}" in said
     # Without the first iteration: 300 evaluations in 10 seconds.
     assert plan.rate is not None and plan.rate.per_second == pytest.approx(30)
     assert "1.50 GiB" in printed(plan)
@@ -336,3 +348,18 @@ def test_the_command_plans_a_bundled_config_and_writes_nothing(
     with pytest.raises(SystemExit):
         main(["plan", "--config", str(config), "--model.init_args.num_stepz", "4"])
     assert "no argument 'num_stepz'" in capsys.readouterr().err
+
+
+class Unready(StepSelector):
+    """A selector that was written for runs that have a reading."""
+
+    def mark(self, explores, entropy, noise, index):
+        explores[entropy.curve[:, :-1] > 0.5] = True
+
+
+def test_what_a_selector_raises_is_one_line(tmp_path: Path, tiny_sd3_folder: Path) -> None:
+    module = tiny_module(tiny_sd3_folder, step_selector=Unready())
+    words = r"Unready raised AttributeError: 'NoneType' .*test_plan.py:\d+\) .* \(entropy is None"
+    with pytest.raises(ValueError, match=words) as raised:
+        make_plan(tiny_trainer(tmp_path, []), module, tiny_data(tmp_path))
+    assert "\n" not in str(raised.value)
