@@ -8,9 +8,14 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from aegpo.distributed import all_gather_rows
 from aegpo.rewards.base import Reward
 from aegpo.rewards.guarded import guarded_scores
 from aegpo.training import Training
+from aegpo.utilities.names import tag_part
+
+STATISTICS = ("edge_density", "color_entropy", "group_diversity", "missing")
+"""What is logged beside the watched rewards, under `canary/`."""
 
 
 class Canary(L.Callback):
@@ -21,12 +26,24 @@ class Canary(L.Callback):
     lose their colors (`canary/color_entropy`), while a reward that is only watched
     (`canary/<reward>`) stops following the one that is trained on.
 
+    All are means over the images of all ranks, without those that have values that are not finite
+    and, for a reward, those that it could not score, which `canary/missing` counts.
+
     Args:
         rewards: Rewards to measure on the training images without training on them.
+
+    Raises:
+        ValueError: If two of them share a name, or one has that of a statistic.
     """
 
     def __init__(self, rewards: list[Reward] | None = None) -> None:
         self.rewards = rewards or []
+        names = [reward.name for reward in self.rewards]
+        if len({*names, *STATISTICS}) < len(names) + len(STATISTICS):
+            raise ValueError(
+                f"Canary watches rewards named {names}; their names must differ from each other "
+                f"and from {', '.join(STATISTICS)}"
+            )
 
     def setup(self, trainer: L.Trainer, pl_module: Training, stage: str) -> None:
         """Give the watched rewards their device."""
@@ -36,18 +53,28 @@ class Canary(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Training, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log the statistics of this rank's images."""
+        """Log the statistics of all ranks' images."""
         tree = pl_module.last.tree
         assert tree.images is not None  # training always decodes
-        images = pl_module.last.batch.repeat(tree.row)
-        metrics = {
-            "canary/edge_density": float(edge_density(tree.images).mean()),
-            "canary/color_entropy": float(color_entropy(tree.images).mean()),
-            "canary/group_diversity": float(group_diversity(tree.images, tree.row).mean()),
-        }
-        for reward in self.rewards:
-            scores = guarded_scores(reward, tree.images, images.prompts, images.metadata)
-            metrics[f"canary/{reward.name}"] = float(scores.total.nanmean())
+        images, texts = tree.images.float(), pl_module.last.batch.repeat(tree.row)
+        whole = images.isfinite().flatten(1).all(1)
+        edges = edge_density(images).where(whole, float("nan"))
+        colors = color_entropy(images.nan_to_num()).where(whole, float("nan"))
+        scores = [
+            guarded_scores(reward, tree.images, texts.prompts, texts.metadata).total
+            for reward in self.rewards
+            if len(images) > 0  # a rank may have no prompt
+        ] or [edges.new_zeros(0)] * len(self.rewards)
+        table, _ = all_gather_rows(torch.stack([edges, colors, *scores], dim=1))
+        diversity, _ = all_gather_rows(group_diversity(images[whole], tree.row[whole]))
+        metrics = dict(
+            zip(STATISTICS, (*table[:, :2].nanmean(0).tolist(), diversity.mean()), strict=False)
+        )
+        if self.rewards:
+            names = [tag_part(reward.name) for reward in self.rewards]
+            metrics |= dict(zip(names, table[:, 2:].nanmean(0).tolist(), strict=True))
+            metrics["missing"] = table[:, 2:].isnan().sum()
+        metrics = {f"canary/{name}": float(value) for name, value in metrics.items()}
         pl_module.log_dict(metrics, rank_zero_only=True)
 
 

@@ -10,9 +10,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from aegpo.distributed import all_gather_rows
 from aegpo.prompts import PromptBatch
 from aegpo.training import Training
 from aegpo.utilities.checks import require_positive
+from aegpo.utilities.names import markdown_text
 from aegpo.utilities.tables import markdown_table
 from callbacks.tensorboard import tensorboard_writers
 
@@ -46,8 +48,9 @@ class CurveLogger(L.Callback):
     ) -> None:
         """Draw every few iterations, and log the numbers of the curve every time."""
         entropy, last = pl_module.entropy, pl_module.last
-        explored = last.schedule.stochastic.float().mean(1).mean()
-        pl_module.log("rollout/stochastic_share", float(explored), rank_zero_only=True)
+        explored, _ = all_gather_rows(last.schedule.stochastic.float())  # every rank has its own
+        sizes, _ = all_gather_rows(last.group_sizes)
+        pl_module.log("rollout/stochastic_share", float(explored.mean()), rank_zero_only=True)
         if entropy is not None:
             pl_module.log("entropy/mean", float(entropy.curve.mean()), rank_zero_only=True)
             if entropy.delta is not None:
@@ -56,13 +59,18 @@ class CurveLogger(L.Callback):
                 )
         if (pl_module.iteration - 1) % self.every_n_iterations == 0:
             for writer in tensorboard_writers(trainer):
-                self._draw(trainer, pl_module, batch, writer)
+                writer.add_histogram("allocation/images", sizes, pl_module.iteration)
+                self._draw(trainer, pl_module, batch, explored.mean(0), writer)
 
     def _draw(
-        self, trainer: L.Trainer, pl_module: Training, batch: PromptBatch, writer: SummaryWriter
+        self,
+        trainer: L.Trainer,
+        pl_module: Training,
+        batch: PromptBatch,
+        explored: Tensor,
+        writer: SummaryWriter,
     ) -> None:
-        step, last, entropy = pl_module.iteration, pl_module.last, pl_module.entropy
-        writer.add_histogram("allocation/images", last.group_sizes, step)
+        step, entropy = pl_module.iteration, pl_module.entropy
         sampler = getattr(trainer.datamodule, "sampler", None)  # type: ignore[attr-defined]
         if sampler is not None:
             writer.add_histogram("sampler/weights", sampler.probabilities(), step)
@@ -75,8 +83,7 @@ class CurveLogger(L.Callback):
         curves = {"now": entropy.curve.mean(0)}
         if probe is not None and probe.first_curve is not None:
             curves |= {"at the start": probe.first_curve, "reference": probe.reference_curve}
-        share = last.schedule.stochastic.float().mean(0)
-        writer.add_figure("entropy/curve", curve_figure(curves, share), step)
+        writer.add_figure("entropy/curve", curve_figure(curves, explored), step)
         if probe is not None and probe.per_layer is not None:
             figure = layer_figure(probe.per_layer, probe.layer_names)
             writer.add_figure("entropy/by_layer", figure, step)
@@ -124,5 +131,5 @@ def layer_figure(per_layer: Tensor, names: list[str]) -> Figure:
 def prompt_table(batch: PromptBatch, delta: Tensor) -> str:
     """Return a Markdown table of the batch's prompts by ΔEntropy, highest first."""
     order = torch.argsort(delta, descending=True).tolist()
-    rows = [(batch.prompts[row], f"{float(delta[row]):.5f}") for row in order]
+    rows = [(markdown_text(batch.prompts[row]), f"{float(delta[row]):.5f}") for row in order]
     return markdown_table(("prompt", "ΔEntropy"), rows)

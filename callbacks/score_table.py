@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from aegpo.training import Training
+from aegpo.utilities.names import tag_name
 
 
 class ScoreTable(L.Callback):
@@ -31,17 +32,18 @@ class ScoreTable(L.Callback):
         self.first = self.first or metrics
         if not trainer.is_global_zero:
             return
-        rewards = [key.split("/")[1] for key in metrics if key.count("/") == 1]
-        categories = sorted({key.split("/", 2)[2] for key in metrics if key.count("/") == 2})
+        parts = [key.split("/") for key in metrics]  # names have no slash in a tag
+        rewards = [part[1] for part in parts if len(part) == 2]
+        categories = sorted({part[2] for part in parts if len(part) == 3})
         stage = next(iter(metrics)).split("/")[0]
         table = Table(title=f"held-out scores ({stage}) after {iteration} iterations")
         for column in ("reward", "all", *categories):
             name = column == "reward"
-            table.add_column(column, justify="left" if name else "right", no_wrap=name)
+            table.add_column(tag_name(column), justify="left" if name else "right", no_wrap=name)
         for reward in rewards:
             keys = [f"{stage}/{reward}", *(f"{stage}/{reward}/{name}" for name in categories)]
-            table.add_row(reward, *(self._cell(metrics, key) for key in keys))
-        Console().print(table)
+            table.add_row(tag_name(reward), *(self._cell(metrics, key) for key in keys))
+        Console(markup=False).print(table)
 
     def _cell(self, metrics: dict[str, float], key: str) -> str:
         value, change = metrics[key], metrics[key] - self.first.get(key, metrics[key])

@@ -139,7 +139,7 @@ class AEGPOModule(PolicyModule):
             micro_batch_size=micro_batch_size,
         )
         self.advantage, self.clip_range = advantage or GroupRelative(), clip_range
-        check_parts(self.advantage, reward)
+        check_parts(self.advantage, reward, credit)
         self.scoring, self.max_missing = Scoring(reward, overlap_chunks, max_missing), max_missing
         self.objective = choose_objective(
             objective,
@@ -327,7 +327,8 @@ class AEGPOModule(PolicyModule):
         if self._below_fp32():
             deviation = samples.rescore([which for batch in batches for which in batch])
             if deviation is not None:
-                self.log("ratio/rollout_max_dev", deviation, rank_zero_only=True)
+                largest = all_gather_rows(deviation[None])[0].max()
+                self.log("ratio/rollout_max_dev", largest, rank_zero_only=True)
         meter, parameters = UpdateMeter(self.device), self.policy.trainable_parameters()
         for _ in range(self.inner_epochs):
             for micro_batches, total in zip(batches, totals, strict=True):

@@ -53,7 +53,7 @@ class PolicyModule(L.LightningModule):
         evaluation_resolution: Their size in pixels; None for the policy's own.
 
     Raises:
-        ValueError: If two rewards share a name or there are too few steps.
+        ValueError: If two rewards share a name, one is named "missing", or there are too few steps.
     """
 
     def __init__(
@@ -76,6 +76,11 @@ class PolicyModule(L.LightningModule):
             raise ValueError(
                 f"the rewards are named {names}; give each its own name, or list it once: "
                 "model.reward is evaluated too"
+            )
+        if "missing" in names:
+            raise ValueError(
+                "a reward is named 'missing', which is what the count of missing scores is called "
+                "in the log (val/missing); give it another name"
             )
         self.strict_loading = False  # checkpoints hold the trainable tensors only
         self.policy_factory = policy

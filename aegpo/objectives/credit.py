@@ -16,6 +16,9 @@ from aegpo.rollout import RolloutTree
 class Credit(abc.ABC):
     """Gives every transition of a tree its advantage."""
 
+    compares_rewards: bool = False
+    """Whether it compares rewards itself, instead of handing down the images' advantages."""
+
     @abc.abstractmethod
     def __call__(
         self, tree: RolloutTree, rewards: Tensor, advantages: Tensor, normalize: GroupRelative
@@ -64,6 +67,8 @@ class DepthCredit(Credit):
     Raises:
         ValueError: If `beta` is not a finite number.
     """
+
+    compares_rewards = True
 
     def __init__(self, beta: float = 0.0) -> None:
         if not math.isfinite(beta):

@@ -23,6 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from aegpo.rewards.base import Reward
+from aegpo.rewards.judge_answer import match_score, read_score
 from aegpo.utilities.images import to_pixels
 
 TEMPLATE = """\
@@ -35,9 +36,6 @@ that it names. {low} means that it has nothing to do with the text, {high} that 
 Do not explain. Answer with a single line:
 Final Score: <a number from {low} to {high}>"""
 """What the judge is asked unless another template is given."""
-
-PATTERN = r"(?i)score\W*?(-?\d+(?:\.\d+)?)"
-"""Finds the number in ``Final Score: 4``, ``**Score** = 3.5`` or ``{"score": 2}``."""
 
 
 class VLMJudge(Reward):
@@ -53,7 +51,8 @@ class VLMJudge(Reward):
         api_key_env: Name of the environment variable that holds the key; null for a server that
             needs none. The key itself never stands in a configuration.
         template: Question, in which ``{prompt}``, ``{low}`` and ``{high}`` are replaced.
-        pattern: Regular expression with one group, the number; its last match in the answer counts.
+        pattern: Regular expression with one group, the number, whose last match in the answer
+            counts; null for the score that the answer means (`judge_answer.read_score`).
         scale: Lowest and highest number that the template asks for; they become 0 and 1.
         image_size: Longest side in pixels at which larger images are sent; null for as they are.
         max_tokens: Longest answer; models that think before they answer need more.
@@ -77,7 +76,7 @@ class VLMJudge(Reward):
         model: str,
         api_key_env: str | None = None,
         template: str = TEMPLATE,
-        pattern: str = PATTERN,
+        pattern: str | None = None,
         scale: tuple[float, float] = (1.0, 5.0),
         image_size: int | None = None,
         max_tokens: int = 64,
@@ -105,7 +104,7 @@ class VLMJudge(Reward):
         self.model = model
         self.api_key_env = api_key_env
         self.template = template
-        self.pattern = _number_pattern(pattern)
+        self.pattern = None if pattern is None else _number_pattern(pattern)
         self.scale = scale
         self.image_size = image_size
         self.max_tokens = max_tokens
@@ -236,15 +235,16 @@ class VLMJudge(Reward):
             text = response.choices[0].message.content or ""
         except (AttributeError, IndexError, TypeError):
             return "an answer outside the protocol"
-        found = self.pattern.findall(text)
-        try:
-            number = float(found[-1])
-        except (IndexError, ValueError):
-            return "an answer without a number where the pattern looks for it"
+        if self.pattern is None:
+            read = read_score(text, self.scale)
+        else:
+            read = match_score(self.pattern, text, self.scale)
+        if read is None:
+            return "an answer without a number where the pattern or the word score stands"
+        if read.problem:
+            return f"an answer {read.problem}"
         low, high = self.scale
-        if not low <= number <= high:
-            return f"an answer outside the scale of {low:g} to {high:g}"
-        return (number - low) / (high - low)
+        return (read.number - low) / (high - low)
 
     def _api_key(self) -> str:
         if self.api_key_env is None:

@@ -84,7 +84,7 @@ def signals(
         top_k = getattr(module.step_selector, "top_k", min(4, module.num_steps - 1))
     batch = _draw_prompts(datamodule, prompts, module)
     started = time.perf_counter()
-    console = Console(width=max(Console().width, PRINTED_WIDTH))
+    console = Console(width=max(Console().width, PRINTED_WIDTH), markup=False)
     reports: list[Report] = []
 
     def measure(batch: PromptBatch) -> None:

@@ -10,6 +10,7 @@ from torchmetrics import MeanMetric, SumMetric
 
 from aegpo.prompts import PromptBatch
 from aegpo.rollout import RolloutTree
+from aegpo.utilities.names import tag_part
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,9 @@ class HeldOut:
         categories = sorted({category for _, category in self.means if category is not None})
         metrics: dict[str, float] = {}
         for name in [name for name, category in self.means if category is None]:
-            metrics[f"{stage}/{name}"] = float(self.means[name, None].compute())
+            tag = f"{stage}/{tag_part(name)}"
+            metrics[tag] = float(self.means[name, None].compute())
             for category in categories if len(categories) > 1 else []:
                 mean = self.means[name, category]
-                metrics[f"{stage}/{name}/{category}"] = float(mean.compute())
+                metrics[f"{tag}/{tag_part(category)}"] = float(mean.compute())
         return metrics

@@ -10,6 +10,7 @@ from aegpo.distributed import all_gather_rows
 from aegpo.objectives.samples import LossTerms
 from aegpo.prompts import PromptBatch
 from aegpo.rewards.base import Scores
+from aegpo.utilities.names import tag_part
 
 
 def reward_metrics(
@@ -32,8 +33,12 @@ def reward_metrics(
     by_category = {}
     for category in sorted(set(categories)) if len(set(categories)) > 1 else []:
         member = torch.tensor([own == category for own in categories], device=groups.device)
-        by_category[f"reward/{category}"] = float(rewards[member[groups]].nanmean())
-    parts = {f"reward/part/{name}": float(part.nanmean()) for name, part in scores.parts.items()}
+        tag = f"reward/category/{tag_part(category)}"
+        by_category[tag] = float(rewards[member[groups]].nanmean())
+    parts = {
+        f"reward/part/{tag_part(name)}": float(part.nanmean())
+        for name, part in scores.parts.items()
+    }
     return (
         by_category
         | parts

@@ -6,7 +6,7 @@ from typing import Any
 
 from aegpo.advantages import GroupRelative
 from aegpo.exploration import StepSelector
-from aegpo.objectives import Objective, PolicyGradient
+from aegpo.objectives import Credit, Objective, PolicyGradient
 from aegpo.rewards.base import Reward
 from aegpo.rollout.loop import check_split_scale
 from aegpo.utilities.checks import require_positive
@@ -53,16 +53,24 @@ def check_update(max_grad_norm: float, **counts: int) -> None:
         raise ValueError(f"model.max_grad_norm={max_grad_norm} must be above 0")
 
 
-def check_parts(advantage: GroupRelative, reward: Reward) -> None:
-    """Check that an advantage that looks at a reward's parts finds some.
+def check_parts(advantage: GroupRelative, reward: Reward, credit: Credit | None = None) -> None:
+    """Check that an advantage that looks at a reward's parts finds some, and that it is used.
 
     Args:
         advantage: How rewards become advantages.
         reward: What is maximized.
+        credit: How a tree hands them down; None for the mean of the images below.
 
     Raises:
-        ValueError: If it is no composite.
+        ValueError: If it is no composite, or the credit compares the rewards anew by their sum.
     """
+    if advantage.uses_parts and credit is not None and credit.compares_rewards:
+        raise ValueError(
+            f"model.advantage={type(advantage).__name__} compares the parts of a reward one by one,"
+            f" but model.credit={type(credit).__name__} compares their sum anew at every step, "
+            "without the parts and their weights; use aegpo.objectives.LeafCredit, or "
+            "aegpo.advantages.GroupRelative"
+        )
     if advantage.uses_parts and not reward.part_weights:
         raise ValueError(
             f"model.advantage={type(advantage).__name__} compares the parts of a reward one by one,"

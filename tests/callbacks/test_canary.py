@@ -59,7 +59,18 @@ class Prompted(Reward):
         return torch.tensor([{"a": 0.25, "b": float("nan"), "c": 0.75}[text] for text in prompts])
 
 
-@pytest.mark.filterwarnings("ignore:reward 'prompted'")
+class Raises(Reward):
+    """Cannot read one prompt."""
+
+    def __call__(
+        self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]
+    ) -> Tensor:
+        if "a" in prompts:
+            raise RuntimeError("unreadable")
+        return torch.full((len(prompts),), 0.5)
+
+
+@pytest.mark.filterwarnings("ignore:reward '")
 def test_the_callback_logs_means_over_images_and_groups() -> None:
     logged: dict[str, float] = {}
     images = torch.stack([halves(), torch.zeros(3, 4, 4), halves(), halves()])
@@ -75,3 +86,24 @@ def test_the_callback_logs_means_over_images_and_groups() -> None:
     assert logged["canary/color_entropy"] == pytest.approx(0.75 * math.log(2))
     assert logged["canary/group_diversity"] == pytest.approx(math.sqrt(1 / 8) / 3)
     assert logged["canary/prompted"] == pytest.approx((0.25 + 0.25 + 0.75) / 3)
+    assert logged["canary/missing"] == 1
+
+    images[0, 0, 0, 0] = float("nan")  # one broken image costs no statistic its number
+    Canary([Prompted(), Raises()]).on_train_batch_end(None, module, None, None, 0)
+    assert logged["canary/edge_density"] == pytest.approx(2 / 3 / 6)
+    assert logged["canary/color_entropy"] == pytest.approx(2 / 3 * math.log(2))
+    assert logged["canary/group_diversity"] == 0
+    assert logged["canary/raises"] == pytest.approx(0.5) and logged["canary/missing"] == 3
+
+    last.tree.images, last.tree.row = images[:0], torch.zeros(0, dtype=torch.int64)
+    last.batch = PromptBatch([], torch.zeros(0, dtype=torch.int64), [])
+    Canary([Raises()]).on_train_batch_end(None, module, None, None, 0)  # a rank without prompts
+    assert logged["canary/missing"] == 0 and math.isnan(logged["canary/edge_density"])
+
+
+def test_names_that_would_share_a_tag_are_refused() -> None:
+    taken = Raises()
+    taken.name = "edge_density"
+    for rewards in ([taken], [Raises(), Raises()]):
+        with pytest.raises(ValueError, match="names must differ from each other and from edge_den"):
+            Canary(rewards)

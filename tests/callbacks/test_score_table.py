@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
+from aegpo.prompts import PromptBatch
 from callbacks.score_table import ScoreTable
+from lightning_modules.training.held_out import HeldOut
 
 
 def module(metrics: dict[str, float], iteration: int) -> SimpleNamespace:
@@ -60,6 +64,19 @@ def test_other_ranks_and_empty_evaluations_print_nothing(
     table.on_test_end(RANK_ZERO, module(BASE, 0))
     assert capsys.readouterr().out == ""
     assert table.first == BASE
+
+
+def test_any_name_has_its_column_and_its_row(capsys: pytest.CaptureFixture[str]) -> None:
+    own: Any = HeldOut()
+    categories = ["16/9", "[red]", "[/x]", "mean"]
+    metadata = [{"category": category} for category in categories]
+    prompts = PromptBatch(["a"] * 4, torch.arange(4), metadata)
+    tree: Any = SimpleNamespace(images=torch.zeros(4, 3, 2, 2))
+    own.add(prompts, prompts, tree, {"my/judge": torch.tensor([0.125, 0.25, 0.5, 1.0])})
+    ScoreTable().on_validation_end(RANK_ZERO, SimpleNamespace(held_out=own, iteration=0))
+    printed = capsys.readouterr().out
+    for text in (*categories, "my/judge", "0.469", "0.125", "0.250", "0.500", "1.000"):
+        assert text in printed
 
 
 def test_names_of_rewards_are_never_cut(capsys: pytest.CaptureFixture[str]) -> None:

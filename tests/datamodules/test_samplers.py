@@ -61,6 +61,29 @@ def test_strata_get_their_shares_in_every_batch():
         assert (strata[own.draw()] == 0).sum() == 2
 
 
+@pytest.mark.parametrize("shares", [[0.1, 0.2, 0.7], [1, 2, 7], [0.15, 0.7, 0.15], [0.3, 0.6, 0.1]])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_shares_that_fit_exactly_are_accepted_and_met(shares, dtype):
+    parts = torch.tensor(shares, dtype=torch.float64) / sum(shares)
+    sizes = (parts * 10 - 1e-6).ceil().long()  # as many prompts of each as a batch of 10 can need
+    strata = torch.repeat_interleave(torch.arange(3), sizes)
+    own = DeltaEntropySampler(
+        list(range(len(strata))), 10, 5, strata, torch.tensor(shares, dtype=dtype)
+    )
+    counts = torch.stack([torch.bincount(strata[own.draw()], minlength=3) for _ in range(50)])
+    assert (counts.sum(1) == 10).all() and (counts <= sizes).all()
+    torch.testing.assert_close(counts.double().mean(0), 10 * parts, rtol=0, atol=0.3)
+
+
+@pytest.mark.parametrize("start", [0.0, 0.5, 1.0])
+def test_a_draw_that_falls_between_two_strata_gives_neither_too_many(start, monkeypatch):
+    strata = torch.tensor([0] * 2 + [1] * 7 + [2] * 2)
+    own = DeltaEntropySampler(list(range(11)), 10, 5, strata, torch.tensor([0.15, 0.7, 0.15]))
+    monkeypatch.setattr(own.noise, "uniform", lambda *_: torch.full((1, 12), start))
+    counts = torch.bincount(strata[own.draw()], minlength=3)
+    assert counts.sum() == 10 and counts[1] == 7
+
+
 def test_a_resumed_sampler_draws_the_same_next_batch():
     first = sampler()
     for _ in range(3):

@@ -13,7 +13,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from tiny_pipelines import WORDS, tiny_clip_tokenizer
 from torch import Tensor
+from torchvision import transforms
+from torchvision.transforms import functional
 from transformers import BertTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from aegpo.rewards.learned.aesthetic import AestheticV2
 from aegpo.rewards.learned.hpsv2 import HPSv21
@@ -62,6 +65,56 @@ def pil_images(images: Tensor) -> list[Image.Image]:
     """The same images as PIL has them, 8-bit RGB."""
     pixels = (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
     return [Image.fromarray(np.ascontiguousarray(image)) for image in pixels]
+
+
+def text_page(side: int = 1024) -> Tensor:
+    """A white page with black strokes of a few pixels, as dense as text, (1, 3, side, side)."""
+    generator = torch.Generator().manual_seed(4)
+    strokes = (torch.rand(side // 4, side // 4, generator=generator) > 0.3).float()
+    page = strokes.repeat_interleave(4, 0).repeat_interleave(4, 1)
+    return page.expand(1, 3, side, side).contiguous()
+
+
+class ResizeMaxSize(torch.nn.Module):
+    """The resizing of HPSv2's authors: the longer side to a size, black on the ends of the other.
+
+    Written as their code has it, on what torchvision takes: a PIL image or a tensor.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, image: Tensor) -> Tensor:
+        height, width = image.shape[1:]
+        scale = self.size / float(max(height, width))
+        new = [round(side * scale) for side in (height, width)]
+        image = functional.resize(image, new, transforms.InterpolationMode.BICUBIC)
+        down, across = self.size - new[0], self.size - new[1]
+        ends = [across // 2, down // 2, across - across // 2, down - down // 2]
+        return functional.pad(image, ends, fill=0)
+
+
+def hpsv2_transform(size: int) -> transforms.Compose:
+    """What HPSv2's authors compose: the image becomes a tensor of floats before it is resized."""
+    return transforms.Compose(
+        [
+            transforms.ToTensor(),
+            ResizeMaxSize(size),
+            transforms.Normalize(OPENAI_CLIP_MEAN, OPENAI_CLIP_STD),
+        ]
+    )
+
+
+def clip_scorer_transform(size: int) -> transforms.Compose:
+    """What the public trainers' CLIP scorers compose, for tensors in [0, 1]."""
+    return transforms.Compose(
+        [
+            transforms.Resize(size),
+            transforms.CenterCrop((size, size)),
+            transforms.Normalize(OPENAI_CLIP_MEAN, OPENAI_CLIP_STD),
+        ]
+    )
 
 
 def tiny_hpsv2(folder: Path) -> HPSv21:

@@ -17,7 +17,9 @@ from aegpo.exploration import EntropyPeaks, NoSteps
 from aegpo.objectives import NFT, DepthCredit
 from aegpo.rewards.jpeg import JpegCompressibility
 from aegpo.rewards.weighted_sum import WeightedSum
+from callbacks.canary import Canary
 from callbacks.cost_logger import CostLogger
+from callbacks.curve_logger import CurveLogger
 from callbacks.reward_spread import RewardSpread
 from callbacks.rollout_checkpoint import RolloutCheckpoint
 from callbacks.step_spread import TreeSpread, TrialSpread
@@ -33,6 +35,17 @@ def two_ranks() -> Strategy:
     """Two processes of their own; Lightning refuses any kind of fork once CUDA is in use."""
     method = "spawn" if torch.cuda.is_initialized() else "forkserver"
     return DDPStrategy(start_method=method)
+
+
+class Unreadable(Redness):
+    """Scores no triangle."""
+
+    name = "unreadable"
+
+    def __call__(self, images, prompts, metadata):
+        scores = super().__call__(images, prompts, metadata)
+        lost = torch.tensor(["triangle" in prompt for prompt in prompts], dtype=torch.bool)
+        return scores.masked_fill(lost, float("nan"))
 
 
 class Trace(L.Callback):
@@ -90,6 +103,11 @@ ALL_RANKS = (
     *("update/loss", "update/transitions", "ratio/mean", "ratio/std", "ratio/clip_fraction"),
 )
 
+WATCHED = (
+    *("canary/edge_density", "canary/color_entropy", "canary/group_diversity"),
+    *("canary/unreadable", "canary/missing", "rollout/stochastic_share"),
+)
+
 
 def compare(one, two, names=ALL_RANKS):
     """The same prompts, costs, steps and curves; what is logged is logged of all ranks."""
@@ -129,10 +147,17 @@ def compare(one, two, names=ALL_RANKS):
 )
 def test_two_ranks_follow_the_curve_of_one(tmp_path, tiny_sd3_folder, probe, settings):
     one, two = (
-        run(tmp_path, tiny_sd3_folder, ranks, entropy_callbacks(**probe), **copy.deepcopy(settings))
+        run(
+            tmp_path,
+            tiny_sd3_folder,
+            ranks,
+            [*entropy_callbacks(**probe), Canary([Unreadable()]), CurveLogger()],
+            **copy.deepcopy(settings),
+        )
         for ranks in (1, 2)
     )
-    compare(one, two, (*ALL_RANKS, "sampler/seen_share"))
+    compare(one, two, (*ALL_RANKS, *WATCHED, "sampler/seen_share"))
+    assert any(row["canary/missing"] > 0 for row in one["rows"])
     assert one["rows"][-1]["update/transitions"] > 0
     assert one["rows"][-1]["val/redness"] == pytest.approx(two["rows"][-1]["val/redness"], abs=1e-5)
 

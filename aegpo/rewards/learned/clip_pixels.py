@@ -1,4 +1,4 @@
-"""The input of CLIP-like networks, from tensors: what their PIL transforms make of files."""
+"""The input of CLIP-like networks, from tensors: what their authors' transforms make of it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ def clip_pixels(
     mean: Sequence[float] = OPENAI_CLIP_MEAN,
     std: Sequence[float] = OPENAI_CLIP_STD,
     interpolation: Literal["bicubic", "bilinear"] = "bicubic",
+    clip: bool = True,
 ) -> Tensor:
     """Resize with antialiasing, make square and normalize.
 
-    The published transforms work on 8-bit PIL images; this differs from them by their rounding,
-    about 1/255 in a pixel. When an odd number of rows or columns is cut off, the libraries differ
-    by one in where the middle is; here it is where torchvision has it.
+    Most published transforms work on 8-bit PIL images, in which no value leaves its range; this
+    differs from them by their rounding, about 1/255 in a pixel. Some resize tensors of floats,
+    which bicubic weights take beyond black and white at sharp edges, and leave them there; with
+    `clip=False` this does so, too. When an odd number of rows or columns is cut off, the libraries
+    differ by one in where the middle is; here it is where torchvision has it.
 
     Args:
         images: Shape (N, 3, H, W), in [0, 1].
@@ -34,6 +37,7 @@ def clip_pixels(
         mean: Of the channels; OpenAI's.
         std: Of the channels; OpenAI's.
         interpolation: Of the resizing.
+        clip: Whether what overshoots is cut back to [0, 1] after each pass, as PIL does.
 
     Returns:
         Shape (N, 3, size, size), fp32.
@@ -46,13 +50,14 @@ def clip_pixels(
         target = [size, size]
     else:
         longer = max(height, width)
-        target = [max(1, round(size * side / longer)) for side in (height, width)]
-    resized = images.float()
-    # As PIL, which resizes along the width first and clips what overshoots after either pass.
-    for sides in ([height, target[1]], target):
-        resized = functional.resize(
-            resized, sides, InterpolationMode(interpolation), antialias=True
-        ).clamp(0, 1)
+        # In this order: the product of whole numbers is rounded to another pixel at some ties.
+        target = [max(1, round(side * (size / longer))) for side in (height, width)]
+    resized, mode = images.float(), InterpolationMode(interpolation)
+    if clip:  # PIL resizes along the width first, and clips after either pass
+        for sides in ([height, target[1]], target):
+            resized = functional.resize(resized, sides, mode, antialias=True).clamp(0, 1)
+    else:
+        resized = functional.resize(resized, target, mode, antialias=True)
     # center_crop pads what is smaller than `size` with zeros: black, for it is not normalized yet.
     square = functional.center_crop(resized, [size, size])
     pixels: Tensor = functional.normalize(square, list(mean), list(std))

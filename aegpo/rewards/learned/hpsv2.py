@@ -14,8 +14,9 @@ from aegpo.rewards.learned.weights import check_file, fetch_file, load_exactly, 
 class HPSv21(OpenCLIPCosine):
     """Cosine of image and prompt under HPSv2.1, about 0.2 to 0.4; no logit scale.
 
-    Images are resized by their longer side and padded with black, as the authors do. They score
-    under fp16 autocast; here it is float32 unless `dtype` says otherwise.
+    Images are resized by their longer side as tensors of floats, not clipped, and padded with
+    black, as the authors do. They score under fp16 autocast; here it is float32 unless `dtype` says
+    otherwise.
 
     Args:
         weights: Hub id of a repository with HPS_v2.1_compressed.pt, or a path to that file.
@@ -48,5 +49,6 @@ class HPSv21(OpenCLIPCosine):
         network = open_clip.CLIP(**open_clip.get_model_config(self.architecture))
         load_exactly(network, tensors, f"weights={self.weights!r}")
         size = network.visual.image_size
-        self.pixel_settings = {"size": size[0] if isinstance(size, tuple) else size, "fit": "pad"}
+        size = size[0] if isinstance(size, tuple) else size
+        self.pixel_settings = {"size": size, "fit": "pad", "clip": False}
         return network.to(self.dtype)

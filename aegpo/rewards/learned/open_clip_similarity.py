@@ -61,8 +61,10 @@ class OpenCLIPSimilarity(OpenCLIPCosine):
 class CLIPScore(OpenCLIPSimilarity):
     """Cosine similarity under OpenAI's CLIP ViT-L/14, the "CLIPScore" of Flow-GRPO's tables.
 
+    Images are resized bilinearly, as the public scorers of this name do, which hand tensors to
+    torchvision's default; `OpenCLIPSimilarity` with the same weights has CLIP's own bicubic.
     Neither the factor 2.5 nor the clipping at 0 of CLIPScore's paper (arXiv 2104.08718) is
-    applied: most images score 0.2 to 0.3.
+    applied, nor the 100 / 30 of Flow-GRPO's code: most images score 0.2 to 0.3.
 
     Args:
         model: As in `OpenCLIPSimilarity`.
@@ -81,3 +83,9 @@ class CLIPScore(OpenCLIPSimilarity):
         batch_size: int = 64,
     ) -> None:
         super().__init__(model, pretrained, precision, batch_size)
+
+    def load(self) -> Any:
+        """As `OpenCLIPSimilarity.load`, with the public scorers' resizing."""
+        network = super().load()
+        self.pixel_settings["interpolation"] = "bilinear"
+        return network

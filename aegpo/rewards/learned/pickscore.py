@@ -69,10 +69,14 @@ class PickScore(FrozenNetworkReward):
         self._image_processor: Any = None
 
     def load(self) -> Any:
-        """The CLIP model; the processor's two halves are kept beside it."""
+        """The CLIP model, its logit scale in float32; the processor's halves are kept beside it."""
         self._tokenizer = load_pretrained(AutoTokenizer, self.processor, "processor")
         self._image_processor = load_pretrained(CLIPImageProcessor, self.processor, "processor")
-        return load_pretrained(CLIPModel, self.model, "model", dtype=self.dtype)
+        network = load_pretrained(CLIPModel, self.model, "model", dtype=torch.float32)
+        scale = network.logit_scale.data
+        network.to(self.dtype)
+        network.logit_scale.data = scale  # bfloat16 would make 98.9 of 100
+        return network
 
     def encode_prompt(self, prompt: str) -> Tensor:
         """The prompt's embedding, shape (D,)."""

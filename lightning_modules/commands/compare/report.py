@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from aegpo.study.comparison import FEWEST, Estimate, Target, summarize
 from aegpo.study.learning_curves import Runs, band
+from aegpo.utilities.names import figure_text
 from aegpo.utilities.tables import finite, markdown_table, write_csv
 from lightning_modules.commands.compare.settings import Comparison
 
@@ -155,12 +156,12 @@ def draw_curves(settings: Comparison, methods: Mapping[str, Runs], score: float)
     for name, runs in methods.items():
         grid = np.linspace(0, settings.budget_of(name), 201)
         median, low, high = band(runs, grid, settings.band == "quartiles")
-        (line,) = axes.plot(grid, median, label=f"{name} ({len(runs)})")
+        (line,) = axes.plot(grid, median, label=f"{figure_text(name)} ({len(runs)})")
         axes.fill_between(grid, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
     axes.axhline(score, color="gray", linestyle=":", linewidth=1)
     axes.set_xlabel("model evaluations")
     shaded = "all seeds" if settings.band == "range" else "middle half of the seeds"
-    axes.set_ylabel(settings.metric)
+    axes.set_ylabel(figure_text(settings.metric))
     axes.set_title(f"median over seeds, shaded: {shaded}", fontsize="medium")
     axes.legend(loc="best", fontsize="small")
     return figure

@@ -110,7 +110,8 @@ class Comparison:
             if (
                 not name
                 or name.startswith(".")
-                or "/" in name
+                or not name.isprintable()
+                or any(character in name for character in "/\\")
                 or name in ("superseded", "overlays")
             ):
                 raise UserError(f"the method's name {name!r} cannot be a folder; choose another")

@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from aegpo.utilities.names import figure_text, tag_part
 from lightning_modules.commands.configured_run import ConfiguredRun
 from lightning_modules.commands.run_logs import read_scalars
 
@@ -61,7 +62,7 @@ def logged_scores(
     Returns:
         For each reward its score by iteration; empty where nothing was logged.
     """
-    tags = [f"val/{name}" for name in rewards]
+    tags = [f"val/{tag_part(name)}" for name in rewards]
     for folder in _log_folders(run):
         logged = read_scalars(folder, tags)
         if any(logged.values()):
@@ -88,7 +89,7 @@ def draw_scores(scores: dict[str, dict[int, float]]) -> Figure:
     ):
         iterations = sorted(values)
         axes.plot(iterations, [values[at] for at in iterations], "-o", markersize=3)
-        axes.set_title(name, fontsize="medium")
+        axes.set_title(figure_text(name), fontsize="medium")
         axes.set_xlabel("iteration")
     return figure
 

@@ -75,7 +75,9 @@ def plan(
         processes = count_processes(wanted["accelerator"], wanted["devices"], wanted["num_nodes"])
     elif processes is None:
         processes = trainer.world_size
-    Console().print(page(make_plan(trainer, model, datamodule, processes, rate, measured)))
+    Console(markup=False).print(
+        page(make_plan(trainer, model, datamodule, processes, rate, measured))
+    )
 
 
 def make_plan(

@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+from aegpo.rewards.judge_answer import Read, read_score
 from aegpo.rewards.vlm_judge import VLMJudge
 
 CPU = torch.device("cpu")
@@ -141,11 +142,12 @@ def test_the_judge_gets_the_question_and_the_very_image(server: FakeServer) -> N
     assert Image.open(io.BytesIO(base64.b64decode(data))).size == (6, 4)
 
 
-def test_the_default_template_asks_for_what_the_default_pattern_reads() -> None:
+def test_the_default_template_asks_for_what_is_read() -> None:
     judge = VLMJudge("http://localhost:1/v1", "m", scale=(0, 10))
     question = judge._question("two cats")
     assert "Text: two cats" in question and "Final Score: <a number from 0 to 10>" in question
-    assert judge.pattern.findall("Final Score: 7") == ["7"]
+    assert read_score("Final Score: 7", judge.scale) == Read(7.0)
+    assert read_score(question, judge.scale) is None  # a judge that repeats it gives no score
 
 
 @pytest.mark.parametrize(
@@ -154,6 +156,8 @@ def test_the_default_template_asks_for_what_the_default_pattern_reads() -> None:
         ("Final Score: 5", 1),
         ("**Score** = 3.5", 0.625),
         ('{"score": 1}', 0),
+        ("Final Score (1-5): 4", 0.75),
+        ("Final Score: 4. Alignment score 80%", 0.75),
         ("At first a score: 2, but the hat is green.\nFinal Score: **4/5**", 0.75),
     ],
 )

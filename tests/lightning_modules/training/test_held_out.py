@@ -37,6 +37,18 @@ def test_means_leave_out_what_is_missing_and_count_every_image_once() -> None:
     assert list(held_out.metrics("test")) == ["test/judge", "test/judge/one", "test/judge/two"]
 
 
+def test_a_slash_in_a_name_is_none_in_the_tag() -> None:
+    held_out = HeldOut()
+    tree: Any = SimpleNamespace(images=torch.zeros(2, 3, 2, 2))
+    prompts = batch("a/b", "missing")
+    held_out.add(prompts, prompts, tree, {"my/judge": torch.tensor([0.25, 0.75])})
+    assert held_out.metrics() == {
+        "val/my%2Fjudge": 0.5,
+        "val/my%2Fjudge/a%2Fb": 0.25,
+        "val/my%2Fjudge/missing": 0.75,
+    }
+
+
 def test_one_category_has_no_row_of_its_own_and_no_score_is_no_zero() -> None:
     held_out = HeldOut()
     assert held_out.metrics() == {}

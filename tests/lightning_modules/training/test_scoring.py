@@ -13,6 +13,7 @@ from tiny_training import Redness, entropy_callbacks, tiny_data, tiny_module, ti
 from torch import Tensor
 
 from aegpo.advantages import PerReward
+from aegpo.objectives import DepthCredit, LeafCredit
 from aegpo.rewards.base import Reward
 from aegpo.rewards.group import GroupDiversity
 from aegpo.rewards.jpeg import JpegCompressibility
@@ -133,6 +134,13 @@ def test_per_reward_advantages_train_and_need_parts(tiny_sd3_folder: Path, tmp_p
     assert all(value.isfinite().all() for value in weights(module).values())
     with pytest.raises(ValueError, match="PerReward compares the parts"):
         tiny_module(tiny_sd3_folder, advantage=PerReward())
+    with pytest.raises(
+        ValueError, match=r"DepthCredit compares their sum anew .* use .*LeafCredit"
+    ):
+        tiny_module(
+            tiny_sd3_folder, reward=sum_of_both(), advantage=PerReward(), credit=DepthCredit()
+        )
+    tiny_module(tiny_sd3_folder, reward=sum_of_both(), advantage=PerReward(), credit=LeafCredit())
 
 
 def test_a_groupwise_reward_trains_and_is_not_measured_on_single_images(

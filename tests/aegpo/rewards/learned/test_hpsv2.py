@@ -5,30 +5,51 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
-from tiny_rewards import PROMPTS, pil_images, tiny_hpsv2, tiny_images
+from tiny_rewards import (
+    PROMPTS,
+    SIZE,
+    hpsv2_transform,
+    pil_images,
+    text_page,
+    tiny_hpsv2,
+    tiny_images,
+)
 
+from aegpo.rewards.learned.clip_pixels import clip_pixels
 from aegpo.rewards.learned.hpsv2 import HPSv21
 
 CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize(("height", "width"), [(44, 62), (64, 64)])
-def test_equals_open_clip_on_pil_images(tmp_path: Path, height: int, width: int) -> None:
+def test_equals_the_authors_pipeline(tmp_path: Path, height: int, width: int) -> None:
     reward = tiny_hpsv2(tmp_path)
     reward.setup(CPU)
     images = tiny_images(height, width)
-    model, _, transform = open_clip.create_model_and_transforms(
-        "tiny-hps", pretrained=str(tmp_path / HPSv21.filename), image_resize_mode="longest"
-    )
+    model = open_clip.create_model("tiny-hps", pretrained=str(tmp_path / HPSv21.filename))
     model.eval()
     tokens = open_clip.get_tokenizer("tiny-hps")(PROMPTS)
+    transform = hpsv2_transform(SIZE)
     with torch.no_grad():
         pixels = torch.stack([transform(image) for image in pil_images(images)])
         seen, read, _ = model(pixels, tokens)
         expected = (seen @ read.T).diagonal()
     scores = reward(images, PROMPTS, [{}] * 5)
-    torch.testing.assert_close(scores, expected, rtol=0, atol=5e-3)  # the rounding of 8 bits
+    torch.testing.assert_close(scores, expected, rtol=0, atol=1e-5)
     assert scores.std() > 0.1
+
+
+@pytest.mark.parametrize(("height", "width"), [(1024, 1024), (768, 1024), (100, 60), (201, 224)])
+def test_edges_overshoot_as_in_the_authors_tensors(tmp_path: Path, height: int, width: int) -> None:
+    reward = tiny_hpsv2(tmp_path)
+    reward.setup(CPU)
+    page = text_page()[:, :, :height, :width]
+    expected = hpsv2_transform(224)(pil_images(page)[0])[None]
+    pixels = clip_pixels(page, **reward.pixel_settings | {"size": 224})
+    torch.testing.assert_close(pixels, expected, rtol=0, atol=1e-5)
+    if height == width:  # elsewhere most of the strokes keep their size or grow
+        clipped = clip_pixels(page, **reward.pixel_settings | {"size": 224, "clip": True})
+        assert ((clipped - expected).abs() > 0.02).float().mean() > 0.1
 
 
 def test_published_settings() -> None:

@@ -13,8 +13,17 @@ import open_clip
 import pytest
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
-from tiny_rewards import PROMPTS, SIZE, pil_images, save_tiny_open_clip, tiny_images
+from tiny_rewards import (
+    PROMPTS,
+    SIZE,
+    clip_scorer_transform,
+    pil_images,
+    save_tiny_open_clip,
+    text_page,
+    tiny_images,
+)
 from torch import Tensor, nn
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from aegpo.rewards.learned.clip_pixels import clip_pixels
 from aegpo.rewards.learned.open_clip_model import (
@@ -138,6 +147,21 @@ def test_openai_weights_get_the_activation_they_were_trained_with(
     default = CLIPScore()
     assert (default.source.name, default.source.pretrained) == ("ViT-L-14", "openai")
     assert default.name == "clip_score"
+
+
+@pytest.mark.parametrize("shape", [(512, 512), (1024, 700), (20, 28), (32, 32)])
+def test_clip_score_sees_what_the_public_scorers_make_of_tensors(
+    folder: Path, shape: tuple[int, int]
+) -> None:
+    reward = CLIPScore(str(folder), None)
+    reward.setup(CPU)
+    settings = reward.pixel_settings | {"mean": OPENAI_CLIP_MEAN, "std": OPENAI_CLIP_STD}
+    page = text_page()[:, :, : shape[0], : shape[1]]
+    expected = clip_scorer_transform(SIZE)(page)
+    torch.testing.assert_close(clip_pixels(page, **settings), expected, rtol=0, atol=1e-5)
+    own = OpenCLIPSimilarity(str(folder))
+    own.setup(CPU)
+    assert own.pixel_settings["interpolation"] == "bicubic"
 
 
 @pytest.mark.parametrize(

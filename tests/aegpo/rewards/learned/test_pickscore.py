@@ -45,6 +45,21 @@ def test_equals_the_library_on_pil_images_under_every_scale(folder: Path) -> Non
         assert reward.range == ((-1, 1) if scale == "cosine" else None)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_logit_scale_is_never_rounded(folder: Path, dtype: str) -> None:
+    published = CLIPModel.from_pretrained(folder, local_files_only=True)
+    published.logit_scale.data = torch.tensor(100.0).log()  # of CLIP, and about that of PickScore
+    published.save_pretrained(folder / "hundred")
+    scores = {}
+    for scale in ("raw", "cosine"):
+        reward = PickScore(str(folder / "hundred"), str(folder), scale=scale, dtype=dtype)  # type: ignore[arg-type]
+        reward.setup(CPU)
+        scores[scale] = reward(tiny_images(), PROMPTS, [{}] * 5)
+        weights = {p.dtype for name, p in reward.network.named_parameters() if "scale" not in name}
+        assert weights == {getattr(torch, dtype)}
+    torch.testing.assert_close(scores["raw"], 100 * scores["cosine"])
+
+
 def test_a_long_prompt_is_cut_as_the_tokenizer_cuts_it(folder: Path) -> None:
     reward = PickScore(str(folder), str(folder))
     reward.setup(CPU)
