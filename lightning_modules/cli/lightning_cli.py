@@ -37,6 +37,7 @@ from lightning_modules.cli.failures import (
 )
 from lightning_modules.cli.process import program_name
 from lightning_modules.cli.saved_config import SaveRunConfig
+from lightning_modules.cli.taken_folders import refuse_taken_folders
 from lightning_modules.cli.trainer import AEGPOTrainer, command_settings
 from lightning_modules.commands import COMMANDS
 from lightning_modules.commands.configured_run import RUN_KEYS, ConfiguredRun
@@ -184,6 +185,10 @@ class AEGPOCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         """Run the command; where one of ours returns False, something was found wrong: status 1."""
         if COMMANDS[subcommand].method is None:
+            section = self.config_init[subcommand]
+            writes_new = not section.get("ckpt_path") and not section.get("trainer.fast_dev_run")
+            if subcommand == "fit" and writes_new:
+                refuse_taken_folders(self.trainer)
             super()._run_subcommand(subcommand)
             return
         function = getattr(self, subcommand, getattr(self.trainer, subcommand))

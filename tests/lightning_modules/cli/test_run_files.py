@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from user_folder import refusal
 
 from lightning_modules.cli.lightning_cli import AEGPOCLI, main
 from lightning_modules.cli.saved_config import free_place
@@ -80,6 +81,28 @@ def test_a_runs_config_is_that_of_fit_and_every_command_accepts_it(user_folder: 
     for name in (*names, "fit", "validate", "test", "predict"):
         with pytest.raises(Parsed):
             Stop([name, "--config", str(saved), *REQUIRED.get(name, ())])
+
+
+def test_a_new_run_is_refused_where_one_is(
+    user_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (user_folder / "checkpoints.yaml").write_text(CHECKPOINTS)
+    given = ("--config", "base.yaml", "--config", "checkpoints.yaml", *LOGGED)
+    main(["fit", *given])
+    before = content(user_folder)
+    said = refusal(capsys, "fit", *given)
+    assert "runs/mine/checkpoints holds a run already; go on with it by --ckpt_path last" in said
+    assert content(user_folder) == before
+    main(["fit", *given, "--ckpt_path", "last", "--trainer.max_epochs", "2"])
+    (user_folder / "runs/mine").rename(user_folder / "runs/first")
+    log = user_folder / "runs/mine/metrics.csv"
+    log.parent.mkdir()
+    csv = ("--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "runs", *LOGGED)
+    log.write_text("step,reward/mean\n1,0.5\n")
+    said = refusal(capsys, "fit", "--config", "base.yaml", *csv)
+    assert "runs/mine holds a run already" in said
+    log.write_text("step,val/score\n0,0.5\n")  # refused before its first iteration
+    main(["fit", "--config", "base.yaml", *csv])
 
 
 def test_a_run_that_is_told_to_end_leaves_a_checkpoint_and_a_status(user_folder: Path) -> None:
