@@ -7,12 +7,14 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from aegpo.distributed import all_gather_rows
 from aegpo.prompts import PromptBatch
 from aegpo.study.decision_log import Decision, read_decisions
 from aegpo.training import Training
+from aegpo.utilities.files import replacing
 
 
 class DecisionLog(L.Callback):
@@ -30,15 +32,20 @@ class DecisionLog(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Training) -> None:
         """Keep the lines of the iterations before the checkpoint, none in a new run."""
-        folder = trainer.log_dir  # a collective
         self._path = None
+        if not trainer.loggers:  # the same on every rank
+            rank_zero_warn(
+                "without a trainer.logger there is no log folder, and no decisions.jsonl"
+            )
+            return
+        folder = trainer.log_dir  # a collective
         if not trainer.is_global_zero or folder is None:
             return
         self._path = Path(folder) / "decisions.jsonl"
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         kept = read_decisions(self._path) if self._path.is_file() else []
         lines = [line.to_json() + "\n" for line in kept if line.iteration < pl_module.iteration]
-        self._path.write_text("".join(lines))
+        with replacing(self._path) as partial:
+            partial.write_text("".join(lines))
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: Training, batch: PromptBatch, batch_idx: int

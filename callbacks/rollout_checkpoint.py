@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from aegpo.utilities.checkpoint_files import write_whole_checkpoints
 
 
 class RolloutCheckpoint(ModelCheckpoint):
@@ -14,7 +17,8 @@ class RolloutCheckpoint(ModelCheckpoint):
 
     Lightning counts optimizer steps, of which one iteration has several, so checkpoints go by
     epochs here. A checkpoint that cannot be written costs a warning, not the run, and the previous
-    one stays.
+    one stays. A run that is told to end (SIGTERM, as clusters send it) leaves a checkpoint of the
+    iteration that it was at.
 
     Args:
         dirpath: Folder of the checkpoints; `--ckpt_path last` looks there.
@@ -40,6 +44,11 @@ class RolloutCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Have checkpoints written aside and renamed, under any trainer."""
+        super().setup(trainer, pl_module, stage)
+        write_whole_checkpoints(trainer.strategy)
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the best, if this is it, and always the last.
 
@@ -57,11 +66,22 @@ class RolloutCheckpoint(ModelCheckpoint):
         if not self._should_skip_saving_checkpoint(trainer):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Write the last when the run is told to end, which is between two iterations.
+
+        Not inside a validation: resumed there, it would score the rest of the prompts only.
+        """
+        told = isinstance(exception, SIGTERMException)
+        if told and not trainer.validating and not self._should_skip_saving_checkpoint(trainer):
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+            rank_zero_info(f"told to end: wrote {self.last_model_path}")
+
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
         try:
             super()._save_checkpoint(trainer, filepath)
         except OSError as error:
-            Path(filepath + ".tmp").unlink(missing_ok=True)
             warnings.warn(
                 f"checkpoint {filepath} could not be written ({error}); the previous one is "
                 "untouched and training goes on",

@@ -229,6 +229,7 @@ def test_runs_log_what_the_documentation_lists(
         },
     }
     (folder / "extra.yaml").write_text(yaml.safe_dump(extra))
+    (folder / "runs/shapes").rename(folder / "runs/first")
     run(monkeypatch, "fit", *MINIATURE, "--config", "extra.yaml")
     run(monkeypatch, "test", *MINIATURE, "--config", "extra.yaml", "--ckpt_path", "last")
     more = tags(events(folder / "runs/extra"))

@@ -24,6 +24,7 @@ from aegpo.policies.lora import (
     match_targets,
 )
 from aegpo.policies.pretrained import Quantization, find_pipeline, load_denoiser, load_pipeline
+from aegpo.utilities.hub import cached_revision
 
 
 class DiffusersPolicy(Exportable):
@@ -378,16 +379,18 @@ class DiffusersPolicy(Exportable):
             self._latent_size = before
 
     def _text_settings(self) -> list[object]:
-        """What embeddings depend on: the model, its files where they are local, and arguments."""
+        """What embeddings depend on: the model, its files or revision, and arguments."""
+        arguments = [getattr(self, name, None) for name in self.text_arguments]
+        settings = [type(self).__name__, self._frozen_dtype, arguments]
+        if not isinstance(self._source, Path):  # another upload is another model under this name
+            return [*settings, self._source, cached_revision(self._source)]
+        tokenizers = [name for name in self.pipeline.components if name.startswith("tokenizer")]
         files = [
-            (path.name, path.stat().st_size, path.stat().st_mtime_ns)
-            for name in self.encoder_names
-            if isinstance(self._source, Path)
+            (name, path.name, path.stat().st_size, path.stat().st_mtime_ns)
+            for name in (*self.encoder_names, *tokenizers)
             for path in sorted((self._source / name).glob("*"))
         ]
-        source = self._source.resolve() if isinstance(self._source, Path) else self._source
-        arguments = [getattr(self, name, None) for name in self.text_arguments]
-        return [type(self).__name__, source, self._frozen_dtype, files, arguments]
+        return [*settings, self._source.resolve(), files]
 
     @contextmanager
     def _awake(self, part: nn.Module) -> Iterator[None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from aegpo.policies.conditioning import Conditioning
+from aegpo.utilities.files import replacing
 
 NEGATIVE = "\0negative"
 """Stands in a cache for the row that guidance subtracts, which no prompt can spell."""
@@ -54,13 +54,10 @@ class EmbeddingFolder:
         parts = {"embeds": row.embeds, "pooled": row.pooled, "mask": row.mask}
         present = {name: part.contiguous() for name, part in parts.items() if part is not None}
         path = self._path(text)
-        # Renamed into place, so that another process never reads half a file.
-        unfinished = path.with_suffix(f".{os.getpid()}")
         try:
-            save_file(present, unfinished)
-            unfinished.replace(path)
+            with replacing(path) as partial:  # another process never reads half a file
+                save_file(present, partial)
         except (OSError, SafetensorError) as error:
-            unfinished.unlink(missing_ok=True)
             warnings.warn(f"{path} could not be written ({error})", stacklevel=2)
 
     def _path(self, text: str) -> Path:

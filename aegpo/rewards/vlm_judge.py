@@ -25,6 +25,7 @@ from torch import Tensor
 from aegpo.rewards.base import Reward
 from aegpo.rewards.judge_answer import match_score, read_score
 from aegpo.utilities.images import to_pixels
+from aegpo.utilities.secrets import without_secrets
 
 TEMPLATE = """\
 This image was made from the following text.
@@ -87,7 +88,8 @@ class VLMJudge(Reward):
     ) -> None:
         if not base_url.startswith(("http://", "https://")):
             raise ValueError(
-                f"base_url={base_url!r} is no address; give one such as http://localhost:8000/v1"
+                f"base_url={without_secrets(base_url)!r} is no address; give one such as "
+                "http://localhost:8000/v1"
             )
         if "{prompt}" not in template:
             raise ValueError("template has no {prompt}, so the judge would not know the text")
@@ -140,6 +142,7 @@ class VLMJudge(Reward):
             timeout=self.timeout,
             max_retries=self.retries,
         )
+        address = without_secrets(self.base_url)
         try:
             served = [model.id for model in self._client.models.list()]
         except (
@@ -148,14 +151,14 @@ class VLMJudge(Reward):
             openai.PermissionDeniedError,
         ) as error:
             raise ConnectionError(
-                f"the judge at {self.base_url} cannot be used ({_one_line(error)}); start the "
-                "server, or check base_url and api_key_env"
+                f"the judge at {address} cannot be used ({_one_line(error)}); start the server, or "
+                "check base_url and api_key_env"
             ) from error
         except openai.OpenAIError:
             return  # not every server lists its models
         if served and self.model not in served:
             warnings.warn(
-                f"the judge at {self.base_url} does not list model={self.model!r}; it has "
+                f"the judge at {address} does not list model={self.model!r}; it has "
                 f"{', '.join(served[:5])}",
                 stacklevel=2,
             )
@@ -251,9 +254,9 @@ class VLMJudge(Reward):
             return "none"  # the client insists on one
         key = os.environ.get(self.api_key_env)
         if not key:
-            raise ValueError(
-                f"api_key_env={self.api_key_env!r}: there is no such environment variable; give "
-                "the name of the variable that holds the key, not the key"
+            raise ValueError(  # what was given is not repeated: it may be the key
+                "api_key_env names no environment variable that is set; give the name of the "
+                "variable that holds the key, not the key"
             )
         return key
 

@@ -6,6 +6,14 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
+
+from aegpo.utilities.files import sync
+
+WRITTEN = ".written"
+"""File in a folder that may be replaced: the names of all files that were written into it."""
+
+PREVIOUS = "previous"
 
 
 def check_new_folder(out: str) -> Path:
@@ -28,37 +36,94 @@ def check_new_folder(out: str) -> Path:
     return folder
 
 
+def check_replaceable(folder: Path) -> None:
+    """Refuse to replace a folder that holds anything that `published` did not write.
+
+    Args:
+        folder: The folder; it need not exist.
+
+    Raises:
+        FileExistsError: If it is a file, or something in it is not in its list of what was written.
+    """
+    if not folder.exists():
+        return
+    taken = f"{folder} would be replaced, but "
+    advice = "; give another folder, or move it away"
+    if not folder.is_dir():
+        raise FileExistsError(f"{taken}is a file{advice}")
+    present = _files(folder)
+    listed = folder / WRITTEN
+    if listed.is_file():
+        present -= {WRITTEN, *listed.read_text(encoding="utf-8").splitlines()}
+    if present:
+        raise FileExistsError(f"{taken}{min(present)} in it was not written by this{advice}")
+
+
 @contextmanager
 def published(folder: Path, replace: bool = False) -> Iterator[Path]:
     """Fill a folder beside `folder`, which takes its place when all went well.
 
     Args:
         folder: The folder that is to appear.
-        replace: Whether it may exist with something in it. What was there is moved aside in one
-            step, and comes back if the new folder does not take its place.
+        replace: Whether it may exist with what an earlier call wrote in it, and nothing else. What
+            was there is moved aside in one step, and comes back if the new folder does not take its
+            place, be it at the next call, if the process was killed in between.
 
     Yields:
         The folder to write into, empty; removed if an exception is raised.
 
     Raises:
-        OSError: If `folder` is not empty and must not be replaced, or the disk refuses.
+        OSError: If `folder` must not be replaced, or the disk refuses.
     """
     final = folder.resolve()
-    partial = final.with_name(f"{final.name}.partial")
-    previous = final.with_name(f"{final.name}.previous")
-    shutil.rmtree(partial, ignore_errors=True)
+    if replace:
+        _bring_back(final)
+        check_replaceable(final)
+    partial = final.with_name(f"{final.name}.{uuid4().hex}.partial")  # nobody else's
     partial.mkdir(parents=True)
     try:
         yield partial
-        if not replace and final.exists():
-            final.rmdir()
-        elif final.exists():
-            shutil.rmtree(previous, ignore_errors=True)
-            final.rename(previous)
-        partial.rename(final)
+        if replace:
+            names = "".join(f"{name}\n" for name in sorted(_files(partial)))
+            (partial / WRITTEN).write_text(names, encoding="utf-8")
+        for name in _files(partial):
+            sync(partial / name)
+        if replace and final.exists():
+            _swap(partial, final)
+        else:
+            if final.exists():
+                final.rmdir()
+            partial.rename(final)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-        if replace and not final.exists() and previous.exists():  # also after a killed process
-            previous.rename(final)
-        elif replace:
-            shutil.rmtree(previous, ignore_errors=True)
+
+
+def _swap(partial: Path, final: Path) -> None:
+    """Put one folder in another's place, which is removed once that is done."""
+    check_replaceable(final)
+    previous = final.with_name(f"{final.name}.{uuid4().hex}.{PREVIOUS}")
+    final.rename(previous)
+    try:
+        partial.rename(final)
+    except BaseException:
+        previous.rename(final)
+        raise
+    sync(final.parent)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def _bring_back(final: Path) -> None:
+    """Give the folder that a killed process moved aside its name again."""
+    aside = [path for path in final.parent.glob(f"*.{PREVIOUS}") if _is_aside(path, final)]
+    if aside and not final.exists():
+        aside.pop().rename(final)
+
+
+def _is_aside(path: Path, final: Path) -> bool:
+    name, _, unique = path.name.removesuffix(f".{PREVIOUS}").rpartition(".")
+    return name == final.name and len(unique) == 32 and (path / WRITTEN).is_file()
+
+
+def _files(folder: Path) -> set[str]:
+    """What lies in a folder, at any depth, relative to it; empty folders are nothing."""
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from textwrap import shorten
 
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -24,6 +26,21 @@ def is_hub_id(source: str) -> bool:
     return bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source)) and not source.endswith(
         WEIGHT_SUFFIXES
     )
+
+
+def cached_revision(source: str) -> str:
+    """Say which upload of a repository this machine has; nothing is asked of the hub.
+
+    Args:
+        source: Hub id of what was loaded before.
+
+    Returns:
+        The commit.
+
+    Raises:
+        LocalEntryNotFoundError: If it is not in the hub's cache.
+    """
+    return Path(snapshot_download(source, local_files_only=True)).name
 
 
 @contextmanager

@@ -6,6 +6,7 @@ Model and data are any class of ours or yours by ``class_path``; several ``--con
 from __future__ import annotations
 
 import inspect
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import aegpo
 from lightning_modules.arguments.configs import differing_hyperparameters, unknown_empty_keys
@@ -34,11 +36,15 @@ from lightning_modules.cli.failures import (
     quieten_lightning,
 )
 from lightning_modules.cli.process import program_name
+from lightning_modules.cli.saved_config import SaveRunConfig
+from lightning_modules.cli.taken_folders import refuse_taken_folders
 from lightning_modules.cli.trainer import AEGPOTrainer, command_settings
 from lightning_modules.commands import COMMANDS
 from lightning_modules.commands.configured_run import RUN_KEYS, ConfiguredRun
 
 DEFAULT_SEED = 0
+TERMINATED = 128 + signal.SIGTERM
+"""Status of a run that was told to end, as shells have it."""
 TRAINER_DEFAULTS: dict[str, Any] = {
     "logger": {
         "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
@@ -71,7 +77,7 @@ class AEGPOCLI(LightningCLI):
             # No default_env: jsonargparse drops AEGPO_FIT__MODEL__LR in silence where the model is
             # chosen by class_path.
             parser_kwargs={"description": f"aegpo {aegpo.__version__}", "prog": program_name()},
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=SaveRunConfig,
             auto_configure_optimizers=False,  # optimizers are arguments of the modules
             args=args,
         )
@@ -154,8 +160,9 @@ class AEGPOCLI(LightningCLI):
             The trainer.
         """
         command = COMMANDS[str(self.subcommand)]
-        if command.method is not None:
+        if self.subcommand != "fit":
             self.save_config_callback = None
+        if command.method is not None:
             callbacks = self._get(self.config_init, "trainer.callbacks")
             kwargs |= command_settings(command.trainer, callbacks)
         trainer = super().instantiate_trainer(**kwargs)
@@ -178,6 +185,10 @@ class AEGPOCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         """Run the command; where one of ours returns False, something was found wrong: status 1."""
         if COMMANDS[subcommand].method is None:
+            section = self.config_init[subcommand]
+            writes_new = not section.get("ckpt_path") and not section.get("trainer.fast_dev_run")
+            if subcommand == "fit" and writes_new:
+                refuse_taken_folders(self.trainer)
             super()._run_subcommand(subcommand)
             return
         function = getattr(self, subcommand, getattr(self.trainer, subcommand))
@@ -192,12 +203,16 @@ class AEGPOCLI(LightningCLI):
 def main(args: list[str] | None = None) -> None:
     """Run the command line; a user's mistake is one line on stderr and status 2.
 
+    A run that was told to end by SIGTERM ends with status 143, after what its callbacks do then.
+
     Args:
         args: Arguments instead of those of the process.
     """
     quieten_lightning()
     try:
         AEGPOCLI(args)
+    except SIGTERMException as told:  # Lightning's has status 0, as if the run were finished
+        raise SystemExit(TERMINATED) from told
     except UserError as error:
         if debugging():
             raise

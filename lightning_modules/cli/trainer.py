@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from aegpo.utilities.checkpoint_files import write_whole_checkpoints
 from lightning_modules.commands import COMMANDS, TrainerKind
 
 
@@ -31,6 +32,7 @@ class AEGPOTrainer(Trainer):
     ) -> None:
         left = _left_in(_listed(callbacks), without_callbacks or [])
         super().__init__(callbacks=left, **settings)
+        write_whole_checkpoints(self.strategy)
 
 
 for _command in COMMANDS.values():

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from tiny_training import entropy_callbacks, tiny_data, tiny_module, tiny_trainer
 
 from aegpo.allocation import MedianSplitAllocator
@@ -13,17 +14,19 @@ from callbacks.rollout_checkpoint import RolloutCheckpoint
 from lightning_modules.commands import replay
 
 
-def train(folder, pipeline, max_epochs, ckpt_path=None):
+def train(folder, pipeline, max_epochs, ckpt_path=None, logged=True):
     checkpoint = RolloutCheckpoint(dirpath=str(folder / "checkpoints"))
     callbacks = [*entropy_callbacks(), DecisionLog(), checkpoint]
-    trainer = tiny_trainer(folder, callbacks, max_epochs=max_epochs, enable_checkpointing=True)
+    settings = {"max_epochs": max_epochs, "enable_checkpointing": True}
+    logger = CSVLogger(folder, name="", version="") if logged else False
+    trainer = tiny_trainer(folder, callbacks, logger=logger, **settings)
     module, data = tiny_module(pipeline, lr=1e-2), tiny_data(folder)
     trainer.fit(module, data, ckpt_path=ckpt_path, weights_only=True)
     return module
 
 
 def test_a_run_is_replayed_exactly_and_a_resumed_one_logs_the_same(
-    tmp_path, tiny_sd3_folder, capsys
+    tmp_path, tiny_sd3_folder, capsys, monkeypatch
 ):
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     for folder in (whole, halves):
@@ -47,6 +50,16 @@ def test_a_run_is_replayed_exactly_and_a_resumed_one_logs_the_same(
     cut = halves / "decisions.jsonl"
     lines = log.read_text().splitlines(keepends=True)
     cut.write_text(cut.read_text() + lines[2] + lines[3][:50])  # killed after the checkpoint
+    before = cut.read_bytes()
+
+    def full(*_):
+        assert cut.read_bytes() == before
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="no space"):
+        patched.setattr("aegpo.utilities.files.os.replace", full)
+        train(halves, tiny_sd3_folder, 2, ckpt_path="last")
+    assert cut.read_bytes() == before
     train(halves, tiny_sd3_folder, 2, ckpt_path="last")
     assert cut.read_text() == log.read_text()
 
@@ -64,3 +77,10 @@ def test_a_run_is_replayed_exactly_and_a_resumed_one_logs_the_same(
             replay.main(arguments)
         assert stopped.value.code == 2
         assert words in capsys.readouterr().err
+
+
+def test_without_a_log_folder_nothing_is_written(tmp_path, tiny_sd3_folder):
+    (tmp_path / "decisions.jsonl").write_text("mine")
+    with pytest.warns(UserWarning, match=r"without a trainer.logger there is no log folder"):
+        train(tmp_path, tiny_sd3_folder, 1, logged=False)
+    assert (tmp_path / "decisions.jsonl").read_text() == "mine"

@@ -1,10 +1,13 @@
 """Interrupted and resumed equals uninterrupted, and a full disk costs no checkpoint."""
 
 import errno
+import os
+import signal
 
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from tiny_training import entropy_callbacks, tiny_data, tiny_module, tiny_trainer
 
 from aegpo.entropy.category_controls import WithinCategory
@@ -66,6 +69,31 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, tiny_sd3_folder, cal
         module.policy.trainable_parameters(), resumed.policy.trainable_parameters(), strict=True
     ):
         assert torch.equal(own, other)
+
+
+class Told(L.Callback):
+    """Tells its own process to end, in an iteration."""
+
+    def __init__(self, iteration):
+        self.iteration = iteration
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if pl_module.iteration == self.iteration:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_run_that_is_told_to_end_inside_an_epoch_goes_on_from_there(tmp_path, tiny_sd3_folder):
+    whole, _ = run(tmp_path, tiny_sd3_folder, "whole", 2)
+    trace = Trace()
+    checkpoint = RolloutCheckpoint(dirpath=str(tmp_path / "halves"))
+    callbacks = [*entropy_callbacks(), trace, Told(2), checkpoint]
+    trainer = tiny_trainer(tmp_path, callbacks, max_epochs=2, enable_checkpointing=True)
+    with pytest.raises(SIGTERMException):
+        trainer.fit(tiny_module(tiny_sd3_folder, lr=1e-2), tiny_data(tmp_path))
+    saved = torch.load(tmp_path / "halves" / "last.ckpt", weights_only=True)
+    assert saved["aegpo"]["iteration"] == len(trace.rows) == 3  # of four, two an epoch
+    rest, _ = run(tmp_path, tiny_sd3_folder, "halves", 2, ckpt_path="last")
+    assert trace.rows + rest == whole
 
 
 def test_another_seed_is_another_run(tmp_path, tiny_sd3_folder):

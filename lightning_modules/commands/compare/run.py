@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import yaml
 
+from aegpo.utilities.files import replacing
 from lightning_modules.arguments.messages import UserError
 
 _LOGGERS = ("TensorBoardLogger", "CSVLogger")
@@ -87,9 +88,8 @@ class ComparedRun:
             "config_hash": self.config_hash,
             "config": self.config,
         }
-        partial = self.folder / "run.json.partial"
-        partial.write_text(json.dumps(state, indent=1) + "\n")
-        os.replace(partial, self.folder / "run.json")
+        with replacing(self.folder / "run.json") as partial:
+            partial.write_text(json.dumps(state, indent=1) + "\n")
 
     def is_done(self) -> bool:
         """Whether this very config was run to its end before."""

@@ -15,6 +15,7 @@ from aegpo.prompts import PromptBatch
 from aegpo.rollout.deterministic import deterministic_rollout
 from aegpo.utilities.folders import check_new_folder, published
 from aegpo.utilities.images import side_by_side
+from aegpo.utilities.secrets import without_secrets
 from lightning_modules.commands.configured_run import ConfiguredRun
 from lightning_modules.commands.export.run_record import (
     draw_scores,
@@ -67,6 +68,7 @@ def export(
         raise ValueError("aegpo export needs the weights: give --ckpt_path last, or a file")
     folder = check_new_folder(out)
     known = run or ConfiguredRun()
+    config = without_secrets(known.config)  # the folder is for others
     texts = list(dict.fromkeys(prompts or example_prompts(known, NUM_PROMPTS)))
     batch = PromptBatch(texts, torch.arange(len(texts)), [{} for _ in texts])
     model.prefers_averaged = weights == "ema"
@@ -80,12 +82,12 @@ def export(
             if any(scores.values()):
                 draw_scores(scores).savefig(partial / CURVE, dpi=120)
                 pictures[CURVE] = "Held-out scores over the training."
-            (partial / "config.yaml").write_text(yaml.safe_dump(known.config, sort_keys=False))
+            (partial / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
             facts = Facts(
                 name=folder.resolve().name,
                 base=pretrained_name(known) or type(model.policy).__name__,
                 full=(partial / "model_index.json").is_file(),
-                config=known.config,
+                config=config,
                 code=code,
                 check=str(check),
                 scores=scores,

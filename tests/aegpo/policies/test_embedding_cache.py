@@ -71,3 +71,42 @@ def test_a_policy_finds_its_prompts_and_not_another_models(tmp_path: Path) -> No
     # The folder is overwritten by another model: nothing of the old one may be found.
     save_tiny_sd3(folder, seed=1)
     assert not torch.equal(policy().encode(["a red circle"]).embeds, before.embeds)
+
+
+def test_another_tokenizer_or_revision_is_another_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_tiny_sd3(tmp_path / "pipeline")
+    policy = StableDiffusion3(str(folder), max_sequence_length=4)
+    before = policy._text_settings()
+    assert policy._text_settings() == before
+    vocabulary = next((folder / "tokenizer_2").glob("*.json"))
+    vocabulary.write_text(vocabulary.read_text() + " ")
+    assert policy._text_settings() != before
+
+    cache = tmp_path / "hub" / "models--owner--name"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    policy._source = "owner/name"
+    seen = []
+    for commit in ("a" * 40, "b" * 40):  # somebody uploads, and this machine downloads again
+        (cache / "snapshots" / commit).mkdir(parents=True)
+        (cache / "refs").mkdir(exist_ok=True)
+        (cache / "refs" / "main").write_text(commit)
+        seen.append(policy._text_settings())
+    assert seen[0] != seen[1]
+
+
+def test_writers_of_one_process_number_do_not_meet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.getpid", lambda: 7)  # as on two nodes that share the folder
+    names: list[str] = []
+
+    def save(parts: object, path: Path) -> None:
+        names.append(path.name)
+        path.write_bytes(b"")
+
+    monkeypatch.setattr("aegpo.policies.embedding_cache.save_file", save)
+    for _ in range(2):
+        EmbeddingFolder(tmp_path, []).save("a", encode(["a"]))
+    assert len(set(names)) == 2

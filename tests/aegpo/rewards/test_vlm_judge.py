@@ -226,8 +226,10 @@ def test_a_broken_image_is_not_sent(server: FakeServer) -> None:
 def test_the_key_comes_from_the_environment(
     server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ValueError, match="'JUDGE_KEY': there is no such environment variable"):
-        VLMJudge(server.url, "judge", api_key_env="JUDGE_KEY")
+    for given in ("JUDGE_KEY", "sk-0123456789abcdef", "0123456789ABCDEF"):
+        with pytest.raises(ValueError, match="names no environment variable that is set") as told:
+            VLMJudge(server.url, "judge", api_key_env=given)
+        assert given not in str(told.value)
     monkeypatch.setenv("JUDGE_KEY", "abc")
     judge = connect(server, api_key_env="JUDGE_KEY")
     assert server.keys == ["Bearer abc"]
@@ -244,6 +246,8 @@ def test_what_cannot_work_is_told_before_training(
         connect(server, model="other")
     with pytest.raises(RuntimeError, match="call setup"):
         score(VLMJudge(server.url, "judge"), "a")
+    with pytest.raises(ConnectionError, match=r"the judge at http://\*\*\*@127.0.0.1:9/v1 cannot"):
+        VLMJudge("http://me:hidden@127.0.0.1:9/v1", "judge").setup(torch.device("cpu"))
     with pytest.raises(ConnectionError, match="start the server"):
         VLMJudge("http://127.0.0.1:9/v1", "judge", retries=0).setup(CPU)
     monkeypatch.setitem(sys.modules, "openai", None)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,11 +42,39 @@ def test_an_empty_one_is_filled_and_a_full_one_kept(tmp_path: Path) -> None:
 
 def test_a_full_one_is_replaced_as_a_whole(tmp_path: Path) -> None:
     folder = tmp_path / "out"
-    fill(folder, "one", replace=True)
-    (folder / "other").write_text("of the first time")
+    with published(folder, replace=True) as partial:
+        (partial / "part").mkdir()
+        (partial / "part" / "other").write_text("of the first time")
     fill(folder, "two", replace=True)
     assert (folder / "file").read_text() == "two"
-    assert names(folder) == ["file"] and names(tmp_path) == ["out"]
+    assert names(folder) == [".written", "file"] and names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("other", ["mine.txt", "part/mine.txt", ".written"])
+def test_what_was_not_written_by_it_is_never_deleted(tmp_path: Path, other: str) -> None:
+    folder = tmp_path / "out"
+    if other != ".written":
+        fill(folder, "one", replace=True)
+    for path in (folder / other, *(tmp_path / f"out{end}/mine" for end in (".new", ".old"))):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+    for end in (".partial", ".previous", f".{'0' * 32}.partial"):
+        (tmp_path / f"out{end}").mkdir()
+        (tmp_path / f"out{end}" / "mine").write_text("mine")
+    (folder / "second.txt").write_text("mine")
+    before = {path for path in tmp_path.rglob("*") if path.name != "file"}
+    with pytest.raises(FileExistsError, match="in it was not written by this; give another"):
+        fill(folder, "two", replace=True)
+    assert {path for path in tmp_path.rglob("*") if path.name != "file"} == before
+    assert (folder / other).read_text() == "mine"
+
+
+def test_a_file_that_came_while_it_was_filled_is_not_deleted(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    fill(folder, "one", replace=True)
+    with pytest.raises(FileExistsError), published(folder, replace=True):
+        (folder / "mine").touch()
+    assert names(folder) == [".written", "file", "mine"] and names(tmp_path) == ["out"]
 
 
 @pytest.mark.parametrize("replace", [False, True])
@@ -67,7 +98,7 @@ def test_the_old_one_comes_back_if_the_new_one_cannot_take_its_place(
     rename = Path.rename
 
     def refuse(path: Path, target: Path) -> Path:
-        if path.name == "out.partial":
+        if path.suffix == ".partial":
             assert not folder.exists()
             raise OSError("disk full")
         return rename(path, target)
@@ -78,16 +109,32 @@ def test_the_old_one_comes_back_if_the_new_one_cannot_take_its_place(
     assert (folder / "file").read_text() == "one" and names(tmp_path) == ["out"]
 
 
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from aegpo.utilities.folders import published
+rename = Path.rename
+def kill_the_second(path, target):
+    if path.suffix == ".partial":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rename(path, target)
+Path.rename = kill_the_second
+with published(Path(sys.argv[1]), replace=True) as partial:
+    (partial / "file").write_text("two")
+"""
+
+
 def test_what_a_killed_process_left_aside_is_not_lost(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     fill(folder, "one", replace=True)
-    folder.rename(tmp_path / "out.previous")  # killed between the two renames
-    (tmp_path / "out.partial").mkdir()
-    (tmp_path / "out.partial" / "half").touch()
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(folder)])
+    assert killed.returncode == -signal.SIGKILL and not folder.exists()
     with pytest.raises(RuntimeError), published(folder, replace=True):
-        assert (tmp_path / "out.previous" / "file").read_text() == "one"
+        assert (folder / "file").read_text() == "one"
         raise RuntimeError
-    assert (folder / "file").read_text() == "one" and names(tmp_path) == ["out"]
+    assert (folder / "file").read_text() == "one"
+    fill(folder, "three", replace=True)
+    assert (folder / "file").read_text() == "three"
 
 
 def test_a_link_to_a_folder_stays_a_link(tmp_path: Path) -> None:

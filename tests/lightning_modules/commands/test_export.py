@@ -57,6 +57,9 @@ def trained(tmp_path: Path, folder: Path, **policy: Any) -> tuple[AEGPOModule, s
     return module, str(tmp_path / "last.ckpt")
 
 
+SECRETS = {"base_url": "https://me:hidden@host/v1", "api_key": "hidden", "api_key_env": "sk-hidden"}
+
+
 def exported(
     tmp_path: Path, folder: Path, checkpoint: str, weights: Any = "ema", **policy: Any
 ) -> Path:
@@ -70,6 +73,7 @@ def exported(
                 "reward": {"class_path": "tests.Redness", "init_args": {}},
                 "step_selector": {"class_path": "x.EntropyPeaks", "init_args": {"top_k": 2}},
                 "sde": {"class_path": "aegpo.sde.FlowSDE"},
+                "evaluation_rewards": [{"class_path": "x.Judge", "init_args": SECRETS}],
                 "objective": None,
                 "clip_range": 1e-3,
                 "num_steps": STEPS,
@@ -203,7 +207,10 @@ def test_the_card_says_what_was_done(tiny_sd3_folder: Path, tmp_path: Path) -> N
         assert f"({picture})" in text
         with Image.open(out / picture) as image:
             assert image.width > 300
-    assert yaml.safe_load((out / "config.yaml").read_text())["seed_everything"] == 3
+    published = (out / "config.yaml").read_text()
+    assert yaml.safe_load(published)["seed_everything"] == 3
+    assert "https://***@host/v1" in text and "https://***@host/v1" in published
+    assert "hidden" not in text + published
 
 
 @pytest.mark.parametrize(("weights", "scale"), [("ema", 0.5), ("last", 1.0)])

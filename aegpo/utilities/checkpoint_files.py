@@ -1,0 +1,114 @@
+"""Checkpoints on disk: written whole or not at all, and read without running what is in them."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from aegpo.utilities.files import remove_leftovers, replacing
+
+
+class CheckpointFiles:
+    """What a trainer writes and reads checkpoints with, in the place of Lightning's own.
+
+    Lightning's writes to the system's temporary folder and moves the file over. Where that is
+    another file system, as on most clusters, the move copies into the old file, and a kill or a
+    full disk in there destroys the only checkpoint. For an address it unpickles whatever it gets.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Write a checkpoint, beside the old one until it is whole.
+
+        Args:
+            checkpoint: Its content.
+            path: A file, or an address that fsspec knows.
+            storage_options: Not used.
+
+        Raises:
+            OSError: If it cannot be written; a file that was there is what it was.
+        """
+        del storage_options
+        system, place = url_to_fs(str(path))
+        if not isinstance(system, LocalFileSystem):  # object stores show whole objects only
+            content = io.BytesIO()
+            torch.save(checkpoint, content)
+            system.makedirs(system._parent(place), exist_ok=True)
+            system.pipe_file(place, content.getvalue())
+            return
+        remove_leftovers(place)
+        with replacing(place) as partial, partial.open("wb") as file:
+            torch.save(checkpoint, file)
+
+    def load_checkpoint(
+        self,
+        path: str | Path,
+        map_location: Callable[..., Any] | None = None,
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        """Read a checkpoint.
+
+        Args:
+            path: A file, or an address that fsspec knows; nothing that was downloaded is kept.
+            map_location: As for `torch.load`; None puts all on the CPU.
+            weights_only: False unpickles objects, which runs the code in the file; None is True.
+
+        Returns:
+            Its content.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is no checkpoint, or holds objects that may not be unpickled.
+        """
+        system, place = url_to_fs(str(path))
+        if not system.isfile(place):
+            raise FileNotFoundError(f"there is no checkpoint {path}; give the file of one")
+        safe = weights_only is not False
+        local = isinstance(system, LocalFileSystem)
+        source: Any = place if local else io.BytesIO(system.cat_file(place))
+        try:
+            content: dict[str, Any] = torch.load(
+                source, map_location=map_location or "cpu", weights_only=safe
+            )
+        except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+            if safe and "GLOBAL" in str(error):  # the name of a class or a function
+                raise ValueError(
+                    f"{path} holds Python objects, and unpickling them runs the code in them; give "
+                    "a checkpoint of aegpo fit, or --weights_only false if you trust its origin"
+                ) from error
+            raise ValueError(
+                f"{path} is damaged or no checkpoint (torch.load cannot read it); give a "
+                "checkpoint that aegpo fit wrote"
+            ) from error
+        return content
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove a checkpoint that is not kept any more.
+
+        Args:
+            path: A file or a folder, or an address that fsspec knows.
+        """
+        system, place = url_to_fs(str(path))
+        if system.exists(place):
+            system.rm(place, recursive=True)
+
+    def teardown(self) -> None:
+        """Nothing is held."""
+
+
+def write_whole_checkpoints(strategy: Any) -> None:
+    """Have a trainer use `CheckpointFiles`, unless it was given something else of its own.
+
+    Args:
+        strategy: The trainer's.
+    """
+    if type(strategy.checkpoint_io).__name__ == "TorchCheckpointIO":
+        strategy.checkpoint_io = CheckpointFiles()

@@ -1,0 +1,75 @@
+"""A file that takes another's place: the old one is whole until the new one is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from uuid import uuid4
+
+_SUFFIX = "partial"
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Write a file aside, in its own folder; it takes its place when all went well.
+
+    A rename is one step only inside a file system, so the file is never written anywhere else. It
+    reaches the disk before it gets its name: a power failure leaves the old content or the new.
+    The name aside is no other process's, on no other machine that shares the folder.
+
+    Args:
+        path: The file that is to be there; its folder is made if need be.
+
+    Yields:
+        The path to write to; the file is removed if an exception is raised.
+
+    Raises:
+        OSError: If the disk refuses; `path` is then what it was.
+    """
+    final = Path(path)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    partial = final.with_name(f".{final.name}.{uuid4().hex}.{_SUFFIX}")
+    try:
+        yield partial
+        sync(partial)
+        os.replace(partial, final)
+        sync(final.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, have reached the disk.
+
+    Args:
+        path: A file or a folder.
+
+    Raises:
+        OSError: If a file's content did not reach the disk.
+    """
+    folder = path.is_dir()
+    if folder and os.name == "nt":
+        return  # Windows opens no folders
+    descriptor = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
+    try:
+        # Some network file systems cannot sync a folder; a file that cannot be synced is an error.
+        with suppress(*([OSError] if folder else [])):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_leftovers(path: str | Path) -> None:
+    """Remove what killed processes left of a file that this process alone writes.
+
+    Args:
+        path: The file, as it was given to `replacing`.
+    """
+    final = Path(path)
+    for partial in final.parent.glob(f".*.{_SUFFIX}"):
+        name, _, unique = partial.name.removesuffix(f".{_SUFFIX}").rpartition(".")
+        ours = len(unique) == 32 and not set(unique) - set("0123456789abcdef")
+        if ours and name == f".{final.name}":
+            partial.unlink(missing_ok=True)

@@ -1,0 +1,80 @@
+"""The config that `fit` leaves in its log folder, which every command takes."""
+
+from __future__ import annotations
+
+import hashlib
+from itertools import count
+from pathlib import Path
+
+import lightning as L
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_info
+
+from aegpo.utilities.files import replacing
+
+_MARK = "# written by aegpo fit, which replaces it unless it was changed: "
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Writes `config.yaml` into the log folder when a training starts, and nothing elsewhere.
+
+    Only `fit` writes one: the config of `validate` has options that no other command knows. A run
+    without a logger has no folder of its own, so it leaves none. A file that is there is replaced
+    only if an earlier run wrote it and nobody changed it since; otherwise the next free name is
+    taken.
+    """
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Write the config, on the first rank.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+            stage: Which of Lightning's commands runs.
+        """
+        if self.already_saved or stage != "fit" or not trainer.loggers:  # the same on every rank
+            return
+        self.already_saved = True
+        folder = trainer.log_dir  # a collective
+        if not trainer.is_global_zero or folder is None or "://" in folder:
+            return
+        wanted = Path(folder) / self.config_filename
+        path = free_place(wanted)
+        if path != wanted:
+            rank_zero_info(
+                f"{wanted} was not written by aegpo fit, or was changed since, and stays; this "
+                f"run's config is {path}"
+            )
+        text = self.parser.dump(self.config, skip_none=False)
+        with replacing(path) as partial:
+            partial.write_text(f"{_MARK}{_fingerprint(text)}\n{text}", encoding="utf-8")
+
+
+def free_place(wanted: Path) -> Path:
+    """Say where a run's config may be written.
+
+    Args:
+        wanted: Where it should be.
+
+    Returns:
+        That or the first of `config_1.yaml`, `config_2.yaml`, ... that is not there, or is as an
+        earlier run left it.
+    """
+    path = wanted
+    for number in count(1):
+        if not path.exists() or _is_untouched(path):
+            break
+        path = wanted.with_stem(f"{wanted.stem}_{number}")
+    return path
+
+
+def _is_untouched(path: Path) -> bool:
+    try:
+        first, _, rest = path.read_text(encoding="utf-8").partition("\n")
+    except (OSError, UnicodeDecodeError):
+        return False
+    return first == _MARK + _fingerprint(rest)
+
+
+def _fingerprint(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
