@@ -216,6 +216,9 @@ class PolicyModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Continue from `on_save_checkpoint`, unless the checkpoint is of another make.
 
+        Args:
+            checkpoint: The file's content.
+
         Raises:
             ValueError: If it is, or if it lacks a trained tensor or holds one too many.
         """
