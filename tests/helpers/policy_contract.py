@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -38,8 +38,38 @@ NOISE = KeyedNoise(0)
 INDEX = torch.tensor([7, 3, 5])
 
 Build = Callable[..., DiffusersPolicy]
+P = TypeVar("P", bound=DiffusersPolicy)
 Positions = Callable[[str, int, int, Tensor], tuple[Sequence[int], Sequence[int]] | None]
 """(layer, queries, keys, text mask of the row) to the positions of both by hand, None for none."""
+
+
+def shared(build: Callable[..., P], keep: int = 6) -> Callable[..., P]:
+    """`build`, for tests that only look at a policy: the same arguments give the same object.
+
+    A policy that is handed out again has to be as it was built.
+
+    Args:
+        build: Makes a policy.
+        keep: How many to keep of those that were asked for last.
+    """
+    built: dict[str, tuple[P, list[Tensor]]] = {}
+
+    def look(*args: Any, **arguments: Any) -> P:
+        key = repr((args, sorted(arguments.items())))
+        if key in built:
+            policy, before = built.pop(key)
+            now = policy.trainable_parameters()
+            assert not policy.training and all(parameter.grad is None for parameter in now)
+            assert all(map(torch.equal, now, before)), "a test changed what others look at"
+        else:
+            policy = build(*args, **arguments)
+            before = [parameter.detach().clone() for parameter in policy.trainable_parameters()]
+        built[key] = policy, before
+        if len(built) > keep:
+            del built[next(iter(built))]
+        return policy
+
+    return look
 
 
 def draw(
@@ -268,7 +298,7 @@ def exported(policy: DiffusersPolicy, folder: Path) -> tuple[ExportCheck, Any, T
 def assert_export_passes_its_check(build: Build, folder: Path, **arguments: Any) -> None:
     """What is written passes, and the code of its model card loads and calls the trained model."""
     policy = build(**arguments)
-    source = "" if policy.full_finetuning else str(policy.load_clean_pipeline().name_or_path)
+    source = "" if policy.full_finetuning else str(policy.pipeline.name_or_path)
     base = draw(policy).images
     shake(policy, 0.02 if policy.full_finetuning else 0.1)
     check, pipeline, images = exported(policy, folder)

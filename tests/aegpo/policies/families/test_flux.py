@@ -45,6 +45,9 @@ def build(folder: Path, **arguments: Any) -> Flux:
     return Flux(str(folder), **arguments)
 
 
+look = contract.shared(build)
+
+
 def builder(folder: Path) -> contract.Build:
     return lambda **arguments: build(folder, **arguments)
 
@@ -55,11 +58,11 @@ def builder(folder: Path) -> contract.Build:
     ids=["default", "distilled", "classifier_free", "scheduler"],
 )
 def test_rollout_is_the_pipeline(folder: Path, arguments: dict[str, Any]) -> None:
-    contract.assert_rollout_is_the_pipeline(build(folder, **arguments))
+    contract.assert_rollout_is_the_pipeline(look(folder, **arguments))
 
 
 def test_rollout_is_the_pipeline_of_schnell(schnell_folder: Path) -> None:
-    contract.assert_rollout_is_the_pipeline(build(schnell_folder))
+    contract.assert_rollout_is_the_pipeline(look(schnell_folder))
 
 
 def test_either_guidance_moves_the_prediction(folder: Path) -> None:
@@ -80,7 +83,7 @@ def test_either_guidance_moves_the_prediction(folder: Path) -> None:
 
 
 def test_every_attention_is_a_layer(folder: Path) -> None:
-    policy = build(folder)
+    policy = look(folder)
     assert [name for name, _ in policy.attention_layers()] == LAYERS
     policy.encode(contract.PROMPTS)
     contract.assert_every_attention_is_a_layer(policy, 4)
@@ -107,12 +110,12 @@ def test_recorded_entropy(folder: Path, tokens: str, arguments: dict[str, Any]) 
         chosen = {"text": text, "image": image, "all": [*text, *image]}
         return chosen[asks], chosen[looks]
 
-    policy = build(folder, **arguments)
+    policy = look(folder, **arguments)
     contract.assert_recorded_entropy_is_the_explicit_softmax(policy, tokens, positions)
 
 
 def test_mask_marks_t5s_words_and_its_end(folder: Path) -> None:
-    cond = build(folder, **GUIDED).encode(["a red circle", "a", ""])
+    cond = look(folder, **GUIDED).encode(["a red circle", "a", ""])
     assert cond.mask is not None and cond.pooled is not None and cond.negative is not None
     assert cond.mask.sum(1).tolist() == [4, 2, 1], "words, then the end token"
     assert cond.mask.int().argmin(1).tolist() == [4, 2, 1], "padding comes last"
@@ -161,7 +164,7 @@ def test_half_precision_draws_the_half_precision_pipeline(folder: Path) -> None:
 
 def test_lora_groups(folder: Path) -> None:
     def layers(*groups: str) -> set[str]:
-        names = build(folder, lora_targets=list(groups)).trainable_state_dict()
+        names = look(folder, lora_targets=list(groups)).trainable_state_dict()
         return {name.removeprefix("transformer.").split(".lora_")[0] for name in names}
 
     double, single = (
@@ -191,15 +194,15 @@ def test_lora_groups(folder: Path) -> None:
 
 
 def test_sizes(folder: Path) -> None:
-    assert build(folder, resolution=None).latent_shape == (4, 128, 128)
-    policy = build(folder, resolution=128)
+    assert look(folder, resolution=None).latent_shape == (4, 128, 128)
+    policy = look(folder, resolution=128)
     # 1,024 tokens: FLUX's published 0.5 to 1.15 between 256 and 4,096 tokens.
     assert policy.shift_mu(10) == pytest.approx(0.63)
     u = torch.tensor([1, 0.75, 0.5, 0.25, 0])
     grown = torch.tensor(0.63).exp() * u
     torch.testing.assert_close(policy.sigmas(4), grown / (grown + 1 - u))
     with pytest.raises(ValueError, match="multiples of 4 pixels"):
-        build(folder, resolution=18)
+        look(folder, resolution=18)
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,9 @@ def build(folders: dict[str, Path], family: str, **arguments: Any) -> DiffusersP
     return FAMILIES.get(family, Flux2Klein)(str(folders[family]), **arguments)
 
 
+look = contract.shared(build)
+
+
 @pytest.mark.parametrize(
     ("family", "arguments"),
     [
@@ -58,12 +61,12 @@ def build(folders: dict[str, Path], family: str, **arguments: Any) -> DiffusersP
 def test_rollout_is_the_pipeline(
     folders: dict[str, Path], family: str, arguments: dict[str, Any]
 ) -> None:
-    contract.assert_rollout_is_the_pipeline(build(folders, family, **arguments))
+    contract.assert_rollout_is_the_pipeline(look(folders, family, **arguments))
 
 
 @both
 def test_every_attention_is_a_layer(folders: dict[str, Path], family: str) -> None:
-    policy = build(folders, family)
+    policy = look(folders, family)
     assert [name for name, _ in policy.attention_layers()] == LAYERS
     policy.encode(contract.PROMPTS)
     contract.assert_every_attention_is_a_layer(policy, 4)
@@ -87,16 +90,16 @@ def test_recorded_entropy(folders: dict[str, Path], family: str, tokens: str) ->
         chosen = {"text": text, "image": image, "all": [*text, *image]}
         return chosen[asks], chosen[looks]
 
-    policy = build(folders, family)
+    policy = look(folders, family)
     contract.assert_recorded_entropy_is_the_explicit_softmax(policy, tokens, positions)
 
 
 def test_mask_marks_the_chat_on_whichever_side_the_padding_is(folders: dict[str, Path]) -> None:
-    dev, klein = (build(folders, family).encode(["a red circle", "a"]) for family in FAMILIES)
+    dev, klein = (look(folders, family).encode(["a red circle", "a"]) for family in FAMILIES)
     assert dev.mask is not None and klein.mask is not None and dev.pooled is None
     assert dev.embeds.shape == klein.embeds.shape == (2, TEXT, 24)
     # Mistral pads on the left, before 23 words of system message, two roles and the prompt.
-    words = len(build(folders, "dev").pipeline.system_message.split())
+    words = len(look(folders, "dev").pipeline.system_message.split())
     assert dev.mask.sum(1).tolist() == [words + 2 + 3, words + 2 + 1]
     assert dev.mask[:, -1].all() and not dev.mask[:, 0].any()
     # Qwen pads on the right, after bytes between three tokens of the template.
@@ -105,14 +108,14 @@ def test_mask_marks_the_chat_on_whichever_side_the_padding_is(folders: dict[str,
 
 
 def test_guidance_as_each_model_has_it(folders: dict[str, Path]) -> None:
-    dev, klein = build(folders, "dev"), build(folders, "klein")
+    dev, klein = look(folders, "dev"), look(folders, "klein")
     assert dev.num_evaluations_per_sample == 1 and klein.num_evaluations_per_sample == 2
-    assert klein.guidance_scale == 4 and build(folders, "distilled").guidance_scale == 1
+    assert klein.guidance_scale == 4 and look(folders, "distilled").guidance_scale == 1
     latents, sigma, cond = contract.inputs(dev)
     with torch.no_grad():
         base = dev(latents, sigma, cond)
-        assert torch.equal(build(folders, "dev", guidance_scale=4.0)(latents, sigma, cond), base)
-        stronger = build(folders, "dev", guidance_scale=8.0)(latents, sigma, cond)
+        assert torch.equal(look(folders, "dev", guidance_scale=4.0)(latents, sigma, cond), base)
+        stronger = look(folders, "dev", guidance_scale=8.0)(latents, sigma, cond)
         assert (stronger - base).abs().max() > 1e-3
 
 

@@ -25,6 +25,9 @@ def build(folder: Path, **arguments: Any) -> QwenImage:
     return QwenImage(str(folder), **settings)
 
 
+look = contract.shared(build)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny_qwen_image import save_tiny_qwen_image
@@ -40,13 +43,13 @@ def clean(folder: Path) -> QwenImagePipeline:
 
 @pytest.mark.parametrize("scale", [1.0, 3.5])
 def test_rollout_is_the_pipeline(folder: Path, scale: float) -> None:
-    policy = build(folder, true_cfg_scale=scale, negative_prompt="a star")
+    policy = look(folder, true_cfg_scale=scale, negative_prompt="a star")
     contract.assert_rollout_is_the_pipeline(policy)
 
 
 def test_the_pipeline_is_called_with_the_settings(folder: Path) -> None:
     """The images above come from `pipeline_images`; here they come from the bare call."""
-    policy = build(folder, true_cfg_scale=3.5)
+    policy = look(folder, true_cfg_scale=3.5)
     pipeline = clean(folder)
     noise = contract.start_noise(policy)
     latents = pipeline._pack_latents(noise, 3, 4, 8, 8)
@@ -67,7 +70,7 @@ def test_the_pipeline_is_called_with_the_settings(folder: Path) -> None:
 
 
 def test_guidance_keeps_the_length_of_every_token(folder: Path) -> None:
-    policy = build(folder, true_cfg_scale=3.0)
+    policy = look(folder, true_cfg_scale=3.0)
     positive, negative = (
         torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)
     )
@@ -83,16 +86,16 @@ def test_guidance_keeps_the_length_of_every_token(folder: Path) -> None:
 
 
 def test_texts_are_padded_and_masked(folder: Path) -> None:
-    policy = build(folder)
+    policy = look(folder)
     cond = policy.encode(contract.PROMPTS)
     assert cond.embeds.shape == (3, TEXT, 32) and cond.mask is not None
     assert cond.mask.sum(1).tolist() == LENGTHS == cond.mask.int().argmin(1).tolist()
-    short = build(folder, max_sequence_length=5).encode(contract.PROMPTS)
+    short = look(folder, max_sequence_length=5).encode(contract.PROMPTS)
     assert short.embeds.shape == (3, 5, 32) and short.mask is not None and short.mask.all()
 
 
 def test_attention_is_seen(folder: Path) -> None:
-    policy = build(folder)
+    policy = look(folder)
     names = [name for name, _ in policy.attention_layers()]
     assert names == ["transformer_blocks.0.attn", "transformer_blocks.1.attn"]
     contract.assert_every_attention_is_a_layer(policy, 2)
@@ -102,7 +105,7 @@ def test_attention_is_seen(folder: Path) -> None:
     "tokens", ["image_to_text", "image_to_image", "image_to_all", "text_to_image"]
 )
 def test_entropy(folder: Path, tokens: Any) -> None:
-    policy = build(folder, true_cfg_scale=2.0 if tokens == "image_to_all" else 1.0)
+    policy = look(folder, true_cfg_scale=2.0 if tokens == "image_to_all" else 1.0)
 
     def positions(
         layer: str, queries: int, keys: int, mask: Tensor
@@ -152,16 +155,16 @@ def test_settings_of_large_models(folder: Path) -> None:
 
 
 def test_adapters_sit_in_both_streams(folder: Path) -> None:
-    assert len(build(folder).trainable_state_dict()) == 2 * 2 * 8
-    names = build(folder, lora_targets=["feed_forward"]).trainable_state_dict()
+    assert len(look(folder).trainable_state_dict()) == 2 * 2 * 8
+    names = look(folder, lora_targets=["feed_forward"]).trainable_state_dict()
     assert len(names) == 2 * 2 * 4 and all("_mlp." in name for name in names)
 
 
 def test_sizes(folder: Path) -> None:
-    assert build(folder, resolution=None).latent_shape == (4, 128, 128)
-    assert build(folder).latent_shape == (4, 8, 8)
+    assert look(folder, resolution=None).latent_shape == (4, 128, 128)
+    assert look(folder).latent_shape == (4, 8, 8)
     with pytest.raises(ValueError, match="multiples of 4 pixels"):
-        build(folder, resolution=18)
+        look(folder, resolution=18)
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,9 @@ def build(folder: Path, **arguments: Any) -> Sana:
     return Sana(str(folder), **settings)
 
 
+look = contract.shared(build)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny_sana import save_tiny_sana
@@ -49,7 +52,7 @@ def clean(folder: Path) -> SanaPipeline:
 @pytest.mark.parametrize("scale", [1.0, 3.5])
 @pytest.mark.parametrize("instruction", [None, INSTRUCTION], ids=["bare", "instructed"])
 def test_rollout_is_the_pipeline(folder: Path, scale: float, instruction: list[str] | None) -> None:
-    policy = build(
+    policy = look(
         folder,
         guidance_scale=scale,
         negative_prompt="a star",
@@ -82,7 +85,7 @@ def test_uniform_spacing_has_the_noise_levels_of_the_published_solver(folder: Pa
     solver = clean(folder).scheduler
     assert isinstance(solver, DPMSolverMultistepScheduler)
     solver.set_timesteps(10)
-    sigmas = build(folder, sigma_spacing="uniform").sigmas(10)
+    sigmas = look(folder, sigma_spacing="uniform").sigmas(10)
     torch.testing.assert_close(sigmas, solver.sigmas.float(), rtol=0, atol=1e-3)
 
 
@@ -107,7 +110,7 @@ def text_positions(policy: Sana, prompt: str) -> Tensor:
 
 
 def test_texts_are_padded_and_masked(folder: Path) -> None:
-    policy = build(folder)
+    policy = look(folder)
     cond = policy.encode(contract.PROMPTS)
     assert cond.embeds.shape == (3, TEXT, 32) and cond.mask is not None
     expected = [len(text_positions(policy, prompt)) for prompt in contract.PROMPTS]
@@ -123,7 +126,7 @@ def test_the_instruction_is_part_of_an_embedding_on_disk(folder: Path, tmp_path:
 
 
 def test_attention_is_the_cross_attention(folder: Path) -> None:
-    policy = build(folder)
+    policy = look(folder)
     names = [name for name, _ in policy.attention_layers()]
     assert names == ["transformer_blocks.0.attn2", "transformer_blocks.1.attn2"]
     contract.assert_every_attention_is_a_layer(policy, 2)
@@ -131,7 +134,7 @@ def test_attention_is_the_cross_attention(folder: Path) -> None:
 
 @pytest.mark.parametrize("tokens", ["image_to_text", "image_to_all"])
 def test_entropy(folder: Path, tokens: Any) -> None:
-    policy = build(folder, guidance_scale=2.0 if tokens == "image_to_all" else 1.0)
+    policy = look(folder, guidance_scale=2.0 if tokens == "image_to_all" else 1.0)
 
     def positions(
         layer: str, queries: int, keys: int, mask: Tensor
@@ -175,9 +178,9 @@ def test_settings_of_large_models(folder: Path) -> None:
 
 
 def test_groups_of_adapters(folder: Path) -> None:
-    assert len(build(folder).trainable_state_dict()) == 2 * 2 * 8
+    assert len(look(folder).trainable_state_dict()) == 2 * 2 * 8
     for group, layer in (("self_attention", "attn1"), ("cross_attention", "attn2")):
-        names = build(folder, lora_targets=[group]).trainable_state_dict()
+        names = look(folder, lora_targets=[group]).trainable_state_dict()
         assert len(names) == 2 * 2 * 4 and all(f".{layer}." in name for name in names)
 
 

@@ -26,9 +26,18 @@ def build(folder: Path, **arguments: Any) -> StableDiffusion:
     return StableDiffusion(str(folder), **{"lora_rank": 4, **arguments})
 
 
+shared = contract.shared(build)
+
+
 @pytest.fixture
 def tiny(tiny_sd15_folder: Path) -> Any:
     return partial(build, tiny_sd15_folder)
+
+
+@pytest.fixture
+def look(tiny_sd15_folder: Path) -> Any:
+    """As `tiny`, for tests that change nothing."""
+    return partial(shared, tiny_sd15_folder)
 
 
 def positions(
@@ -43,9 +52,9 @@ def positions(
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
-def test_a_rollout_is_the_pipeline(tiny: Any, guidance_scale: float) -> None:
+def test_a_rollout_is_the_pipeline(look: Any, guidance_scale: float) -> None:
     contract.assert_rollout_is_the_pipeline(
-        tiny(guidance_scale=guidance_scale, negative_prompt="green"), num_steps=5
+        look(guidance_scale=guidance_scale, negative_prompt="green"), num_steps=5
     )
 
 
@@ -74,23 +83,23 @@ def test_another_resolution(tiny: Any) -> None:
     assert len(recording.layer_names) == 14
 
 
-def test_every_attention_is_a_layer(tiny: Any) -> None:
+def test_every_attention_is_a_layer(look: Any) -> None:
     # Self and cross: one in each of two blocks down and in the middle, two in each of two up.
-    contract.assert_every_attention_is_a_layer(tiny(), 2 * (1 + 1 + 1 + 2 + 2))
+    contract.assert_every_attention_is_a_layer(look(), 2 * (1 + 1 + 1 + 2 + 2))
 
 
 @pytest.mark.parametrize(
     ("tokens", "guidance_scale"),
     [("image_to_text", 3.0), ("image_to_image", 1.0), ("image_to_all", 3.0)],
 )
-def test_recorded_entropy(tiny: Any, tokens: str, guidance_scale: float) -> None:
+def test_recorded_entropy(look: Any, tokens: str, guidance_scale: float) -> None:
     contract.assert_recorded_entropy_is_the_explicit_softmax(
-        tiny(guidance_scale=guidance_scale), tokens, partial(positions, tokens)
+        look(guidance_scale=guidance_scale), tokens, partial(positions, tokens)
     )
 
 
-def test_text_never_asks(tiny: Any) -> None:
-    policy = tiny()
+def test_text_never_asks(look: Any) -> None:
+    policy = look()
     with (
         pytest.raises(ValueError, match="no attention of this model has text queries"),
         EntropyRecorder(tokens="text_to_image").record(policy) as recording,
@@ -98,8 +107,8 @@ def test_text_never_asks(tiny: Any) -> None:
         contract.draw(policy, 2, observer=recording)
 
 
-def test_the_mask_marks_start_words_and_end(tiny: Any) -> None:
-    mask = tiny().encode(["a red circle", "two blue stars and", "a"]).mask
+def test_the_mask_marks_start_words_and_end(look: Any) -> None:
+    mask = look().encode(["a red circle", "two blue stars and", "a"]).mask
     assert mask.shape == (3, 16)
     assert mask.sum(1).tolist() == [5, 6, 3] and mask.int().argmin(1).tolist() == [5, 6, 3]
 
@@ -168,8 +177,8 @@ def test_what_cannot_be_driven_is_said_in_one_line(tiny_sd15_folder: Path, tmp_p
         build(folder)
 
 
-def test_the_pipelines_scheduler_is_left_alone(tiny: Any) -> None:
-    policy = tiny()
+def test_the_pipelines_scheduler_is_left_alone(look: Any) -> None:
+    policy = look()
     pipeline = policy.load_clean_pipeline()
     sampler = policy.sampling_scheduler(pipeline.scheduler)
     assert type(sampler).__name__ == "DDIMScheduler"
@@ -180,8 +189,8 @@ def test_the_pipelines_scheduler_is_left_alone(tiny: Any) -> None:
     )
 
 
-def test_latents_at_both_ends_are_the_diffusions(tiny: Any) -> None:
-    policy = tiny()
+def test_latents_at_both_ends_are_the_diffusions(look: Any) -> None:
+    policy = look()
     sigmas = policy.sigmas(10)
     noise = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     kept = 1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2

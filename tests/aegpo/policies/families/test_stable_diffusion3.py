@@ -26,6 +26,9 @@ def build(folder: Path, **arguments: object) -> StableDiffusion3:
     return StableDiffusion3(str(folder), **arguments)  # type: ignore[arg-type]
 
 
+look = contract.shared(build)
+
+
 def noise(n: int, seed: int = 0) -> Tensor:
     return torch.randn(n, 4, 8, 8, generator=torch.Generator().manual_seed(seed))
 
@@ -185,8 +188,8 @@ def test_guidance_is_two_predictions(tiny_sd3_folder: Path) -> None:
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 def test_chunks_do_not_show(tiny_sd3_folder: Path, guidance_scale: float) -> None:
-    whole = build(tiny_sd3_folder, guidance_scale=guidance_scale)
-    parts = build(tiny_sd3_folder, guidance_scale=guidance_scale, max_batch=3, decode_batch=2)
+    whole = look(tiny_sd3_folder, guidance_scale=guidance_scale)
+    parts = look(tiny_sd3_folder, guidance_scale=guidance_scale, max_batch=3, decode_batch=2)
     with torch.no_grad():
         torch.testing.assert_close(
             whole(*inputs(whole, 7)), parts(*inputs(parts, 7)), rtol=1e-5, atol=1e-6
@@ -227,7 +230,7 @@ def test_guidance_encodes_the_empty_text_once(tiny_sd3_folder: Path) -> None:
 
 
 def test_mask_marks_words_and_not_padding(tiny_sd3_folder: Path) -> None:
-    policy = build(tiny_sd3_folder)
+    policy = look(tiny_sd3_folder)
     cond = policy.encode(["a red circle", "a"])
     assert cond.mask is not None and cond.mask.shape == (2, 16 + TEXT) == cond.embeds.shape[:2]
     assert cond.mask.int().argmin(1).tolist() == [5, 3], "start, words, end"
@@ -249,7 +252,7 @@ def test_mask_follows_the_longer_tokenization(tiny_sd3_folder: Path) -> None:
 def test_euler_through_the_policy_is_the_pipeline(
     tiny_sd3_folder: Path, guidance_scale: float
 ) -> None:
-    policy = build(tiny_sd3_folder, guidance_scale=guidance_scale)
+    policy = look(tiny_sd3_folder, guidance_scale=guidance_scale)
     pipeline = load_tiny_sd3(tiny_sd3_folder)
     settings = {
         "num_inference_steps": 5,
@@ -270,11 +273,11 @@ def test_euler_through_the_policy_is_the_pipeline(
 
 
 def test_sigmas_are_the_schedulers(tiny_sd3_folder: Path) -> None:
-    policy = build(tiny_sd3_folder)
+    policy = look(tiny_sd3_folder)
     scheduler = load_tiny_sd3(tiny_sd3_folder).scheduler
     scheduler.set_timesteps(10)
     torch.testing.assert_close(policy.sigmas(10), scheduler.sigmas, rtol=0, atol=1e-6)
-    uniform = build(tiny_sd3_folder, sigma_spacing="uniform").sigmas(4)
+    uniform = look(tiny_sd3_folder, sigma_spacing="uniform").sigmas(4)
     u = torch.tensor([1, 0.75, 0.5, 0.25, 0])
     torch.testing.assert_close(uniform, 3 * u / (1 + 2 * u))
 
@@ -289,27 +292,25 @@ def test_dynamic_shift_as_the_pipeline_computes_it(tiny_sd3_folder: Path) -> Non
 
 
 def test_attention_layers(tiny_sd3_folder: Path, tiny_sd3_dual_folder: Path) -> None:
-    names = [name for name, _ in build(tiny_sd3_folder).attention_layers()]
+    names = [name for name, _ in look(tiny_sd3_folder).attention_layers()]
     assert names == ["transformer_blocks.0.attn", "transformer_blocks.1.attn"]
-    dual = [name for name, _ in build(tiny_sd3_dual_folder).attention_layers()]
+    dual = [name for name, _ in look(tiny_sd3_dual_folder).attention_layers()]
     assert dual == [names[0], "transformer_blocks.0.attn2", names[1]]
 
 
 def test_default_targets_are_all_joint_attention(tiny_sd3_dual_folder: Path) -> None:
-    names = set(build(tiny_sd3_dual_folder).trainable_state_dict())
+    names = set(look(tiny_sd3_dual_folder).trainable_state_dict())
     # Block 1 is the last: its text stream has no output projection.
     assert len(names) == 2 * (8 + 7) and all(".attn." in name for name in names)
-    wide = build(
-        tiny_sd3_dual_folder, lora_targets=["attention", "image_attention", "feed_forward"]
-    )
+    wide = look(tiny_sd3_dual_folder, lora_targets=["attention", "image_attention", "feed_forward"])
     assert len(wide.trainable_state_dict()) == 2 * (8 + 7) + 2 * 4 + 2 * (4 + 2)
     with pytest.raises(ValueError, match="LoRA target 'to_qq' matches no linear layer"):
-        build(tiny_sd3_dual_folder, lora_targets=["to_qq"])
+        look(tiny_sd3_dual_folder, lora_targets=["to_qq"])
 
 
 def test_resolution_sets_the_latents(tiny_sd3_folder: Path) -> None:
-    assert build(tiny_sd3_folder).latent_shape == (4, 8, 8)
-    larger = build(tiny_sd3_folder, resolution=24)
+    assert look(tiny_sd3_folder).latent_shape == (4, 8, 8)
+    larger = look(tiny_sd3_folder, resolution=24)
     assert larger.latent_shape == (4, 12, 12)
     cond = larger.encode(PROMPTS[:1])
     assert larger(torch.zeros(1, 4, 12, 12), torch.ones(1), cond).shape == (1, 4, 12, 12)
@@ -317,7 +318,7 @@ def test_resolution_sets_the_latents(tiny_sd3_folder: Path) -> None:
     assert larger.token_layout(cond).num_image == 36
     for resolution in (18, 68, 0):
         with pytest.raises(ValueError, match="multiples of 4 pixels up to 64"):
-            build(tiny_sd3_folder, resolution=resolution)
+            look(tiny_sd3_folder, resolution=resolution)
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,18 @@ def build(folder: Path, **arguments: Any) -> StableDiffusionXL:
     return StableDiffusionXL(str(folder), **{"lora_rank": 4, **arguments})
 
 
+shared = contract.shared(build)
+
+
 @pytest.fixture
 def tiny(tiny_sdxl_folder: Path) -> Any:
     return partial(build, tiny_sdxl_folder)
+
+
+@pytest.fixture
+def look(tiny_sdxl_folder: Path) -> Any:
+    """As `tiny`, for tests that change nothing."""
+    return partial(shared, tiny_sdxl_folder)
 
 
 def positions(
@@ -39,8 +48,8 @@ def positions(
 
 
 @pytest.mark.parametrize("guided", [{}, {"guidance_scale": 4.0}])
-def test_a_rollout_is_the_pipeline(tiny: Any, guided: Any) -> None:
-    contract.assert_rollout_is_the_pipeline(tiny(**guided), num_steps=5)
+def test_a_rollout_is_the_pipeline(look: Any, guided: Any) -> None:
+    contract.assert_rollout_is_the_pipeline(look(**guided), num_steps=5)
 
 
 @pytest.mark.parametrize("negative_prompt", ["", "green"])
@@ -67,20 +76,20 @@ def test_resolution_is_told_to_the_unet(tiny: Any) -> None:
         assert (policy(latents, sigma, cond) - here).abs().max() > 1e-5
 
 
-def test_every_attention_is_a_layer(tiny: Any) -> None:
+def test_every_attention_is_a_layer(look: Any) -> None:
     # Two transformers of two layers up, one in two places down, one in the middle; self and cross.
-    contract.assert_every_attention_is_a_layer(tiny(), 2 * (4 + 2 + 2))
+    contract.assert_every_attention_is_a_layer(look(), 2 * (4 + 2 + 2))
 
 
 @pytest.mark.parametrize("tokens", ["image_to_text", "image_to_image", "image_to_all"])
-def test_recorded_entropy(tiny: Any, tokens: str) -> None:
+def test_recorded_entropy(look: Any, tokens: str) -> None:
     contract.assert_recorded_entropy_is_the_explicit_softmax(
-        tiny(guidance_scale=3.0), tokens, partial(positions, tokens)
+        look(guidance_scale=3.0), tokens, partial(positions, tokens)
     )
 
 
-def test_the_mask_follows_the_longer_tokenization(tiny: Any) -> None:
-    policy = tiny()
+def test_the_mask_follows_the_longer_tokenization(look: Any) -> None:
+    policy = look()
     lengths = [
         [min(len(tokenizer(prompt).input_ids), 16) for prompt in PROMPTS]
         for tokenizer in (policy.pipeline.tokenizer, policy.pipeline.tokenizer_2)

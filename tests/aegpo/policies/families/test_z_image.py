@@ -25,6 +25,9 @@ def build(folder: Path, **arguments: Any) -> ZImage:
     return ZImage(str(folder), **settings)
 
 
+look = contract.shared(build)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny_z_image import save_tiny_z_image
@@ -42,7 +45,7 @@ def clean(folder: Path) -> ZImagePipeline:
     ("scale", "limit", "resolution"), [(0.0, 0.0, 16), (3.5, 0.0, 32), (3.5, 1.0, 16)]
 )
 def test_rollout_is_the_pipeline(folder: Path, scale: float, limit: float, resolution: int) -> None:
-    policy = build(
+    policy = look(
         folder,
         guidance_scale=scale,
         cfg_normalization=limit,
@@ -56,7 +59,7 @@ def test_guidance_scale_is_the_pipelines_own(folder: Path) -> None:
     """The images above come from `pipeline_images`; here they come from the bare call."""
     pipeline = clean(folder)
     for scale in (0.0, 0.5, 4.0):
-        policy = build(folder, guidance_scale=scale)
+        policy = look(folder, guidance_scale=scale)
         assert policy.num_evaluations_per_sample == (2 if scale else 1)
         images = pipeline(
             list(contract.PROMPTS),
@@ -77,17 +80,17 @@ def test_normalization_limits_the_norm(folder: Path) -> None:
     positive, negative = (
         torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)
     )
-    free = build(folder, guidance_scale=3.0).guide(positive, negative)
+    free = look(folder, guidance_scale=3.0).guide(positive, negative)
     torch.testing.assert_close(free, positive + 3 * (positive - negative))
-    limited = build(folder, guidance_scale=3.0, cfg_normalization=0.5).guide(positive, negative)
+    limited = look(folder, guidance_scale=3.0, cfg_normalization=0.5).guide(positive, negative)
     for row in range(2):
         assert limited[row].norm() == pytest.approx(0.5 * float(positive[row].norm()), rel=1e-5)
-    loose = build(folder, guidance_scale=3.0, cfg_normalization=100.0).guide(positive, negative)
+    loose = look(folder, guidance_scale=3.0, cfg_normalization=100.0).guide(positive, negative)
     assert torch.equal(loose, free)
 
 
 def test_texts_are_padded(folder: Path) -> None:
-    policy = build(folder)
+    policy = look(folder)
     prompts = list(contract.PROMPTS)
     cond = policy.encode(prompts)
     assert prompts == contract.PROMPTS, "the pipeline alone would change the list"
@@ -96,7 +99,7 @@ def test_texts_are_padded(folder: Path) -> None:
 
 
 def test_attention_is_seen(folder: Path) -> None:
-    policy = build(folder)
+    policy = look(folder)
     names = [name for name, _ in policy.attention_layers()]
     modules = ("noise_refiner.0", "context_refiner.0", "layers.0", "layers.1")
     assert names == [f"{module}.attention" for module in modules]
@@ -110,7 +113,7 @@ def test_attention_is_seen(folder: Path) -> None:
 def test_entropy(folder: Path, tokens: Any, resolution: int) -> None:
     """With guidance and without, with padded image tokens and without."""
     guidance = 2.0 if tokens == "image_to_all" else 0.0
-    policy = build(folder, guidance_scale=guidance, resolution=resolution)
+    policy = look(folder, guidance_scale=guidance, resolution=resolution)
     num_image, padded = (16, 32) if resolution == 16 else (64, 64)
 
     def positions(
