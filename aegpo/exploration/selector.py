@@ -58,8 +58,8 @@ class StepSelector(abc.ABC):
             A schedule of B rows and T steps, on the CPU.
 
         Raises:
-            ValueError: If the selector needs more steps than there are, or the reading has other
-                prompts or steps than asked for.
+            ValueError: If the selector needs more steps than there are, the reading has other
+                prompts or steps than asked for, or no step was chosen.
         """
         self.validate(num_steps)
         shape = (len(index), num_steps)
@@ -72,6 +72,11 @@ class StepSelector(abc.ABC):
             entropy = entropy.to("cpu")
         explores = torch.zeros(shape, dtype=torch.bool)
         self.mark(explores[:, :-1], entropy, noise, index)  # the last step is never eligible
+        if self.explores and len(index) > 0 and not bool(explores.any()):
+            raise ValueError(
+                f"{type(self).__name__}.mark chose no step for any prompt; it has to set True into "
+                "`explores` itself (explores[row, step] = True), and nothing it returns is read"
+            )
         return ExplorationSchedule(
             eta=torch.where(explores, self.eta, 0.0).float(),
             branching=self.children(explores),
