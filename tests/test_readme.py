@@ -42,12 +42,15 @@ def test_readme_command_runs(command, folder, monkeypatch):
     monkeypatch.chdir(folder)
     _, subcommand, *arguments = command
     miniature = [] if "--print_config" in arguments else MINIATURE
-    if subcommand in ("doctor", "plan", "check-reward", "export"):
+    if subcommand in ("plan", "check-reward", "export"):
         miniature = []
+    if subcommand == "doctor":
+        miniature = ["--data.init_args.batch_size", "2", "--data.init_args.shares", "null"]
     if subcommand == "sample":
         miniature = ["--images_per_prompt", "1", "--num_steps", "3"]
     if subcommand == "signals":
         miniature = ["--prompts", "3", "--images", "2", "--trajectories", "2", "--rows", "8"]
+        miniature += ["--model.init_args.num_steps", "5"]
     fresh = subcommand == "fit" and "--ckpt_path" not in arguments
     if fresh and Path("runs/shapes").exists():  # as the README says
         Path("runs/shapes").rename(f"runs/{len(list(Path('runs').iterdir()))}")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from aegpo.planning.activations import saved_bytes
 from aegpo.planning.memory import MemoryLoad, estimate_memory
-from aegpo.planning.policy_size import policy_of, policy_size
+from aegpo.planning.policy_size import PolicySize, policy_of, policy_size
 from aegpo.policies.diffusers_policy import DiffusersPolicy
 from aegpo.policies.families.sana import Sana
 from aegpo.policies.families.stable_diffusion3 import StableDiffusion3
@@ -54,6 +54,12 @@ def num_bytes(*networks: nn.Module) -> int:
 @pytest.fixture(scope="module")
 def policy(family: Family, folder: Path) -> DiffusersPolicy:
     return family.policy(**family.arguments(folder, lora_rank=4, **family.guided))
+
+
+@pytest.fixture(scope="module")
+def size(family: Family, folder: Path) -> PolicySize:
+    """Of adapters without guidance; to be looked at only."""
+    return policy_size(family.policy, family.arguments(folder, lora_rank=4))
 
 
 def test_a_policy_without_weights_is_as_large_as_the_real_one(
@@ -113,19 +119,17 @@ def kept_for_real(policy: DiffusersPolicy, rows: int) -> int:
     )
 
 
-def test_activations_are_what_autograd_keeps(
-    family: Family, folder: Path, policy: DiffusersPolicy
-) -> None:
-    planned = policy_size(family.policy, family.arguments(folder, lora_rank=4)).policy
+def test_activations_are_what_autograd_keeps(size: PolicySize, policy: DiffusersPolicy) -> None:
+    planned = size.policy
     latents = torch.zeros(8, *planned.latent_shape, device="meta")
     sigma, blank = torch.zeros(8, device="meta"), planned.blank_conditioning(8)
     expected = saved_bytes(planned.trained, lambda: planned.predict(latents, sigma, blank))
     assert expected == pytest.approx(kept_for_real(policy, 8), rel=0.1)
 
 
-def test_nothing_is_left_out_of_the_estimate(family: Family, folder: Path) -> None:
-    arguments = family.arguments(folder, lora_rank=4)
-    size = policy_size(family.policy, arguments)
+def test_nothing_is_left_out_of_the_estimate(
+    family: Family, folder: Path, size: PolicySize
+) -> None:
     memory = estimate_memory(size, LOAD, ADAMW)
     assert memory.left_out == ""
     turns = {"update of a micro-batch", "rollout", "decoding", "attention scores of the probe"}
@@ -133,16 +137,14 @@ def test_nothing_is_left_out_of_the_estimate(family: Family, folder: Path) -> No
     assert all(value > 0 for value in [*memory.stays.values(), *memory.takes_turns.values()])
     assert memory.stays["text encoders and autoencoder"] == size.encoder_bytes + size.decoder_bytes
 
-    checkpointed = policy_size(family.policy, arguments | {"gradient_checkpointing": True})
-    again = estimate_memory(checkpointed, LOAD, ADAMW).takes_turns
-    assert again["update of a micro-batch"] < memory.takes_turns["update of a micro-batch"]
-
-    offloaded = estimate_memory(
-        policy_size(family.policy, arguments | {"offload": True}), LOAD, ADAMW
-    )
-    assert "text encoders and autoencoder" not in offloaded.stays
-    assert offloaded.takes_turns["text encoders, while they run"] == size.encoder_bytes
-    added = offloaded.takes_turns["decoding"] - memory.takes_turns["decoding"]
+    # What is saved by checkpointing is the update's, and by offloading the rest's.
+    saving = family.arguments(folder, lora_rank=4, gradient_checkpointing=True, offload=True)
+    saved = estimate_memory(policy_size(family.policy, saving), LOAD, ADAMW)
+    turn = "update of a micro-batch"
+    assert saved.takes_turns[turn] < memory.takes_turns[turn]
+    assert "text encoders and autoencoder" not in saved.stays
+    assert saved.takes_turns["text encoders, while they run"] == size.encoder_bytes
+    added = saved.takes_turns["decoding"] - memory.takes_turns["decoding"]
     assert added == size.decoder_bytes
 
 
