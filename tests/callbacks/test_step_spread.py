@@ -248,9 +248,8 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, tiny_sd3_folder: Path, nam
         own: Any = TrialSpread(2, 2, every_n_iterations=3) if name == "trials" else TreeSpread()
         watch = Watch()
         callbacks = [own, RewardSpread(), watch, RolloutCheckpoint(dirpath=str(tmp_path / folder))]
-        trainer = tiny_trainer(
-            tmp_path, callbacks, max_epochs=max_epochs, enable_checkpointing=True
-        )
+        settings = {"max_epochs": max_epochs, "enable_checkpointing": True}
+        trainer = tiny_trainer(tmp_path, callbacks, limit_val_batches=0, **settings)
         module = tree_module(tiny_sd3_folder)
         trainer.fit(module, tiny_data(tmp_path), ckpt_path=ckpt_path, weights_only=True)
         rows = [(row[0], row[2].tolist(), row[3].tolist()) for row in watch.rows]

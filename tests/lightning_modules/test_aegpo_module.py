@@ -84,7 +84,7 @@ def test_training_raises_a_reward_that_can_be_raised(tmp_path, tiny_sd3_folder):
         lr=2e-2,
         clip_range=0.1,
     )
-    trainer = tiny_trainer(tmp_path, [], max_epochs=12)
+    trainer = tiny_trainer(tmp_path, [], max_epochs=12, check_val_every_n_epoch=12)
     data = tiny_data(tmp_path, val_images=32, val_batch_size=32)
     before = trainer.validate(module, data, verbose=False)[0]["val/redness"]
     trainer.fit(module, data)

@@ -165,12 +165,12 @@ def test_training_raises_a_reward_on_the_bundled_model(tmp_path):
         sde=ODE(),
         step_selector=NoSteps(),
         allocator=UniformAllocator(6),
-        optimizer=partial(torch.optim.AdamW, lr=2e-3),
-        objective=NFT(times_per_image=4, kl_coeff=0.0),
+        optimizer=partial(torch.optim.AdamW, lr=4e-3),
+        objective=NFT(times_per_image=2, kl_coeff=0.0),
         num_steps=6,
     )
     data = tiny_data(tmp_path, val_images=32, val_batch_size=32)
-    trainer = tiny_trainer(tmp_path, [], max_epochs=7)
+    trainer = tiny_trainer(tmp_path, [], max_epochs=6, check_val_every_n_epoch=6)
     before = trainer.validate(module, data, verbose=False)[0]["val/redness"]
     trainer.fit(module, data)
     assert float(trainer.callback_metrics["val/redness"]) > before + 0.01
