@@ -8,7 +8,6 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -33,16 +32,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker("no_cover")
 
 
+@pytest.fixture(autouse=True)
+def no_module_of_a_user() -> None:
+    """Whatever an earlier test imported from its own folder, in this process."""
+    sys.modules.pop("my_module", None)
+
+
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty current folder, so that nothing depends on being run inside the repository."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "argv", ["aegpo"])
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.delenv("AEGPO_DEBUG", raising=False)
-    yield tmp_path
-    sys.modules.pop("my_module", None)  # the user's, which this folder may have held
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

@@ -226,13 +226,14 @@ def main(args: list[str] | None = None) -> None:
     Args:
         args: Arguments after `compare` instead of those of the process.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the runs are ended too
     parser = OneLineParser(prog="aegpo compare", description="Compare methods at equal compute.")
     parser.add_argument("--config", action="config", help="file of the comparison")
     parser.add_class_arguments(Comparison)
     given = parser.parse_args(sys.argv[2:] if args is None else args).as_dict()
     files = given.pop("config") or []
     folder = Path(str(files[-1])).parent if files else Path()
+    # So that the runs are ended too; whoever calls this gets back what it had.
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         if not compare(Comparison(**given), folder):
             raise SystemExit(1)
@@ -243,6 +244,8 @@ def main(args: list[str] | None = None) -> None:
         if debugging():
             raise
         fail(str(error))
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager
