@@ -33,9 +33,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(autouse=True)
-def no_module_of_a_user() -> None:
-    """Whatever an earlier test imported from its own folder, in this process."""
+def no_module_of_a_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forgets the module that an earlier test of this process had in its own folder."""
     sys.modules.pop("my_module", None)
+    others = [entry for entry in sys.path if not Path(entry, "my_module.py").exists()]
+    monkeypatch.setattr(sys, "path", others)  # what this test adds goes again, too
 
 
 @pytest.fixture
