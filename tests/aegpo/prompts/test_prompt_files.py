@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aegpo.prompts.files import read_prompts
@@ -24,6 +24,7 @@ def read(path: Path, column: str = "prompt") -> list[str]:
         return [record["prompt"] for record in read_prompts(str(path), column)]
 
 
+@settings(max_examples=30)
 @given(texts=st.lists(TEXTS, min_size=1, max_size=5))
 def test_any_text_survives_csv_and_json_lines(texts: list[str], tmp_path_factory) -> None:
     folder = tmp_path_factory.mktemp("prompts")
