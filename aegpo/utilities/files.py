@@ -30,7 +30,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """
     final = Path(path)
     final.parent.mkdir(parents=True, exist_ok=True)
-    partial = final.with_name(f".{final.name}.{uuid4().hex}.{_SUFFIX}")
+    partial = aside(final.with_name(f".{final.name}"), _SUFFIX)
     try:
         yield partial
         sync(partial)
@@ -68,8 +68,36 @@ def remove_leftovers(path: str | Path) -> None:
         path: The file, as it was given to `replacing`.
     """
     final = Path(path)
-    for partial in final.parent.glob(f".*.{_SUFFIX}"):
-        name, _, unique = partial.name.removesuffix(f".{_SUFFIX}").rpartition(".")
-        ours = len(unique) == 32 and not set(unique) - set("0123456789abcdef")
-        if ours and name == f".{final.name}":
-            partial.unlink(missing_ok=True)
+    for partial in set_aside(final.with_name(f".{final.name}"), _SUFFIX):
+        partial.unlink(missing_ok=True)
+
+
+def aside(path: Path, suffix: str) -> Path:
+    """A name beside a path that no other process has, on no other machine that shares the folder.
+
+    Args:
+        path: The file or folder.
+        suffix: What it is aside for.
+
+    Returns:
+        The path; nothing is there.
+    """
+    return path.with_name(f"{path.name}.{uuid4().hex}.{suffix}")
+
+
+def set_aside(path: Path, suffix: str) -> list[Path]:
+    """What stands beside a path under names that `aside` gave.
+
+    Args:
+        path: The file or folder.
+        suffix: What it is aside for.
+
+    Returns:
+        The paths that exist, in no order.
+    """
+    found = []
+    for other in path.parent.glob(f"*.{suffix}"):
+        name, _, unique = other.name.removesuffix(f".{suffix}").rpartition(".")
+        if name == path.name and len(unique) == 32 and not set(unique) - set("0123456789abcdef"):
+            found.append(other)
+    return found

@@ -6,9 +6,8 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from uuid import uuid4
 
-from aegpo.utilities.files import sync
+from aegpo.utilities.files import aside, set_aside, sync
 
 WRITTEN = ".written"
 """File in a folder that may be replaced: the names of all files that were written into it."""
@@ -79,7 +78,7 @@ def published(folder: Path, replace: bool = False) -> Iterator[Path]:
     if replace:
         _bring_back(final)
         check_replaceable(final)
-    partial = final.with_name(f"{final.name}.{uuid4().hex}.partial")  # nobody else's
+    partial = aside(final, "partial")
     partial.mkdir(parents=True)
     try:
         yield partial
@@ -101,7 +100,7 @@ def published(folder: Path, replace: bool = False) -> Iterator[Path]:
 def _swap(partial: Path, final: Path) -> None:
     """Put one folder in another's place, which is removed once that is done."""
     check_replaceable(final)
-    previous = final.with_name(f"{final.name}.{uuid4().hex}.{PREVIOUS}")
+    previous = aside(final, PREVIOUS)
     final.rename(previous)
     try:
         partial.rename(final)
@@ -114,14 +113,9 @@ def _swap(partial: Path, final: Path) -> None:
 
 def _bring_back(final: Path) -> None:
     """Give the folder that a killed process moved aside its name again."""
-    aside = [path for path in final.parent.glob(f"*.{PREVIOUS}") if _is_aside(path, final)]
-    if aside and not final.exists():
-        aside.pop().rename(final)
-
-
-def _is_aside(path: Path, final: Path) -> bool:
-    name, _, unique = path.name.removesuffix(f".{PREVIOUS}").rpartition(".")
-    return name == final.name and len(unique) == 32 and (path / WRITTEN).is_file()
+    before = [path for path in set_aside(final, PREVIOUS) if (path / WRITTEN).is_file()]
+    if before and not final.exists():
+        before.pop().rename(final)
 
 
 def _files(folder: Path) -> set[str]:
