@@ -24,6 +24,7 @@ from aegpo.rollout.deterministic import deterministic_rollout
 from lightning_modules.training.held_out import Evaluated, HeldOut
 from lightning_modules.training.phases import PhaseTimer
 from lightning_modules.training.resuming import (
+    checkpoint_tensors,
     require_all_weights,
     require_own_checkpoint,
     require_same_make,
@@ -202,9 +203,7 @@ class PolicyModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the trainable tensors, the iteration and what all ranks spent; nothing else."""
-        checkpoint["state_dict"] = {
-            f"policy.{name}": value for name, value in self.policy.trainable_state_dict().items()
-        }
+        checkpoint["state_dict"] = checkpoint_tensors(self.policy.trainable_state_dict())
         checkpoint["aegpo"] = {
             "iteration": self.iteration,
             "evaluations": evaluations_by_purpose(self.policy.evaluations, self.device),
@@ -231,5 +230,4 @@ class PolicyModule(L.LightningModule):
         self.averaged = checkpoint["aegpo"].get("averaged")
         fitting = self.trainer.state.fn == TrainerFn.FITTING
         if self.averaged is not None and self.prefers_averaged and not fitting:
-            average = {f"policy.{name}": value for name, value in self.averaged.items()}
-            checkpoint["state_dict"] = average
+            checkpoint["state_dict"] = checkpoint_tensors(self.averaged)

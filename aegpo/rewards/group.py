@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from aegpo.rewards.base import Reward
+
+
+def rows_by_prompt(prompts: Sequence[str]) -> dict[str, list[int]]:
+    """Where each text stands in a call: the images that a groupwise reward has to see together."""
+    rows: dict[str, list[int]] = {}
+    for row, prompt in enumerate(prompts):
+        rows.setdefault(prompt, []).append(row)
+    return rows
 
 
 class GroupReward(Reward):
@@ -40,10 +49,7 @@ class GroupReward(Reward):
     ) -> Tensor:
         """Score every group; see `Reward.__call__`."""
         scores = torch.full((len(images),), float("nan"), device=images.device)
-        groups: dict[str, list[int]] = {}
-        for row, prompt in enumerate(prompts):
-            groups.setdefault(prompt, []).append(row)
-        for prompt, rows in groups.items():
+        for prompt, rows in rows_by_prompt(prompts).items():
             group = torch.tensor(rows, device=images.device)
             scores[group] = self.score_group(images[group], prompt, metadata[rows[0]]).float()
         return scores

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from aegpo.rewards.answers import UnusableAnswer, as_scores
 from aegpo.rewards.base import Reward, Scores
+from aegpo.rewards.group import rows_by_prompt
 
 
 def guarded_scores(
@@ -46,7 +47,7 @@ def guarded_scores(
             _warn(reward, f"{failure}; the second try went well")
     if scores is None:
         scores = Scores(missing, dict.fromkeys(reward.part_names, missing))
-        for rows in _by_prompt(prompts):
+        for rows in rows_by_prompt(prompts).values():
             where = torch.tensor(rows, device=images.device)
             texts, about = [prompts[row] for row in rows], [metadata[row] for row in rows]
             own, reason = _tried(reward, images[where], texts, about)
@@ -83,14 +84,6 @@ def _tried(
         raise
     except Exception as error:  # a user's reward may raise anything
         return None, str(error) if isinstance(error, UnusableAnswer) else f"raised {error!r}"
-
-
-def _by_prompt(prompts: list[str]) -> list[list[int]]:
-    """Rows of each prompt: the groups that a groupwise reward has to see together."""
-    rows: dict[str, list[int]] = {}
-    for row, prompt in enumerate(prompts):
-        rows.setdefault(prompt, []).append(row)
-    return list(rows.values())
 
 
 def _put(scores: Scores, where: Tensor, own: Scores) -> Scores:

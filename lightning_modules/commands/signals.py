@@ -23,7 +23,9 @@ from aegpo.study.signal_report import (
     make_report,
     write_report,
 )
+from aegpo.utilities.checkpoint_files import CheckpointFiles
 from lightning_modules.commands.inside_trainer import inside_trainer
+from lightning_modules.training.resuming import PREFIX, policy_tensors
 
 NEEDED = ("policy_factory", "sde", "reward", "step_selector", "noise", "num_steps")
 PRINTED_ROWS = 12
@@ -205,12 +207,8 @@ def _draw_prompts(datamodule: LightningDataModule, count: int, module: Any) -> P
 
 def _trainable_state(path: str) -> dict[str, torch.Tensor]:
     """Read the policy's tensors of a checkpoint that `PolicyModule` wrote."""
-    saved = torch.load(path, map_location="cpu", weights_only=True)
-    state = {
-        name.removeprefix("policy."): value
-        for name, value in saved.get("state_dict", {}).items()
-        if name.startswith("policy.")
-    }
+    saved = CheckpointFiles().load_checkpoint(path).get("state_dict", {})
+    state = policy_tensors({name: saved[name] for name in saved if name.startswith(PREFIX)})
     if not state:
         raise ValueError(f"{path} holds no weights of a policy; give a checkpoint of `aegpo fit`")
     return state

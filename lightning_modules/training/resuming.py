@@ -71,10 +71,17 @@ def require_all_weights(policy: Policy, state: Mapping[str, Tensor]) -> None:
     Raises:
         ValueError: If names or shapes differ.
     """
-    require_fit(
-        policy.trainable_state_dict(),
-        {name.removeprefix(PREFIX): tensor for name, tensor in state.items()},
-    )
+    require_fit(policy.trainable_state_dict(), policy_tensors(state))
+
+
+def checkpoint_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A policy's tensors under the names that they have in a checkpoint's ``state_dict``."""
+    return {f"{PREFIX}{name}": tensor for name, tensor in tensors.items()}
+
+
+def policy_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A checkpoint's tensors under the policy's own names; the way back from the above."""
+    return {name.removeprefix(PREFIX): tensor for name, tensor in state.items()}
 
 
 def hyperparameters(optimizer: Optimizer) -> list[dict[str, Any]]:
