@@ -164,7 +164,10 @@ class EntropyProbe(L.Callback, PlansEvaluations):
         schedule: ExplorationSchedule,
     ) -> None:
         """Set the curves of this rank's prompts against the reference, and share both."""
-        self.per_layer, self.layer_names = recording.per_layer(), recording.layer_names
+        curves = torch.empty(0, pl_module.num_steps)  # a rank may have no prompt
+        if len(own) > 0:
+            self.per_layer, self.layer_names = recording.per_layer(), recording.layer_names
+            curves = recording.curve()
         known = [index in self.reference for index in own.index.tolist()]
         new = torch.tensor([row for row, seen in enumerate(known) if not seen], dtype=torch.int64)
         references = torch.empty(0, pl_module.num_steps)
@@ -175,7 +178,7 @@ class EntropyProbe(L.Callback, PlansEvaluations):
                 ).curve()
         for index, curve in self._gather(own.index[new], references):
             self.reference[index] = curve
-        for index, curve in self._gather(own.index, recording.curve()):
+        for index, curve in self._gather(own.index, curves):
             delta = delta_entropy(curve[None], self.reference[index][None])[0]
             self.last[index] = curve, delta
         visited = batch.index.tolist()

@@ -57,8 +57,10 @@ class RewardSpread(L.Callback, PlansEvaluations):
         """Remember the spreads of this iteration, of all ranks."""
         last = pl_module.last
         groups = [last.rewards[last.tree.row == row] for row in range(len(last.batch))]
-        spreads = torch.stack([spread(group) for group in groups])
-        rows = torch.stack([last.batch.index.to(spreads.device).double(), spreads], dim=1)
+        spreads = [float(spread(group)) for group in groups]  # of a rank without prompts, none
+        rows = torch.stack(
+            [last.batch.index.double().cpu(), torch.tensor(spreads, dtype=torch.float64)], dim=1
+        )
         gathered, _ = all_gather_rows(rows)
         for index, value in gathered.tolist():
             self.last[int(index)] = value

@@ -9,6 +9,7 @@ import lightning as L
 import numpy as np
 import torch
 
+from aegpo.distributed import all_gather_rows, world
 from aegpo.prompts import PromptBatch
 from aegpo.training import Training
 from aegpo.utilities.images import image_grid
@@ -20,7 +21,8 @@ class SampleLogger(L.Callback):
 
     Scores stand in the order of the rewards: the one trained on, then `evaluation_rewards`.
     The noise is fixed, so two grids differ by what was learned only. Grids go to TensorBoard
-    (`samples/held_out`) and to `samples/` in the log folder as PNG.
+    (`samples/held_out`) and to `samples/` in the log folder as PNG. They are the same on any number
+    of ranks.
 
     Args:
         num_images: Images shown.
@@ -29,12 +31,13 @@ class SampleLogger(L.Callback):
 
     def __init__(self, num_images: int = 32, columns: int = 8) -> None:
         self.num_images, self.columns = num_images, columns
+        self._prompts: list[str] = []  # of all ranks; the rest is this rank's
         self._images: list[torch.Tensor] = []
-        self._captions: list[str] = []
+        self._table: list[torch.Tensor] = []
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: Training) -> None:
         """Forget the last evaluation's images."""
-        self._images, self._captions = [], []
+        self._prompts, self._images, self._table = [], [], []
 
     def on_validation_batch_end(
         self,
@@ -45,24 +48,37 @@ class SampleLogger(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep the first images."""
-        for row, image in enumerate(outputs.images):
-            if len(self._images) >= self.num_images:
-                return
-            # Scores first: a long prompt is cut at its end.
-            scores = " / ".join(f"{float(score[row]):.2f}" for score in outputs.scores.values())
-            self._images.append(image.cpu())
-            self._captions.append(f"{scores} {outputs.batch.prompts[row]}")
+        """Keep this rank's part of the first images."""
+        size, rank = world()
+        place = len(self._prompts) + torch.arange(rank, len(batch), size)
+        first = int((place < self.num_images).sum())
+        columns = [place[:first].double()]
+        columns += [score[:first].double().cpu() for score in outputs.scores.values()]
+        self._table.append(torch.stack(columns, dim=1))
+        self._images.append(outputs.images[:first].cpu())
+        self._prompts += batch.prompts
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: Training) -> None:
         """Write the grid."""
-        if not self._images or not trainer.is_global_zero:
+        if not self._prompts:  # the same on every rank
             return
-        grid = image_grid(torch.stack(self._images), self._captions, self.columns)
+        # Three collectives, whatever this rank holds.
+        folder = trainer.log_dir if trainer.loggers else None
+        table, _ = all_gather_rows(torch.cat(self._table))
+        images, _ = all_gather_rows(torch.cat(self._images))
+        if not trainer.is_global_zero:
+            return
+        captions = []
+        order = table[:, 0].argsort()
+        for place, *scores in table[order].tolist():
+            # Scores first: a long prompt is cut at its end.
+            numbers = " / ".join(f"{score:.2f}" for score in scores)
+            captions.append(f"{numbers} {self._prompts[int(place)]}")
+        grid = image_grid(images[order], captions, self.columns)
         pixels = np.asarray(grid)
         for writer in tensorboard_writers(trainer):
             writer.add_image("samples/held_out", pixels, pl_module.iteration, dataformats="HWC")
-        if trainer.loggers and trainer.log_dir is not None:
-            folder = Path(trainer.log_dir) / "samples"
-            folder.mkdir(parents=True, exist_ok=True)
-            grid.save(folder / f"held_out_{pl_module.iteration:05d}.png")
+        if folder is not None:
+            samples = Path(folder) / "samples"
+            samples.mkdir(parents=True, exist_ok=True)
+            grid.save(samples / f"held_out_{pl_module.iteration:05d}.png")

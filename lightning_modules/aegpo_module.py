@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from aegpo.advantages import GroupRelative
@@ -169,7 +170,13 @@ class AEGPOModule(PolicyModule):
         batch_size = getattr(self.trainer.datamodule, "batch_size", None)  # type: ignore[attr-defined]
         if stage == "fit" and batch_size is not None:
             self.allocator.validate(batch_size)
-            shard(self.allocator(None, batch_size), world()[0], 0)
+            ranks, _ = world()
+            if batch_size < ranks:
+                rank_zero_warn(
+                    f"data.batch_size={batch_size} prompts over all ranks leave "
+                    f"{ranks - batch_size} of {ranks} ranks without one, as a group is never "
+                    "split; raise it or use fewer devices"
+                )
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer over the trainable parameters."""

@@ -26,11 +26,10 @@ def shard(group_sizes: Tensor, world_size: int, rank: int) -> Tensor:
 
     Returns:
         Rows of the batch in ascending order, int64, shape (prompts of this rank,); over all ranks
-        every prompt appears exactly once and no rank is empty.
+        every prompt appears exactly once. With fewer prompts than ranks the last ranks have none.
 
     Raises:
-        ValueError: If `rank` does not exist, there are fewer prompts than ranks, or a group is
-            empty.
+        ValueError: If `rank` does not exist or a group is empty.
 
     Examples:
         The group of 16 goes to rank 0 and both groups of 8 to rank 1. Now the ranks are equal, so
@@ -58,7 +57,7 @@ def shard_loads(group_sizes: Tensor, world_size: int) -> Tensor:
         Images per rank, int64, shape (world_size,).
 
     Raises:
-        ValueError: If there are fewer prompts than ranks or a group is empty.
+        ValueError: If there is no rank or a group is empty.
     """
     owners = _owners(group_sizes, world_size)
     loads = torch.zeros(world_size, dtype=torch.int64)
@@ -70,11 +69,6 @@ def _owners(group_sizes: Tensor, world_size: int) -> Tensor:
     sizes: list[int] = group_sizes.tolist()
     if world_size < 1:
         raise ValueError(f"world_size={world_size} must be at least 1")
-    if len(sizes) < world_size:
-        raise ValueError(
-            f"{len(sizes)} prompts cannot be divided among {world_size} ranks without splitting a "
-            "group; raise data.batch_size (prompts over all ranks) or use fewer devices"
-        )
     if min(sizes) < 1:
         raise ValueError(f"group_sizes must be at least 1, but the smallest is {min(sizes)}")
     loads = [0] * world_size

@@ -188,8 +188,8 @@ class ForwardSamples(Samples):
         for row, key in zip(rows.tolist(), named.tolist(), strict=True):
             order = noise.permutation("forward level", key, len(candidates[row]))
             levels.append(candidates[row][order[:times]])
-        counts = torch.tensor([len(level) for level in levels])
-        level = torch.cat(levels)
+        counts = torch.tensor([len(level) for level in levels], dtype=torch.int64)
+        level = torch.cat([torch.empty(0, dtype=torch.int64), *levels])
         self.keys = torch.cat([named.repeat_interleave(counts, dim=0), level[:, None]], dim=1)
         self.sigma = tree.sigmas[level.to(tree.sigmas.device)]
         self.image = torch.arange(len(tree)).repeat_interleave(counts).to(tree.row.device)

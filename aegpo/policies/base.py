@@ -281,13 +281,16 @@ class Policy(nn.Module, abc.ABC):
             prompts: B texts.
 
         Returns:
-            B rows on the policy's device, with `negative` if guidance is on.
+            B rows on the policy's device, with `negative` if guidance is on; 0 rows for a rank
+            that has no prompt.
 
         Raises:
-            ValueError: If there is no prompt.
+            ValueError: If it is given one text in the place of a list.
         """
-        if isinstance(prompts, str) or len(prompts) == 0:
-            raise ValueError(f"encode needs a list of at least one text, got {prompts!r}")
+        if isinstance(prompts, str):
+            raise ValueError(f"encode needs a list of texts, got {prompts!r}")
+        if len(prompts) == 0:  # rows of no text have the shape of any text's
+            return self.encode([""]).select(slice(0, 0))
         device, guided = self.device, self.num_evaluations_per_sample == 2
         texts = [*prompts, NEGATIVE] if guided else list(prompts)
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
@@ -310,6 +313,8 @@ class Policy(nn.Module, abc.ABC):
         Returns:
             Images in [0, 1], shape (n, 3, H, W) fp32 on the latents' device.
         """
+        if len(latents) == 0:  # only the decoder knows the size of an image
+            return self.decode(latents.new_zeros(1, *latents.shape[1:]))[:0]
         with torch.autocast(latents.device.type, enabled=False), self.decoder_ready():
             images = [
                 self.decode_latents(chunk.float()).float().clamp(0, 1)

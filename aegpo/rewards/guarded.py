@@ -40,6 +40,8 @@ def guarded_scores(
     if images is None:
         raise ValueError(f"reward {reward.name!r} needs decoded images, but the rollout has none")
     missing = torch.full((len(prompts),), float("nan"), device=images.device)
+    if len(prompts) == 0:  # a rank may have no image; no reward is asked about nothing
+        return Scores(missing, dict.fromkeys(reward.part_names, missing))
     scores, failure = _tried(reward, images, prompts, metadata)
     if scores is None:
         scores, again = _tried(reward, images, prompts, metadata)

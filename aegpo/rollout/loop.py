@@ -125,7 +125,7 @@ def rollout(  # noqa: PLR0913  # all that decides an image
     num_edges = num_nodes = 0
     for step in range(num_steps):
         rows_cond = cond.select(nodes.row.to(device))
-        if observer is not None:
+        if observer is not None and len(nodes.row) > 0:  # a rank may have no prompt
             observer.begin(step, nodes.row.to(device), policy.token_layout(rows_cond))
         sigma, sigma_next = level_sigmas[step : step + 2, None].expand(2, len(nodes.row))
         prediction = policy(nodes.latents, sigma, rows_cond)
@@ -212,10 +212,9 @@ def _count_roots(
         "index": tuple(index.shape),
     }
     wrong = [name for name, shape in shapes.items() if shape != (num_prompts,)]
-    if wrong or num_prompts == 0:
+    if wrong:
         raise ValueError(
-            f"rollout needs one row per prompt, and one prompt at least: the conditioning has "
-            f"{num_prompts} rows, but "
+            f"rollout needs one row per prompt: the conditioning has {num_prompts} rows, but "
             + ", ".join(f"{name} has shape {shape}" for name, shape in shapes.items())
         )
     if len(set(index.tolist())) != num_prompts:

@@ -72,7 +72,7 @@ class Scoring:
             return Drawn(tree, lambda: self._score(tree, batch))
         trees: list[RolloutTree] = []
         jobs: list[Future[Scores]] = []
-        chunks = rows.tensor_split(min(self.chunks, len(rows)))
+        chunks = rows.tensor_split(max(1, min(self.chunks, len(rows))))
         # Leaving the pool waits for the last chunk's scores.
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="reward") as pool:
             for chunk in chunks:

@@ -135,10 +135,19 @@ def test_arguments_are_checked(arguments: dict[str, float], message: str) -> Non
         Linear(**arguments)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("prompts", [[], "a red circle"])
-def test_encode_wants_a_list_of_texts(prompts: list[str] | str) -> None:
-    with pytest.raises(ValueError, match="list of at least one text"):
-        Linear().encode(prompts)
+def test_encode_wants_a_list_of_texts() -> None:
+    with pytest.raises(ValueError, match="needs a list of texts"):
+        Linear().encode("a red circle")
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
+def test_no_texts_are_no_rows_of_the_usual_shape(guidance_scale: float) -> None:
+    policy = Linear(guidance_scale=guidance_scale)
+    nothing, one = policy.encode([]), policy.encode(["1"])
+    assert len(nothing) == 0 and nothing.embeds.shape[1:] == one.embeds.shape[1:]
+    assert (nothing.negative is None) == (one.negative is None)
+    image = policy.decode(torch.zeros(1, 1, 2, 2))
+    assert policy.decode(torch.zeros(0, 1, 2, 2)).shape == (0, *image.shape[1:])
 
 
 def test_decode_chunks_clamps_and_has_no_gradient() -> None:

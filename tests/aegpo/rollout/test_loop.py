@@ -339,8 +339,14 @@ def test_rows_must_agree():
         draw(plan, [2, 2, 2])
     with pytest.raises(ValueError, match="in the batch twice"):
         draw(plan, [2, 2], index=[4, 4])
-    with pytest.raises(ValueError, match="one prompt at least"):
-        draw(ToySchedule(torch.zeros(0, 2), torch.ones(0, 2, dtype=torch.int64)), [])
+
+
+def test_a_rank_without_prompts_draws_nothing_of_the_right_shape():
+    nothing = draw(ToySchedule(torch.zeros(0, 2), torch.ones(0, 2, dtype=torch.int64)), [])
+    one = draw(schedule([[0.7, 0]]), [2])
+    assert len(nothing) == len(nothing.transitions) == nothing.num_nodes == 0
+    assert nothing.images.shape[1:] == one.images.shape[1:]
+    assert nothing.transitions.latents.shape[1:] == one.transitions.latents.shape[1:]
 
 
 def test_noise_levels_are_checked_before_the_policy_runs():

@@ -1,0 +1,173 @@
+"""The command line on several ranks: real processes and a real group, as cheap as they can be.
+
+All ranks are forked from one warm server that has imported what a run needs, which takes each of
+them ten seconds otherwise. Ranks run a list of commands one after another in one process group, as
+torchrun's would run one: Lightning starts no process where it finds LOCAL_RANK.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PRELOAD = [
+    *("lightning_modules.cli.lightning_cli", "lightning_modules.aegpo_module", "callbacks"),
+    *("datamodules", "aegpo.policies", "torch.utils.tensorboard", "rank_trace"),
+    "diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3",
+]
+TWO = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How one rank ended.
+
+    Attributes:
+        status: Status of each command that it ran, as a shell would have it.
+        exit: The process's own status, negative for a signal.
+        output: What it printed, both streams.
+    """
+
+    status: list[int]
+    exit: int | None
+    output: str
+
+
+class Ranks:
+    """Some ranks that run commands; started at once, waited for by `ended`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        commands: Sequence[Sequence[str]],
+        ranks: int = 2,
+        before: Callable[[int], None] | None = None,
+    ) -> None:
+        multiprocessing.set_forkserver_preload(PRELOAD)
+        context = multiprocessing.get_context("forkserver")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.outputs = [folder / f"rank{rank}of{ranks}.{port}.txt" for rank in range(ranks)]
+        environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
+        environment |= {"WORLD_SIZE": str(ranks), "OMP_NUM_THREADS": "1"}
+        listed = [[*command] for command in commands]
+        self.processes = [
+            context.Process(
+                target=_rank, args=(folder, listed, environment, rank, self.outputs[rank], before)
+            )
+            for rank in range(ranks)
+        ]
+        for process in self.processes:
+            process.start()
+
+    def pid(self, rank: int) -> int:
+        """Process of a rank."""
+        pid = self.processes[rank].pid
+        assert pid is not None
+        return pid
+
+    def wait_for(self, text: str, rank: int = 0, seconds: float = 120) -> None:
+        """Wait until a rank has printed something."""
+        limit = time.monotonic() + seconds
+        while text not in self.read(rank):
+            assert self.processes[rank].is_alive(), self.read(rank)
+            assert time.monotonic() < limit, f"no {text!r} in: {self.read(rank)}"
+            time.sleep(0.05)
+
+    def read(self, rank: int) -> str:
+        """What a rank has printed so far."""
+        file = self.outputs[rank]
+        return file.read_text(errors="replace") if file.exists() else ""
+
+    def ended(self, seconds: float = 240) -> list[Ended]:
+        """Wait for all ranks; those that are still there after `seconds` fail the test."""
+        limit = time.monotonic() + seconds
+        try:
+            for process in self.processes:
+                process.join(max(0.0, limit - time.monotonic()))
+            alive = [process.is_alive() for process in self.processes]
+        finally:
+            for process in self.processes:
+                process.kill()
+                process.join()
+        results = []
+        for process, file in zip(self.processes, self.outputs, strict=True):
+            status = file.with_suffix(".json")
+            statuses = json.loads(status.read_text()) if status.exists() else []
+            results.append(Ended(statuses, process.exitcode, file.read_text(errors="replace")))
+        assert not any(alive), f"still there after {seconds} s: {alive}\n" + "\n".join(
+            one.output[-3000:] for one in results
+        )
+        return results
+
+
+def on_ranks(
+    folder: Path, *commands: Sequence[str], ranks: int = 2, seconds: float = 300
+) -> list[Ended]:
+    """Run commands on several ranks, or on one, in one process each; all have to end well."""
+    ended = Ranks(folder, commands, ranks).ended(seconds)
+    for one in ended:
+        assert one.status == [0] * len(commands), one.output[-6000:]
+    return ended
+
+
+def _rank(  # what a process is started with
+    folder: Path,
+    commands: list[list[str]],
+    environment: dict[str, str],
+    rank: int,
+    output: Path,
+    before: Callable[[int], None] | None,
+) -> None:
+    """One rank, from its first line to its last."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with output.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.stdout = os.fdopen(1, "w", buffering=1)
+    sys.stderr = os.fdopen(2, "w", buffering=1)
+    os.chdir(folder)
+    sys.path.insert(0, str(folder))
+    if environment["WORLD_SIZE"] != "1":
+        os.environ |= environment | {"LOCAL_RANK": str(rank)}
+    import torch
+
+    torch.set_num_threads(1)
+    if before is not None:
+        before(rank)
+    statuses: list[int] = []
+    for command in commands:
+        status = _status(command)
+        statuses.append(status)
+        output.with_suffix(".json").write_text(json.dumps(statuses))
+        if status != 0:
+            break
+    sys.stdout.flush()
+    os._exit(statuses[-1])
+
+
+def _status(command: list[str]) -> int:
+    """The status of one command of the program."""
+    from lightning_modules.cli import main as entry
+
+    sys.argv = ["aegpo", *command]
+    try:
+        entry.main()
+    except SystemExit as end:
+        code: Any = end.code
+        return code if isinstance(code, int) else int(code is not None)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
