@@ -111,7 +111,7 @@ class EntropyProbe(L.Callback, PlansEvaluations):
                 pl_module.recorder = self.recorder if due else None
             elif due:
                 size, rank = world()
-                own = batch.select(torch.arange(rank, len(batch), size))
+                own = batch.select(torch.arange(rank, len(batch), size, device="cpu"))
                 schedule = ExplorationSchedule.deterministic(len(own), pl_module.num_steps)
                 # Hooks run outside the precision context that training_step has.
                 with trainer.precision_plugin.forward_context():
@@ -169,8 +169,10 @@ class EntropyProbe(L.Callback, PlansEvaluations):
             self.per_layer, self.layer_names = recording.per_layer(), recording.layer_names
             curves = recording.curve()
         known = [index in self.reference for index in own.index.tolist()]
-        new = torch.tensor([row for row, seen in enumerate(known) if not seen], dtype=torch.int64)
-        references = torch.empty(0, pl_module.num_steps)
+        new = torch.tensor(
+            [row for row, seen in enumerate(known) if not seen], dtype=torch.int64, device="cpu"
+        )
+        references = torch.empty(0, pl_module.num_steps, device="cpu")
         if len(new) > 0:
             with pl_module.policy.reference():
                 references = self._draw(
@@ -196,7 +198,7 @@ class EntropyProbe(L.Callback, PlansEvaluations):
     ) -> Recording:
         """Record `trajectories` of each prompt, from noise that is fixed for the prompt."""
         policy = pl_module.policy
-        sizes = torch.full((len(batch),), self.trajectories)
+        sizes = torch.full((len(batch),), self.trajectories, device="cpu")
         noise = pl_module.noise.fixed()
         cond = policy.encode(batch.prompts)
         with self.recorder.record(policy) as recording, policy.evaluations.charge(purpose):
@@ -234,8 +236,8 @@ class EntropyProbe(L.Callback, PlansEvaluations):
     def state_dict(self) -> dict[str, Any]:
         """Return the reference entropies and the last readings, so that nothing is read twice."""
         state: dict[str, Any] = {
-            "reference_index": torch.tensor(list(self.reference), dtype=torch.int64),
-            "last_index": torch.tensor(list(self.last), dtype=torch.int64),
+            "reference_index": torch.tensor(list(self.reference), dtype=torch.int64, device="cpu"),
+            "last_index": torch.tensor(list(self.last), dtype=torch.int64, device="cpu"),
             "texts": self.texts.state_dict(),
         }
         if self.last:

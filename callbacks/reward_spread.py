@@ -40,8 +40,10 @@ class RewardSpread(L.Callback, PlansEvaluations):
         reading = pl_module.entropy
         if self.last:
             mean = sum(self.last.values()) / len(self.last)
-            delta = torch.tensor([self.last.get(row, mean) for row in batch.index.tolist()])
-            curve = torch.zeros(len(batch), pl_module.num_steps)
+            delta = torch.tensor(
+                [self.last.get(row, mean) for row in batch.index.tolist()], device="cpu"
+            )
+            curve = torch.zeros(len(batch), pl_module.num_steps, device="cpu")
             pl_module.entropy = EntropyReading(curve if reading is None else reading.curve, delta)
         elif reading is not None:
             pl_module.entropy = EntropyReading(reading.curve)

@@ -144,9 +144,9 @@ class TrialSpread(StepSpread):
                 "null for all prompts"
             )
         size, rank = world()
-        own = batch.select(torch.arange(rank, count, size))
+        own = batch.select(torch.arange(rank, count, size, device="cpu"))
         if len(own) == 0:
-            nothing = torch.zeros(0, pl_module.num_steps, dtype=torch.float64)
+            nothing = torch.zeros(0, pl_module.num_steps, dtype=torch.float64, device="cpu")
             return own.index, VarianceTerms(nothing, nothing)
         # Not the training rollout's own noise: its steps must not be chosen by how it will fare.
         noise = pl_module.noise.at(pl_module.iteration).apart("trials")

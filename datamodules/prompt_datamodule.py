@@ -106,13 +106,13 @@ class PromptDataModule(L.LightningDataModule):
                 f"data.shares names {sorted(shares)}, but the categories of {train_file} are "
                 f"{known}; give each of them a share"
             )
-        strata = torch.tensor([known.index(name) for name in names])
+        strata = torch.tensor([known.index(name) for name in names], device="cpu")
         self.sampler = DeltaEntropySampler(
             self.train_prompts,
             batch_size,
             batches_per_epoch,
             strata=strata if shares else None,
-            shares=torch.tensor([shares[name] for name in known]) if shares else None,
+            shares=torch.tensor([shares[name] for name in known], device="cpu") if shares else None,
             alpha=alpha,
             delta=delta,
             uniform_share=uniform_share,
@@ -178,7 +178,7 @@ class PromptDataModule(L.LightningDataModule):
                 f"data.train_file has {len(texts)} prompts, {known} of which the checkpoint knows; "
                 "the others count as unseen"
             )
-        delta = torch.tensor([before.get(text, math.nan) for text in texts])
+        delta = torch.tensor([before.get(text, math.nan) for text in texts], device="cpu")
         self.sampler.load_state_dict({**state_dict, "delta_entropy": delta})
 
     def _texts(self) -> Tensor:

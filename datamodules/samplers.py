@@ -61,8 +61,12 @@ class DeltaEntropySampler(DistributedSampler[Any]):
             )
         self.batch_size, self.num_batches = batch_size, num_batches
         self.alpha, self.delta, self.uniform_share = alpha, delta, uniform_share
-        self.strata = torch.zeros(num_prompts, dtype=torch.int64) if strata is None else strata
-        self.shares = torch.ones(int(self.strata.max()) + 1) if shares is None else shares
+        self.strata = (
+            torch.zeros(num_prompts, dtype=torch.int64, device="cpu") if strata is None else strata
+        )
+        self.shares = (
+            torch.ones(int(self.strata.max()) + 1, device="cpu") if shares is None else shares
+        )
         # float32 makes a little more or less of a decimal fraction; .7 of 10 prompts are 7 of them.
         decimal = (self.shares.double() / self.shares.double().sum()).round(decimals=7)
         self.shares = decimal / decimal.sum()
@@ -77,7 +81,7 @@ class DeltaEntropySampler(DistributedSampler[Any]):
             )
         self.noise = KeyedNoise(seed)
         self.batches_drawn = 0
-        self.delta_entropy = torch.full((num_prompts,), float("nan"))
+        self.delta_entropy = torch.full((num_prompts,), float("nan"), device="cpu")
 
     def update(self, index: Tensor, delta_entropy: Tensor) -> None:
         """Take note of the ΔEntropy of some prompts.
@@ -95,7 +99,7 @@ class DeltaEntropySampler(DistributedSampler[Any]):
 
         Unseen prompts count as the highest ΔEntropy seen so far in any stratum.
         """
-        uniform = torch.ones(len(self.strata), dtype=torch.float64)
+        uniform = torch.ones(len(self.strata), dtype=torch.float64, device="cpu")
         seen = torch.isfinite(self.delta_entropy)
         weights = uniform
         if self.alpha > 0 and bool(seen.any()):
@@ -108,7 +112,7 @@ class DeltaEntropySampler(DistributedSampler[Any]):
         ) * self._normalized(weights)
 
     def _normalized(self, weights: Tensor) -> Tensor:
-        totals = torch.zeros(len(self.shares), dtype=torch.float64)
+        totals = torch.zeros(len(self.shares), dtype=torch.float64, device="cpu")
         return weights / totals.index_add(0, self.strata, weights)[self.strata]
 
     def draw(self) -> Tensor:
@@ -118,13 +122,13 @@ class DeltaEntropySampler(DistributedSampler[Any]):
         whole prompts can. Inside a stratum, Gumbel noise on the log probabilities and the largest
         scores draw without replacement (Kool et al., arXiv 1903.06059), unseen prompts first.
         """
-        key = torch.tensor([[self.batches_drawn]])
+        key = torch.tensor([[self.batches_drawn]], device="cpu")
         uniform = self.noise.uniform("prompts", key, (len(self.strata) + 1,))[0].double()
         uniform = uniform.clamp(1e-12, 1 - 1e-9)
         ends = (self.shares.cumsum(0) * self.batch_size).round(decimals=6)
         ends[-1] = self.batch_size
         below = (ends - uniform[-1]).floor().long() + 1  # of the points 0 + u, 1 + u, 2 + u, ...
-        counts = below.diff(prepend=torch.zeros(1, dtype=torch.int64))
+        counts = below.diff(prepend=torch.zeros(1, dtype=torch.int64, device="cpu"))
         score = self.probabilities().log() - torch.log(-torch.log(uniform[:-1]))
         if self.alpha > 0:
             score = score + 1e6 * torch.isnan(self.delta_entropy)

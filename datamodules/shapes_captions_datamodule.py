@@ -104,6 +104,7 @@ class DrawnBatches(Dataset[CaptionedBatch]):
         self.weights = torch.tensor(
             [SHARES[scene.category] / size[scene.category] for scene in scenes],
             dtype=torch.float64,
+            device="cpu",
         )
 
     def __len__(self) -> int:
@@ -111,7 +112,7 @@ class DrawnBatches(Dataset[CaptionedBatch]):
 
     def __getitem__(self, index: int) -> CaptionedBatch:
         seed = zlib.crc32(f"{self.seed}/{index}".encode())
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator(device="cpu").manual_seed(seed)
         order = torch.multinomial(self.weights, len(self.scenes), generator=generator)
         scenes = exclusive((self.scenes[row] for row in order.tolist()), self.batch_size)
         return render_batch(scenes, seed), [scene.text for scene in scenes]

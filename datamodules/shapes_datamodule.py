@@ -51,11 +51,13 @@ def draw_scenes(num_scenes: int, weights: dict[str, float], seed: int) -> list[S
         raise ValueError(f"unknown categories {unknown}; the world has {sorted(by_category)}")
     if not weights or min(weights.values()) < 0 or sum(weights.values()) <= 0:
         raise ValueError(f"weights={weights} must not be negative, and one must be above 0")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device="cpu").manual_seed(seed)
     categories = list(weights)
-    shares = torch.tensor([weights[category] for category in categories], dtype=torch.float64)
+    shares = torch.tensor(
+        [weights[category] for category in categories], dtype=torch.float64, device="cpu"
+    )
     drawn = torch.multinomial(shares, num_scenes, replacement=True, generator=generator)
-    spread = torch.rand(num_scenes, generator=generator, dtype=torch.float64)
+    spread = torch.rand(num_scenes, generator=generator, dtype=torch.float64, device="cpu")
     scenes = []
     for category, position in zip(drawn.tolist(), spread.tolist(), strict=True):
         choices = by_category[categories[category]]
@@ -112,7 +114,7 @@ class ShapesDataModule(lightning.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         """Whole batches in an order drawn anew every epoch."""
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator(device="cpu").manual_seed(self.seed)
         order = BatchSampler(
             RandomSampler(self.training, generator=generator), self.batch_size, drop_last=True
         )
@@ -127,9 +129,10 @@ class ShapesDataModule(lightning.LightningDataModule):
     @torch.no_grad()
     def _render(self, num_images: int, seed: int) -> TensorDataset:
         scenes = draw_scenes(num_images, self.weights, seed)
-        autoencoder = (
-            AutoencoderKL.from_pretrained(self.vae or BASE / "vae") if self.latents else None
-        )
+        with torch.device("cpu"):
+            autoencoder = (
+                AutoencoderKL.from_pretrained(self.vae or BASE / "vae") if self.latents else None
+            )
         chunks = []
         for start in range(0, num_images, CHUNK):
             chunk = render_batch(scenes[start : start + CHUNK], seed + start)
@@ -139,4 +142,4 @@ class ShapesDataModule(lightning.LightningDataModule):
                 chunk = (posterior.mode() - shift) * autoencoder.config.scaling_factor
             chunks.append(chunk)
         tokens = shapes_tokenizer()([scene.text for scene in scenes], padding="max_length")
-        return TensorDataset(torch.cat(chunks), torch.tensor(tokens.input_ids))
+        return TensorDataset(torch.cat(chunks), torch.tensor(tokens.input_ids, device="cpu"))

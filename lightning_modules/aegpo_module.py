@@ -356,7 +356,7 @@ class AEGPOModule(PolicyModule):
         return dtypes != {torch.float32} or torch.is_autocast_enabled(self.device.type)
 
     def _optimizer_name(self) -> str:
-        return type(self.optimizer_factory([nn.Parameter(torch.zeros(1))])).__name__
+        return type(self.optimizer_factory([nn.Parameter(torch.zeros(1, device="cpu"))])).__name__
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what the objective has to remember."""

@@ -142,8 +142,8 @@ class FlowMatchingModule(lightning.LightningModule):
         """
         latents, token_ids = batch
         n = len(latents)
-        generator = torch.Generator().manual_seed(batch_index)
-        noise = torch.randn(latents.shape, generator=generator).to(latents)
+        generator = torch.Generator(device="cpu").manual_seed(batch_index)
+        noise = torch.randn(latents.shape, generator=generator, device="cpu").to(latents)
         sigma = (torch.arange(n, device=latents.device) + 0.5) / n
         error = self.velocity_error(latents, token_ids, sigma, noise)
         self.log("val/loss", error.mean(), prog_bar=True)

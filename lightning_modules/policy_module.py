@@ -99,9 +99,14 @@ class PolicyModule(L.LightningModule):
         self.policy: Policy
 
     def configure_model(self) -> None:
-        """Build the policy, once."""
+        """Build the policy, once, on the CPU; the strategy moves it.
+
+        Lightning calls this with the accelerator as torch's default device. Tables and encoders
+        that are not to be moved would land there, and weights be drawn by another generator.
+        """
         if not hasattr(self, "policy"):
-            self.policy = self.policy_factory()
+            with torch.device("cpu"):
+                self.policy = self.policy_factory()
 
     def setup(self, stage: str) -> None:
         """Refuse what cannot work, before the policy is built; give the rewards their device.
@@ -155,7 +160,7 @@ class PolicyModule(L.LightningModule):
     ) -> Evaluated:
         """Draw this rank's part of the held-out images and score them with every reward."""
         size, rank = world()
-        own = batch.select(torch.arange(rank, len(batch), size))
+        own = batch.select(torch.arange(rank, len(batch), size, device="cpu"))
         tree = self.draw(own)
         scores = {
             reward.name: guarded_scores(reward, tree.images, own.prompts, own.metadata).total

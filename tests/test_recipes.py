@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from another_device import BuildsOnMeta
 from cli_runs import ROOT, build, configs, events, run
 from tiny_flux import tiny_flux
 from tiny_rewards import head_tensors, save_tiny_clip, tiny_hpsv2
@@ -40,6 +41,7 @@ METHODS = [
 OF_THE_BUNDLED_MODEL = {"aegpo", "rollout_entropy", "shapes_clip_reward"}
 PIXELS = {"sd35_medium": 16, "flux1_dev": 16, "sdxl": 32, "sd15": 32}
 ON_THE_CPU = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.strategy=auto"]
+AS_ON_A_GPU = {"strategy": {"class_path": "another_device.BuildsOnMeta"}}
 
 
 def files(*names: str) -> list[str]:
@@ -206,7 +208,12 @@ def test_a_recipe_trains(
     trained = part["init_args"]["reward"]["class_path"]
     watched = [one["class_path"] for one in part["init_args"]["evaluation_rewards"]]
     tiny = {
-        "trainer": {"max_epochs": 1, "num_sanity_val_steps": 0, "check_val_every_n_epoch": 1},
+        "trainer": {
+            "max_epochs": 1,
+            "num_sanity_val_steps": 0,
+            "check_val_every_n_epoch": 1,
+            **AS_ON_A_GPU,
+        },
         "model": {
             "init_args": {
                 "policy": {"init_args": arguments},
@@ -225,7 +232,9 @@ def test_a_recipe_trains(
     }
     (folder / "tiny.yaml").write_text(yaml.safe_dump(tiny))
     given = [*recipe(model, reward, hardware), "--config", "tiny.yaml"]
-    run(monkeypatch, "fit", *given, *ON_THE_CPU)
+    built = BuildsOnMeta.built
+    run(monkeypatch, "fit", *given, *ON_THE_CPU[:2])
+    assert BuildsOnMeta.built > built
 
     log = events(folder / f"runs/{model}")
     scalars = {tag: log.Scalars(tag)[-1].value for tag in log.Tags()["scalars"]}

@@ -73,7 +73,7 @@ def _require_group(name: str, size: int) -> None:
 def _equal_sizes(budget: int, num_prompts: int) -> Tensor:
     """The budget in equal parts, (B,); a remainder goes one image each to the first prompts."""
     share, rest = divmod(budget, num_prompts)
-    return share + (torch.arange(num_prompts) < rest).long()
+    return share + (torch.arange(num_prompts, device="cpu") < rest).long()
 
 
 def _informative_delta(entropy: EntropyReading | None, num_prompts: int) -> Tensor | None:
@@ -168,7 +168,9 @@ class MedianSplitAllocator(Allocator):
         half = num_prompts // 2
         order = delta.argsort(descending=True, stable=True)
         # Only an odd batch has a middle prompt, and then validate() has found the mean whole.
-        sizes = torch.full((num_prompts,), (self.low + self.high) // 2, dtype=torch.int64)
+        sizes = torch.full(
+            (num_prompts,), (self.low + self.high) // 2, dtype=torch.int64, device="cpu"
+        )
         sizes[order[:half]] = self.high
         sizes[order[num_prompts - half :]] = self.low
         return sizes

@@ -60,7 +60,7 @@ def shard_loads(group_sizes: Tensor, world_size: int) -> Tensor:
         ValueError: If there is no rank or a group is empty.
     """
     owners = _owners(group_sizes, world_size)
-    loads = torch.zeros(world_size, dtype=torch.int64)
+    loads = torch.zeros(world_size, dtype=torch.int64, device="cpu")
     return loads.index_add(0, owners, group_sizes.cpu().long())
 
 
@@ -76,4 +76,4 @@ def _owners(group_sizes: Tensor, world_size: int) -> Tensor:
     for row in sorted(range(len(sizes)), key=lambda row: (-sizes[row], row)):
         owners[row] = min(range(world_size), key=lambda rank: (loads[rank], rank))
         loads[owners[row]] += sizes[row]
-    return torch.tensor(owners, dtype=torch.int64)
+    return torch.tensor(owners, dtype=torch.int64, device="cpu")

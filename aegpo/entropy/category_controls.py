@@ -48,13 +48,13 @@ class CategoryControl(EntropyControl):
         """Take the batch into the means, then replace; see `EntropyControl.delta`."""
         categories = batch.categories
         for category in sorted(set(categories)):
-            own = torch.tensor([name == category for name in categories])
+            own = torch.tensor([name == category for name in categories], device="cpu")
             values = delta[own].double()
             kept = self.decay * self.weight.get(category, 0.0)
             self.total[category] = self.decay * self.total.get(category, 0.0) + float(values.sum())
             self.weight[category] = kept + len(values)
         means = [self.total[category] / self.weight[category] for category in categories]
-        return self.replace(delta.double(), torch.tensor(means, dtype=torch.float64))
+        return self.replace(delta.double(), torch.tensor(means, dtype=torch.float64, device="cpu"))
 
     @abc.abstractmethod
     def replace(self, delta: Tensor, mean: Tensor) -> Tensor:

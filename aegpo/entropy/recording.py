@@ -139,12 +139,14 @@ class Recording:
             )
         num_prompts = 1 + max(int(step.row.max()) for step in steps)
         num_steps = 1 + max(step.step for step in steps)
-        total = torch.zeros(num_prompts, len(names), num_steps, dtype=torch.float64)
-        count = torch.zeros(num_prompts, num_steps, dtype=torch.float64)
+        total = torch.zeros(num_prompts, len(names), num_steps, dtype=torch.float64, device="cpu")
+        count = torch.zeros(num_prompts, num_steps, dtype=torch.float64, device="cpu")
         for step in steps:
             values = torch.stack([torch.cat(step.values[name]) for name in names], dim=1)
             total[:, :, step.step].index_add_(0, step.row, values.double().cpu())
-            count[:, step.step].index_add_(0, step.row, torch.ones(len(step.row)).double())
+            count[:, step.step].index_add_(
+                0, step.row, torch.ones(len(step.row), device="cpu").double()
+            )
         if bool((count == 0).any()):
             row, missing = (count == 0).nonzero()[0].tolist()
             raise RuntimeError(

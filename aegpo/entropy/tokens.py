@@ -164,10 +164,10 @@ def select_tokens(
     if tokens in ("image_to_text", "text_to_image") and (num_keys in image_sizes or textless):
         return None
     if num_keys in image_sizes:
-        return TokenSelection(torch.arange(num_keys), None, None)
+        return TokenSelection(torch.arange(num_keys, device="cpu"), None, None)
 
     asks, _, looks = tokens.partition("_to_")
-    positions = torch.arange(image + text)
+    positions = torch.arange(image + text, device="cpu")
     is_image = positions < image if layout.image_first else positions >= text
     wanted = {"all": torch.ones_like(is_image), "image": is_image, "text": ~is_image}
     real = _real_tokens(layout, is_image)
@@ -194,7 +194,7 @@ def _select_cross(
         )
     if tokens in ("image_to_image", "text_to_image"):
         return None
-    return TokenSelection(torch.arange(num_queries), None, layout.text_mask)
+    return TokenSelection(torch.arange(num_queries, device="cpu"), None, layout.text_mask)
 
 
 def _real_tokens(layout: TokenLayout, is_image: Tensor) -> Tensor | None:

@@ -83,8 +83,8 @@ class EntropyPeaks(StepSelector):
         if entropy is None:
             return None
         order = self._order(self._curve(entropy))
-        rank = torch.arange(0, -order.shape[1], -1).expand_as(order)
-        priority = torch.full(shape, -shape[1])
+        rank = torch.arange(0, -order.shape[1], -1, device="cpu").expand_as(order)
+        priority = torch.full(shape, -shape[1], device="cpu")
         priority[:, :-1].scatter_(1, order, rank)
         return priority
 
@@ -116,5 +116,5 @@ class EntropyPeaks(StepSelector):
         """True where the row's min-max scaled curve exceeds the threshold, (B, T-1)."""
         low, high = curve.amin(dim=1, keepdim=True), curve.amax(dim=1, keepdim=True)
         above = curve - low > threshold * (high - low)
-        first = torch.arange(curve.shape[1]) < self.top_k
+        first = torch.arange(curve.shape[1], device="cpu") < self.top_k
         return torch.where(high > low, above, first)

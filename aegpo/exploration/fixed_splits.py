@@ -64,7 +64,7 @@ class FixedSplits(StepSelector):
     def children(self, explores: Tensor) -> Tensor:
         """Each split its own factor, the steps between none; see `StepSelector.children`."""
         branching = torch.ones_like(explores, dtype=torch.int64)
-        branching[:, self.splits] = torch.tensor(self.factors)
+        branching[:, self.splits] = torch.tensor(self.factors, device="cpu")
         return branching
 
     def validate(self, num_steps: int) -> None:

@@ -73,9 +73,9 @@ class NoiseEntropy(StepSelector):
         Returns:
             Nats per dimension, shape (T,); minus infinity where a step draws none.
         """
-        even = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)
+        even = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64, device="cpu")
         sigma = (self.shift * even / (1 + (self.shift - 1) * even)).float()
-        eta = torch.full((num_steps,), self.eta)
+        eta = torch.full((num_steps,), self.eta, device="cpu")
         std = self.sde.coefficients(sigma[:-1], sigma[1:], eta).std
         return 0.5 * math.log(2 * math.pi * math.e) + std.log()
 

@@ -66,7 +66,9 @@ class ExplorationSchedule:
     @classmethod
     def deterministic(cls, num_prompts: int, num_steps: int) -> ExplorationSchedule:
         """The schedule without any noise (probe, evaluation): eta 0 and no split, (B, T)."""
-        return cls.from_mask(torch.zeros(num_prompts, num_steps, dtype=torch.bool), 0.0)
+        return cls.from_mask(
+            torch.zeros(num_prompts, num_steps, dtype=torch.bool, device="cpu"), 0.0
+        )
 
     @classmethod
     def from_mask(cls, stochastic: Tensor, eta: float, branching: int = 1) -> ExplorationSchedule:
@@ -161,7 +163,7 @@ class ExplorationSchedule:
             )
         if bool((self.branching == 1).all()):
             return self
-        earliest = -torch.arange(self.num_steps).expand(self.branching.shape)
+        earliest = -torch.arange(self.num_steps, device="cpu").expand(self.branching.shape)
         priority = earliest if self.priority is None else self.priority
         order = priority.argsort(dim=1, descending=True, stable=True)
         branching = torch.ones_like(self.branching)

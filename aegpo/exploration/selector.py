@@ -70,7 +70,7 @@ class StepSelector(abc.ABC):
                     f"prompts with num_steps={num_steps} need {shape}"
                 )
             entropy = entropy.to("cpu")
-        explores = torch.zeros(shape, dtype=torch.bool)
+        explores = torch.zeros(shape, dtype=torch.bool, device="cpu")
         self.mark(explores[:, :-1], entropy, noise, index)  # the last step is never eligible
         if self.explores and len(index) > 0 and not bool(explores.any()):
             raise ValueError(

@@ -178,9 +178,11 @@ class ForwardSamples(Samples):
         tree, noise = self.experience.tree, self.experience.noise
         rows, times = tree.row.cpu(), self.objective.times_per_image
         first = torch.searchsorted(rows, rows)  # a prompt's images are neighbors
-        number = torch.arange(len(rows)) - first
+        number = torch.arange(len(rows), device="cpu") - first
         named = torch.stack([self.experience.index.cpu()[rows], number], dim=1)
-        allowed = torch.ones(len(self.experience.index), len(tree.sigmas) - 1, dtype=torch.bool)
+        allowed = torch.ones(
+            len(self.experience.index), len(tree.sigmas) - 1, dtype=torch.bool, device="cpu"
+        )
         if self.objective.levels == "selected":
             allowed = self.experience.schedule.stochastic.cpu()
         candidates = [steps.nonzero().flatten() for steps in allowed]
@@ -188,11 +190,13 @@ class ForwardSamples(Samples):
         for row, key in zip(rows.tolist(), named.tolist(), strict=True):
             order = noise.permutation("forward level", key, len(candidates[row]))
             levels.append(candidates[row][order[:times]])
-        counts = torch.tensor([len(level) for level in levels], dtype=torch.int64)
-        level = torch.cat([torch.empty(0, dtype=torch.int64), *levels])
+        counts = torch.tensor([len(level) for level in levels], dtype=torch.int64, device="cpu")
+        level = torch.cat([torch.empty(0, dtype=torch.int64, device="cpu"), *levels])
         self.keys = torch.cat([named.repeat_interleave(counts, dim=0), level[:, None]], dim=1)
         self.sigma = tree.sigmas[level.to(tree.sigmas.device)]
-        self.image = torch.arange(len(tree)).repeat_interleave(counts).to(tree.row.device)
+        self.image = (
+            torch.arange(len(tree), device="cpu").repeat_interleave(counts).to(tree.row.device)
+        )
 
     @property
     def row(self) -> Tensor:

@@ -109,8 +109,8 @@ class WidthPruning(Pruning):
         """Cut the branches below the last split; see `Pruning.cut`."""
         rows, leaf_edge = tree.row.cpu(), tree.leaf_edge.cpu()
         worth = advantages.cpu()[leaf_edge]
-        leaves_kept = torch.ones(len(tree), dtype=torch.bool)
-        last_split = torch.full((schedule.num_prompts,), schedule.num_steps)
+        leaves_kept = torch.ones(len(tree), dtype=torch.bool, device="cpu")
+        last_split = torch.full((schedule.num_prompts,), schedule.num_steps, device="cpu")
         for row, branching in enumerate(schedule.branching.cpu()):
             if bool((branching == 1).all()):
                 continue
@@ -207,7 +207,7 @@ class RandomStepPruning(Pruning):
         index: Tensor,
     ) -> None:
         """Keep the steps that were drawn; see `Pruning.cut`."""
-        trained = torch.zeros(schedule.eta.shape, dtype=torch.bool)
+        trained = torch.zeros(schedule.eta.shape, dtype=torch.bool, device="cpu")
         for row, key in enumerate(index.tolist()):
             steps = schedule.stochastic[row].cpu().nonzero().flatten()
             order = noise.permutation("trained steps", (key,), len(steps))

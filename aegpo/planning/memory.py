@@ -146,7 +146,7 @@ def optimizer_state_bytes(optimizer: Callable[..., Any]) -> float:
         Bytes per parameter: 8 for AdamW, 0 for plain SGD. Where a step cannot be taken on the CPU,
         2 for optimizers whose name says 8-bit, and 8 for others.
     """
-    parameter = nn.Parameter(torch.zeros(256, 256))
+    parameter = nn.Parameter(torch.zeros(256, 256, device="cpu"))
     built = optimizer([parameter])
     parameter.grad = torch.zeros_like(parameter)
     try:

@@ -28,7 +28,7 @@ class StandInPolicy(Policy):
 
     def __init__(self, guidance_scale: float = 1.0) -> None:
         super().__init__(guidance_scale, max_batch=2**31)
-        self.weight = nn.Parameter(torch.zeros(()))
+        self.weight = nn.Parameter(torch.zeros((), device="cpu"))
 
     @property
     def denoiser(self) -> nn.Module:
@@ -46,15 +46,15 @@ class StandInPolicy(Policy):
 
     def encode_texts(self, texts: list[str]) -> Conditioning:
         """One number per text."""
-        return Conditioning(torch.zeros(len(texts), 1, 1))
+        return Conditioning(torch.zeros(len(texts), 1, 1, device="cpu"))
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Black images of one pixel."""
-        return torch.zeros(len(latents), 3, 1, 1)
+        return torch.zeros(len(latents), 3, 1, 1, device=latents.device)
 
     def sigmas(self, num_steps: int) -> Tensor:
         """Equal steps from 1 to 0."""
-        return torch.linspace(1.0, 0.0, num_steps + 1)
+        return torch.linspace(1.0, 0.0, num_steps + 1, device="cpu")
 
     def token_layout(self, cond: Conditioning) -> TokenLayout:
         """One token of each kind."""

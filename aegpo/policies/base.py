@@ -299,7 +299,7 @@ class Policy(nn.Module, abc.ABC):
                 rows = self._embeddings.get(texts, self._encode_rows).to(device)
         if not guided:
             return rows
-        empty = torch.full((len(prompts),), len(prompts))
+        empty = torch.full((len(prompts),), len(prompts), device="cpu")
         text = rows.select(slice(0, len(prompts)))
         return Conditioning(text.embeds, text.pooled, text.mask, negative=rows.select(empty))
 

@@ -58,7 +58,8 @@ def match_targets(
 def add_lora(model: ModelMixin, layers: Sequence[str], rank: int, alpha: float, seed: int) -> None:
     """Freezes a diffusers model and adds fp32 adapters that change nothing yet.
 
-    The down-projection starts normal with standard deviation 1/rank, the up-projection zero.
+    The down-projection starts normal with standard deviation 1/rank, the up-projection zero. They
+    are drawn on the CPU, so that a seed means the same weights on every machine.
 
     Args:
         model: Changed in place.
@@ -76,8 +77,8 @@ def add_lora(model: ModelMixin, layers: Sequence[str], rank: int, alpha: float, 
     config = LoraConfig(
         r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=list(layers)
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed also seeds every GPU
         model.add_adapter(config, adapter_name=ADAPTER)
     for parameter in model.parameters():
         if parameter.requires_grad:

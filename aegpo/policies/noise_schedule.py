@@ -37,9 +37,10 @@ def ddim_scheduler(scheduler: Any) -> DDIMScheduler:
             f"the pipeline's scheduler is a {type(scheduler).__name__}, whose noise levels DDIM "
             "cannot run; give a pipeline with a DDIM, DDPM, PNDM, Euler or DPM-Solver scheduler"
         )
-    made: DDIMScheduler = DDIMScheduler.from_config(
-        scheduler.config, clip_sample=False, thresholding=False
-    )
+    with torch.device("cpu"):  # its tables are made on the default device
+        made: DDIMScheduler = DDIMScheduler.from_config(
+            scheduler.config, clip_sample=False, thresholding=False
+        )
     return made
 
 
@@ -105,10 +106,12 @@ class NoiseSchedule:
         """
         total = len(self._levels)
         if 1 <= num_steps <= total:
-            self._scheduler.set_timesteps(num_steps)
+            self._scheduler.set_timesteps(num_steps, device="cpu")
             timesteps = self._scheduler.timesteps
             if int(timesteps[0]) < total:
-                sigmas = torch.cat([self._levels[timesteps], torch.tensor([self.final])])
+                sigmas = torch.cat(
+                    [self._levels[timesteps], torch.tensor([self.final], device="cpu")]
+                )
                 if bool((sigmas[1:] < sigmas[:-1]).all()):
                     return sigmas
         raise ValueError(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -128,14 +129,15 @@ def load_pipeline(
     if quantized:
         absent["quantization_config"] = _quantization(quantized, dtype)
     try:
-        loaded: DiffusionPipeline = pipeline.from_pretrained(
-            source,
-            torch_dtype=dtype,
-            use_safetensors=True,
-            local_files_only=isinstance(source, Path),
-            **absent,
-            **options,
-        )
+        with _on_the_cpu():
+            loaded: DiffusionPipeline = pipeline.from_pretrained(
+                source,
+                torch_dtype=dtype,
+                use_safetensors=True,
+                local_files_only=isinstance(source, Path),
+                **absent,
+                **options,
+            )
     except (RuntimeError, ImportError) as error:
         if not quantized:
             raise
@@ -147,6 +149,17 @@ def load_pipeline(
         if isinstance(part, torch.nn.Module):
             part.eval()
     return loaded
+
+
+@contextmanager
+def _on_the_cpu() -> Iterator[None]:
+    """Inside, networks are made on the CPU, and global random numbers are left alone.
+
+    Lightning builds models with the GPU as torch's default device. What the libraries make there
+    would stay there, also what is to be offloaded; and some draw weights before they read them.
+    """
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        yield
 
 
 def _quantization(parts: Mapping[str, Quantization], dtype: torch.dtype) -> Any:
@@ -190,11 +203,12 @@ def load_denoiser(source: str | Path, model: type[ModelMixin], name: str) -> Mod
     Returns:
         The denoiser, in evaluation mode.
     """
-    denoiser: ModelMixin = model.from_pretrained(
-        source,
-        subfolder=name,
-        torch_dtype=torch.float32,
-        use_safetensors=True,
-        local_files_only=isinstance(source, Path),
-    )
+    with _on_the_cpu():
+        denoiser: ModelMixin = model.from_pretrained(
+            source,
+            subfolder=name,
+            torch_dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=isinstance(source, Path),
+        )
     return denoiser.requires_grad_(False).eval()

@@ -56,9 +56,9 @@ def scheduler_sigmas(
         raise ValueError(f'spacing must be "scheduler" or "uniform", but is {spacing!r}')
     copied = copy.deepcopy(scheduler)
     if spacing == "scheduler":
-        copied.set_timesteps(num_steps, mu=mu)
+        copied.set_timesteps(num_steps, mu=mu, device="cpu")
     else:
-        copied.set_timesteps(sigmas=even_sigmas(num_steps), mu=mu)
+        copied.set_timesteps(sigmas=even_sigmas(num_steps), mu=mu, device="cpu")
     sigmas: Tensor = copied.sigmas.detach().to("cpu", torch.float32).clone()
     # A rollout starts at pure noise, and Flow-SDE singles out sigma = 1, so rounding in the shift
     # must not leave 0.9999999 there.

@@ -99,6 +99,6 @@ class PromptBatch:
         """
         return PromptBatch(
             prompts=[item["prompt"] for item in items],
-            index=torch.tensor([item["index"] for item in items], dtype=torch.int64),
+            index=torch.tensor([item["index"] for item in items], dtype=torch.int64, device="cpu"),
             metadata=[item["metadata"] for item in items],
         )

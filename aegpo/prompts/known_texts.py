@@ -20,7 +20,9 @@ def fingerprint(prompt: str) -> int:
 
 def fingerprints(prompts: Iterable[str]) -> Tensor:
     """The fingerprint of every text, int64."""
-    return torch.tensor([fingerprint(prompt) for prompt in prompts], dtype=torch.int64)
+    return torch.tensor(
+        [fingerprint(prompt) for prompt in prompts], dtype=torch.int64, device="cpu"
+    )
 
 
 class KnownTexts:
@@ -48,8 +50,8 @@ class KnownTexts:
     def state_dict(self) -> dict[str, Any]:
         """The state, tensors only."""
         return {
-            "index": torch.tensor(list(self._at), dtype=torch.int64),
-            "text": torch.tensor(list(self._at.values()), dtype=torch.int64),
+            "index": torch.tensor(list(self._at), dtype=torch.int64, device="cpu"),
+            "text": torch.tensor(list(self._at.values()), dtype=torch.int64, device="cpu"),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

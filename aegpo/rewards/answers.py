@@ -43,7 +43,8 @@ def as_scores(answer: object, count: int, device: torch.device) -> Tensor:
             given = [float("nan") if value is None else float(value) for value in given]
         if not isinstance(given, Tensor | np.ndarray | list):
             raise TypeError
-        scores = torch.as_tensor(given).detach().to(device, torch.float32)
+        made = given if isinstance(given, Tensor) else torch.as_tensor(given, device="cpu")
+        scores = made.detach().to(device, torch.float32)
     except (TypeError, ValueError, RuntimeError):
         raise UnusableAnswer(f"returned {_describe(answer)}; it must return {ACCEPTED}") from None
     if scores.shape != (count,):

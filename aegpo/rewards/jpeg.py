@@ -28,7 +28,7 @@ def jpeg_kilobytes(images: Tensor, quality: int = 95) -> Tensor:
         kB (1000 bytes), fp32 on the images' device, shape (N,); NaN for an image with a value
         that is not finite.
     """
-    sizes = torch.full((len(images),), float("nan"))
+    sizes = torch.full((len(images),), float("nan"), device="cpu")
     pixels, finite = to_pixels(images)
     for row, picture in enumerate(pixels):
         if finite[row]:

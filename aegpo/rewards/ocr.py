@@ -112,7 +112,7 @@ class OCRAccuracy(Reward):
             )
         pixels, finite = to_pixels(images)
         rows = [row for row, target in enumerate(targets) if target and finite[row]]
-        scores = torch.full((len(images),), float("nan"))
+        scores = torch.full((len(images),), float("nan"), device="cpu")
         for row, text in zip(rows, self.reader.read(pixels[rows]), strict=True):
             scores[row] = text_accuracy(targets[row] or "", text)
         return scores.to(images.device)

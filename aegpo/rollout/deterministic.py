@@ -37,5 +37,5 @@ def deterministic_rollout(
         A tree of B * k images, those of one prompt side by side, and no stochastic transition.
     """
     schedule = ExplorationSchedule.deterministic(len(prompts), num_steps)
-    sizes = torch.full((len(prompts),), images_per_prompt)
+    sizes = torch.full((len(prompts),), images_per_prompt, device="cpu")
     return rollout(policy, ODE(), policy.encode(prompts), schedule, sizes, noise, index)

@@ -167,7 +167,7 @@ def rollout(  # noqa: PLR0913  # all that decides an image
                 )
             )
             parents.append(edge[drawn])
-            edge[drawn] = torch.arange(num_edges, num_edges + len(drawn))
+            edge[drawn] = torch.arange(num_edges, num_edges + len(drawn), device="cpu")
             num_edges += len(drawn)
         nodes = _Nodes(latents=latents, row=row, number=number, edge=edge)
 
@@ -179,7 +179,7 @@ def rollout(  # noqa: PLR0913  # all that decides an image
         latents=nodes.latents[leaf_rows],
         row=nodes.row[leaf].to(device),
         transitions=_concatenate(levels, policy.latent_shape, device),
-        parent=torch.cat([torch.empty(0, dtype=torch.int64), *parents]).to(device),
+        parent=torch.cat([torch.empty(0, dtype=torch.int64, device="cpu"), *parents]).to(device),
         leaf_edge=nodes.edge[leaf].to(device),
         sigmas=level_sigmas,
         num_nodes=num_nodes,
@@ -269,9 +269,9 @@ def _sibling_noise(
 
 def _part(widths: Tensor) -> tuple[Tensor, Tensor]:
     """Parts row i into widths[i] children: the row of each child, and its rank among siblings."""
-    row = torch.repeat_interleave(torch.arange(len(widths)), widths)
+    row = torch.repeat_interleave(torch.arange(len(widths), device="cpu"), widths)
     first = widths.cumsum(0) - widths
-    return row, torch.arange(len(row)) - first[row]
+    return row, torch.arange(len(row), device="cpu") - first[row]
 
 
 def _concatenate(

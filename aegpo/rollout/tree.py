@@ -190,7 +190,7 @@ class RolloutTree:
         present = ~values.isnan().cpu()
         value, parent = values.cpu().double()[present], self.parent.cpu()
         edge = self.leaf_edge.cpu()[present]
-        total = torch.zeros(len(parent), dtype=torch.float64)
+        total = torch.zeros(len(parent), dtype=torch.float64, device="cpu")
         leaves = torch.zeros_like(total)
         while bool((edge >= 0).any()):  # all leaves climb together, one edge a turn
             on_tree = edge >= 0

@@ -114,7 +114,7 @@ class SDE(abc.ABC):
             ValueError: If one is out of range or not a number.
         """
         low, high = self.eta_range
-        levels = torch.as_tensor(eta)
+        levels = eta if isinstance(eta, Tensor) else torch.tensor(eta, device="cpu")
         allowed = (levels >= low) & (levels <= high) & levels.isfinite()
         if not bool(allowed.all()):
             wrong = levels[~allowed].flatten()[0].item()

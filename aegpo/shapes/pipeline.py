@@ -180,8 +180,8 @@ def shapes_pipeline(
             f"no autoencoder in '{folder}' (expected a config.json saved by AutoencoderKL); "
             "train one with configs/shapes_vae.yaml or give another folder"
         )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed also seeds every GPU
         if vae == "untrained":
             autoencoder = shapes_autoencoder()
         else:
@@ -236,4 +236,7 @@ def load_pipeline(folder: str | Path = BASE) -> StableDiffusion3Pipeline:
             f"no pipeline in '{folder}' (expected model_index.json); give a folder saved by "
             "save_pretrained, for example the bundled aegpo/shapes/base"
         )
-    return StableDiffusion3Pipeline.from_pretrained(folder, text_encoder_3=None, tokenizer_3=None)
+    with torch.device("cpu"):
+        return StableDiffusion3Pipeline.from_pretrained(
+            folder, text_encoder_3=None, tokenizer_3=None
+        )

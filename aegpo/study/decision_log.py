@@ -79,29 +79,32 @@ class Decision:
         try:
             record = json.loads(line)
             shape = len(record["index"]), record["num_steps"]
-            stochastic = torch.zeros(shape, dtype=torch.bool)
-            branching = torch.ones(shape, dtype=torch.int64)
+            stochastic = torch.zeros(shape, dtype=torch.bool, device="cpu")
+            branching = torch.ones(shape, dtype=torch.int64, device="cpu")
             for row, steps in enumerate(record["steps"]):
                 stochastic[row, steps] = True
-                branching[row, steps] = torch.tensor(record["branching"][row], dtype=torch.int64)
+                branching[row, steps] = torch.tensor(
+                    record["branching"][row], dtype=torch.int64, device="cpu"
+                )
             curve, delta = record["entropy"], record["delta_entropy"]
             probabilities = record["probabilities"]
             return cls(
                 iteration=record["iteration"],
                 seed=record["seed"],
-                index=torch.tensor(record["index"], dtype=torch.int64),
+                index=torch.tensor(record["index"], dtype=torch.int64, device="cpu"),
                 num_steps=record["num_steps"],
                 entropy=None
                 if curve is None
                 else EntropyReading(
-                    torch.tensor(curve), None if delta is None else torch.tensor(delta)
+                    torch.tensor(curve, device="cpu"),
+                    None if delta is None else torch.tensor(delta, device="cpu"),
                 ),
-                group_sizes=torch.tensor(record["group_sizes"], dtype=torch.int64),
+                group_sizes=torch.tensor(record["group_sizes"], dtype=torch.int64, device="cpu"),
                 stochastic=stochastic,
                 branching=branching,
                 probabilities=None
                 if probabilities is None
-                else torch.tensor(probabilities, dtype=torch.float64),
+                else torch.tensor(probabilities, dtype=torch.float64, device="cpu"),
             )
         except (KeyError, IndexError, TypeError) as error:
             raise ValueError(f"not a line of a decision log ({error!r}): {line[:60]}") from error

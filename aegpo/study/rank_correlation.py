@@ -80,9 +80,13 @@ def chance_level_within(
         return math.nan
     # A permutation inside a category keeps its mean, and with it everybody's rank.
     first, second = (_standardized_ranks(values) for values in (left, right))
-    generator = torch.Generator().manual_seed(0)
-    lots = torch.rand(permutations, len(second), generator=generator, dtype=torch.float64)
-    number = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    lots = torch.rand(
+        permutations, len(second), generator=generator, dtype=torch.float64, device="cpu"
+    )
+    number = torch.repeat_interleave(
+        torch.arange(len(sizes), device="cpu"), torch.tensor(sizes, device="cpu")
+    )
     order = (lots + number).argsort(dim=1)  # categories lie side by side and stay where they are
     correlations = (second[order] @ first).abs()
     return float(correlations.quantile(0.95, interpolation="higher"))
@@ -96,7 +100,9 @@ def _inside(x: Tensor, y: Tensor, categories: Sequence[str]) -> tuple[Tensor, Te
     left, right = [x.new_zeros(0).double()], [y.new_zeros(0).double()]
     sizes = []
     for name in sorted(set(categories)):
-        members = complete & torch.tensor([category == name for category in categories])
+        members = complete & torch.tensor(
+            [category == name for category in categories], device="cpu"
+        )
         if int(members.sum()) >= 2:
             left.append(_centered(x[members]))
             right.append(_centered(y[members]))

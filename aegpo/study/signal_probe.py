@@ -251,9 +251,9 @@ class SignalProbe:
             Entropy of each (token set, layer), "all" layers first.
         """
         num_prompts, repeats = len(self.batch), self.trajectories
-        row = torch.arange(num_prompts).repeat_interleave(repeats)
+        row = torch.arange(num_prompts, device="cpu").repeat_interleave(repeats)
         cond = self.cond.select(row.to(self.cond.embeds.device))
-        number = torch.arange(repeats).repeat(num_prompts)
+        number = torch.arange(repeats, device="cpu").repeat(num_prompts)
         index = self.batch.index.cpu()[row] * repeats + number
         ones = torch.ones_like(row)
         schedule = ExplorationSchedule.deterministic(len(row), self.num_steps)

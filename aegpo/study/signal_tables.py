@@ -280,7 +280,9 @@ def _retest_one(curves: Tensor, reference: Tensor) -> float:
     """Mean rank correlation of ΔEntropy from one trajectory with that from another."""
     single = [delta_entropy(curves[:, m], reference[:, m]).double() for m in range(curves.shape[1])]
     pairs = zip(single[::2], single[1::2], strict=True)
-    return float(torch.tensor([spearman(one, other) for one, other in pairs]).nanmean())
+    return float(
+        torch.tensor([spearman(one, other) for one, other in pairs], device="cpu").nanmean()
+    )
 
 
 def _residual(values: Tensor) -> Tensor:

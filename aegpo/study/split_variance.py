@@ -40,19 +40,19 @@ def split_variance(tree: RolloutTree, rewards: Tensor, num_prompts: int) -> Vari
     node = _source_nodes(tree)
     num_edges, num_nodes = len(node), int(node.max()) + 1 if len(node) > 0 else 0
     num_steps = len(tree.sigmas) - 1
-    squares = torch.zeros(num_prompts, num_steps, dtype=torch.float64)
+    squares = torch.zeros(num_prompts, num_steps, dtype=torch.float64, device="cpu")
     freedom = torch.zeros_like(squares)
 
     width = torch.bincount(node, minlength=num_nodes)
     # The value of each edge's end and the variance of its error; leaves are exact.
-    value = torch.full((num_edges,), float("nan"), dtype=torch.float64)
+    value = torch.full((num_edges,), float("nan"), dtype=torch.float64, device="cpu")
     error = torch.zeros_like(value)
     on_tree = leaf_edge >= 0
     value[leaf_edge[on_tree]] = rewards.cpu().double()[on_tree]
     for level in range(num_steps - 1, -1, -1):
         edges = ((step == level) & ~value.isnan()).nonzero().flatten()
         below, own = node[edges], value[edges]
-        zeros = torch.zeros(num_nodes, dtype=torch.float64)
+        zeros = torch.zeros(num_nodes, dtype=torch.float64, device="cpu")
         count = zeros.index_add(0, below, torch.ones_like(own))
         mean = zeros.index_add(0, below, own) / count
         deviations = zeros.index_add(0, below, (own - mean[below]).square())
@@ -84,7 +84,7 @@ def _source_nodes(tree: RolloutTree) -> Tensor:
     same = (parent[1:] == parent[:-1]) & (edges.step[1:] == edges.step[:-1])
     same &= edges.row[1:] == edges.row[:-1]
     same &= (edges.latents[1:] == edges.latents[:-1]).flatten(1).all(dim=1)
-    return torch.cat([torch.zeros(1, dtype=torch.int64), (~same).cpu().cumsum(0)])
+    return torch.cat([torch.zeros(1, dtype=torch.int64, device="cpu"), (~same).cpu().cumsum(0)])
 
 
 def _first_of_each(node: Tensor, mask: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ def group_rewards(  # noqa: PLR0913  # those of `rollout`, and a reward
             sde,
             policy.encode(batch.prompts),
             schedule,
-            torch.full((len(batch),), images),
+            torch.full((len(batch),), images, device="cpu"),
             noise,
             batch.index,
             shared_start=shared_start,
@@ -96,7 +96,7 @@ def single_step_rewards(  # noqa: PLR0913  # those of `group_rewards`
     Returns:
         Rewards, NaN where one failed, fp32 on the CPU, shape (B, G).
     """
-    stochastic = torch.zeros(len(batch), num_steps, dtype=torch.bool)
+    stochastic = torch.zeros(len(batch), num_steps, dtype=torch.bool, device="cpu")
     stochastic[:, step] = True
     return group_rewards(
         policy,

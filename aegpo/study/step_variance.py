@@ -48,7 +48,7 @@ def trial_variance(rewards: Sequence[Tensor]) -> VarianceTerms:
     freedom = torch.stack([r.isfinite().sum(dim=1) - 1 for r in rewards], dim=1).clamp(min=0)
     variance = torch.stack([group_spread(group).square() for group in rewards], dim=1)
     terms = freedom.double(), torch.where(freedom > 0, variance, 0.0) * freedom
-    last = torch.zeros(len(freedom), 1, dtype=torch.float64)
+    last = torch.zeros(len(freedom), 1, dtype=torch.float64, device="cpu")
     freedom, squares = (torch.cat([term, last], dim=1) for term in terms)
     return VarianceTerms(squares, freedom)
 
@@ -79,9 +79,9 @@ class StepVariance:
             raise ValueError(f"revisit_every={revisit_every} must be at least 1, or null for never")
         self.decay = decay
         self.revisit_every = revisit_every
-        self.squares = torch.zeros(num_steps, dtype=torch.float64)
-        self.freedom = torch.zeros(num_steps, dtype=torch.float64)
-        self.seen = torch.full((num_steps,), -1, dtype=torch.int64)
+        self.squares = torch.zeros(num_steps, dtype=torch.float64, device="cpu")
+        self.freedom = torch.zeros(num_steps, dtype=torch.float64, device="cpu")
+        self.seen = torch.full((num_steps,), -1, dtype=torch.int64, device="cpu")
 
     @property
     def known(self) -> Tensor:
@@ -129,7 +129,7 @@ class StepVariance:
         steps = due.nonzero().flatten()
         steps = steps[self.seen[steps].argsort(stable=True)]
         highest = float(curve.max()) or 1.0
-        lead = 1 + _LEAD * torch.arange(len(steps), 0, -1, dtype=torch.float64)
+        lead = 1 + _LEAD * torch.arange(len(steps), 0, -1, dtype=torch.float64, device="cpu")
         curve[steps] = highest * lead
         curve[-1] = 0.0
         return curve

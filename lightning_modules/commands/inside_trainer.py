@@ -44,7 +44,7 @@ def inside_trainer(
         if ckpt_path is not None and trainer.ckpt_path is None:
             raise ValueError(f"--ckpt_path {ckpt_path}: no checkpoint was found; give its file")
         work(batch)
-        return torch.empty(0)
+        return torch.empty(0, device="cpu")
 
     original: Any = model.predict_step
     model.predict_step = step  # type: ignore[method-assign]

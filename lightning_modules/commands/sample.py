@@ -82,7 +82,7 @@ def sample(
     texts = [record.pop("prompt") for record in records]
     if not texts:
         raise ValueError("--prompts is empty; give at least one text")
-    batch = PromptBatch(texts, torch.arange(len(texts)), records)
+    batch = PromptBatch(texts, torch.arange(len(texts), device="cpu"), records)
     model.prefers_averaged = weights == "ema"
     steps = num_steps or model.evaluation_steps
     noise = KeyedNoise(seed).fixed()
@@ -97,7 +97,7 @@ def sample(
         samples = policy.max_batch // policy.num_evaluations_per_sample
         at_once = max(1, samples // images_per_prompt)
         with Console().status("drawing") as status:
-            for rows in torch.arange(len(batch)).split(at_once):
+            for rows in torch.arange(len(batch), device="cpu").split(at_once):
                 status.update(f"drawing prompt {int(rows[0]) + 1} of {len(batch)}")
                 part = batch.select(rows)
                 for name, context in models.items():
@@ -175,11 +175,14 @@ class _Samples:
 
     def summary(self) -> list[str]:
         """One line for each reward: its mean over the finite scores of each model."""
+
+        def mean(scores: list[float]) -> float:
+            return float(torch.tensor(scores, device="cpu").nanmean())
+
         return [
             f"{reward.name}: "
             + ", ".join(
-                f"{model} {float(torch.tensor(scores[reward.name]).nanmean()):.4f}"
-                for model, scores in self.scores.items()
+                f"{model} {mean(scores[reward.name]):.4f}" for model, scores in self.scores.items()
             )
             for reward in self.rewards
         ]

@@ -33,5 +33,5 @@ class Decision:
             self.noise,
             self.schedule.select(self.mine),
             self.group_sizes[self.mine],
-            torch.arange(len(self.mine)),
+            torch.arange(len(self.mine), device="cpu"),
         )

@@ -63,7 +63,9 @@ class HeldOut:
             self._count(self.missing, name, score.device).update(score.isnan().sum())
             self._count(self.images, name, score.device).update(len(score))
             for category in sorted(set(batch.categories)):
-                member = torch.tensor([one == category for one in own.categories], dtype=torch.bool)
+                member = torch.tensor(
+                    [one == category for one in own.categories], dtype=torch.bool, device="cpu"
+                )
                 self._mean(name, category, score.device).update(score[member.to(score.device)])
         assert tree.images is not None
         return Evaluated(own, tree.images, scores)

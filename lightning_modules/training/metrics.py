@@ -84,7 +84,7 @@ class UpdateMeter:
         `ratio/first_max_dev` is the largest deviation of a ratio from 1 before the first optimizer
         step: the check that rollout and update score alike.
         """
-        norms = torch.tensor(self.norms)
+        norms = torch.tensor(self.norms, device="cpu")
         metrics = {
             "update/gradient_norm": float(norms[norms.isfinite()].mean()),
             "update/skipped": float((~norms.isfinite()).sum()),

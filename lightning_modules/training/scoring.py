@@ -66,7 +66,7 @@ class Scoring:
         Returns:
             The tree of all prompts, and its scores.
         """
-        rows = torch.arange(len(batch))
+        rows = torch.arange(len(batch), device="cpu")
         if self.chunks == 1:
             tree = draw(rows)
             return Drawn(tree, lambda: self._score(tree, batch))

@@ -87,8 +87,12 @@ class Flux(FluxPolicy):
 
     def position_ids(self, num_text: int, height: int, width: int) -> tuple[Tensor, Tensor]:
         """Text lies at (0, 0, 0), the patch of row y and column x at (0, y, x)."""
-        image = torch.cartesian_prod(torch.arange(1), torch.arange(height), torch.arange(width))
-        return torch.zeros(num_text, 3, dtype=torch.int64), image
+        image = torch.cartesian_prod(
+            torch.arange(1, device="cpu"),
+            torch.arange(height, device="cpu"),
+            torch.arange(width, device="cpu"),
+        )
+        return torch.zeros(num_text, 3, dtype=torch.int64, device="cpu"), image
 
     def pipeline_arguments(self, num_steps: int) -> dict[str, Any]:
         """As for every FLUX, and classifier-free guidance if it is on."""

@@ -90,9 +90,11 @@ class _Flux2Family(FluxPolicy):
 
     def position_ids(self, num_text: int, height: int, width: int) -> tuple[Tensor, Tensor]:
         """Text token l lies at (0, 0, 0, l), the patch of row y and column x at (0, y, x, 0)."""
-        one = torch.arange(1)
-        image = torch.cartesian_prod(one, torch.arange(height), torch.arange(width), one)
-        return torch.cartesian_prod(one, one, one, torch.arange(num_text)), image
+        one = torch.arange(1, device="cpu")
+        image = torch.cartesian_prod(
+            one, torch.arange(height, device="cpu"), torch.arange(width, device="cpu"), one
+        )
+        return torch.cartesian_prod(one, one, one, torch.arange(num_text, device="cpu")), image
 
     def pipeline_latents(self, noise: Tensor, dtype: torch.dtype) -> Tensor:
         """The noise as patches, shape (n, 4 C, H/2, W/2)."""

@@ -62,11 +62,11 @@ class UNetPolicy(DiffusersPolicy):
 
     def initial_latents(self, noise: Tensor, sigma: float) -> Tensor:
         """Noise of the diffusion's variance, 1, in the scale of the flow's latents."""
-        return noise / latent_scale(torch.tensor(sigma)).item()
+        return noise / latent_scale(torch.tensor(sigma, device="cpu")).item()
 
     def clean_latents(self, latents: Tensor) -> Tensor:
         """Latents at the last level in the scale of the diffusion: what its decoder is given."""
-        return latents * latent_scale(torch.tensor(self.noise_schedule.final)).item()
+        return latents * latent_scale(torch.tensor(self.noise_schedule.final, device="cpu")).item()
 
     def predict(self, latents: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         """The velocity, noise - data, from one call of the UNet, shape (n, C, H, W) fp32."""

@@ -93,7 +93,9 @@ class ScoreComparison:
             order = list(range(count))[::-1]
         else:
             parts, told = [[row] for row in range(count)], "one by one"
-            order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist()
+            order = torch.randperm(
+                count, generator=torch.Generator(device="cpu").manual_seed(0), device="cpu"
+            ).tolist()
         if not self.reward.deterministic:
             yield Finding("batch", "ok", _RANDOM)
             return

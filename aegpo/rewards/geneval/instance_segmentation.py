@@ -50,9 +50,10 @@ class InstanceSegmenter:
         }
         try:
             self._processor = AutoImageProcessor.from_pretrained(**source)
-            model = AutoModelForUniversalSegmentation.from_pretrained(
-                **source, use_safetensors=True
-            )
+            with torch.device("cpu"):
+                model = AutoModelForUniversalSegmentation.from_pretrained(
+                    **source, use_safetensors=True
+                )
         except OSError as error:
             raise FileNotFoundError(
                 f"detector={pretrained!r} could not be loaded "

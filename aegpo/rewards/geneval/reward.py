@@ -112,7 +112,7 @@ class GenEvalReward(Reward):
             _check_labels(wanted, self._segmenter.labels)
         pixels, finite = to_pixels(images)
         rows = [row for row in range(len(images)) if finite[row]]
-        scores = torch.full((len(images),), float("nan"))
+        scores = torch.full((len(images),), float("nan"), device="cpu")
         for start in range(0, len(rows), self.batch_size):
             chunk = rows[start : start + self.batch_size]
             found = self._segmenter.find(pixels[chunk], CONFIDENCE)

@@ -77,7 +77,7 @@ class FrozenNetworkReward(Reward):
             Features of one shape for all prompts.
         """
         del prompt
-        return torch.zeros(0)
+        return torch.zeros(0, device="cpu")
 
     def setup(self, device: torch.device) -> None:
         """Fetch the weights, if that has not been done, and move to the device.
@@ -86,7 +86,8 @@ class FrozenNetworkReward(Reward):
             device: Where the images will be.
         """
         if self.network is None:
-            with torch.random.fork_rng(devices=[]):  # libraries draw weights before they read them
+            # Libraries draw weights before they read them, on the default device.
+            with torch.random.fork_rng(devices=[]), torch.device("cpu"):
                 self.network = self.load().eval().requires_grad_(False)
         self.device = torch.device(device)
         self.network.to(self.device)

@@ -18,14 +18,14 @@ class LinearHead(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Linear(width, 1024),
+            nn.Linear(width, 1024, device="cpu"),
             nn.Dropout(0.2),
-            nn.Linear(1024, 128),
+            nn.Linear(1024, 128, device="cpu"),
             nn.Dropout(0.2),
-            nn.Linear(128, 64),
+            nn.Linear(128, 64, device="cpu"),
             nn.Dropout(0.1),
-            nn.Linear(64, 16),
-            nn.Linear(16, 1),
+            nn.Linear(64, 16, device="cpu"),
+            nn.Linear(16, 1, device="cpu"),
         )
 
     def forward(self, embeddings: Tensor) -> Tensor:

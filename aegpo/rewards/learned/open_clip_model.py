@@ -103,7 +103,8 @@ def load_open_clip(source: OpenCLIPSource) -> tuple[Any, Any]:
             raise ValueError("its tokenizer asks for trust_remote_code, which is never given")
         try:
             # Not load_exactly: open_clip renames what it knows from other layouts of checkpoints.
-            with torch.random.fork_rng(devices=[]):  # the first weights are drawn, then replaced
+            # The first weights are drawn, on the default device, and then replaced.
+            with torch.random.fork_rng(devices=[]), torch.device("cpu"):
                 model = open_clip.create_model(
                     source.name,
                     source.pretrained,

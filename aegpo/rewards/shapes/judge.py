@@ -124,7 +124,9 @@ class ShapesJudge(Reward):
             ValueError: If the numbers of pictures and prompts differ or a text is not of the world.
         """
         verdicts = judge_images(images, [parse(prompt) for prompt in prompts])
-        return torch.tensor([verdict.score for verdict in verdicts], dtype=torch.float32)
+        return torch.tensor(
+            [verdict.score for verdict in verdicts], dtype=torch.float32, device="cpu"
+        )
 
 
 def judge_images(images: Tensor, scenes: Sequence[Scene]) -> list[Verdict]:

@@ -70,7 +70,7 @@ def export(
     known = run or ConfiguredRun()
     config = without_secrets(known.config)  # the folder is for others
     texts = list(dict.fromkeys(prompts or example_prompts(known, NUM_PROMPTS)))
-    batch = PromptBatch(texts, torch.arange(len(texts)), [{} for _ in texts])
+    batch = PromptBatch(texts, torch.arange(len(texts), device="cpu"), [{} for _ in texts])
     model.prefers_averaged = weights == "ema"
 
     def work(batch: PromptBatch) -> None:

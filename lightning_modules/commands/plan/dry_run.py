@@ -101,7 +101,9 @@ def dry_run(
                 module.policy.evaluations.counts.update(dict.fromkeys(TRAINING, 0))
                 cond = module.encode(batch)
                 tree = module.explore(batch, cond, decision.own()).tree
-                rewards = noise.normal("dry run", torch.arange(len(tree))[:, None], (1,))[:, 0]
+                rewards = noise.normal(
+                    "dry run", torch.arange(len(tree), device="cpu")[:, None], (1,)
+                )[:, 0]
                 experience = Experience(
                     policy=module.policy,
                     sde=module.sde,
@@ -191,9 +193,9 @@ def _readings(
     readings: list[EntropyReading | None] = [None]
     if not publishes:
         return readings
-    rows = torch.arange(batch_size)[:, None]
-    rising = torch.linspace(0, 1, num_steps).expand(batch_size, -1)
-    curves = [torch.zeros(batch_size, num_steps)]
+    rows = torch.arange(batch_size, device="cpu")[:, None]
+    rising = torch.linspace(0, 1, num_steps, device="cpu").expand(batch_size, -1)
+    curves = [torch.zeros(batch_size, num_steps, device="cpu")]
     if "curve" in publishes:
         curves = [rising, rising.flip(1), noise.uniform("dry curve", rows, (num_steps,))]
     deltas: list[Tensor | None] = [None]
