@@ -164,7 +164,7 @@ class EntropyProbe(L.Callback, PlansEvaluations):
         schedule: ExplorationSchedule,
     ) -> None:
         """Set the curves of this rank's prompts against the reference, and share both."""
-        curves = torch.empty(0, pl_module.num_steps)  # a rank may have no prompt
+        curves = torch.empty(0, pl_module.num_steps, device="cpu")  # a rank may have no prompt
         if len(own) > 0:
             self.per_layer, self.layer_names = recording.per_layer(), recording.layer_names
             curves = recording.curve()

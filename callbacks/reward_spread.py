@@ -61,7 +61,11 @@ class RewardSpread(L.Callback, PlansEvaluations):
         groups = [last.rewards[last.tree.row == row] for row in range(len(last.batch))]
         spreads = [float(spread(group)) for group in groups]  # of a rank without prompts, none
         rows = torch.stack(
-            [last.batch.index.double().cpu(), torch.tensor(spreads, dtype=torch.float64)], dim=1
+            [
+                last.batch.index.double().cpu(),
+                torch.tensor(spreads, dtype=torch.float64, device="cpu"),
+            ],
+            dim=1,
         )
         gathered, _ = all_gather_rows(rows)
         for index, value in gathered.tolist():

@@ -50,7 +50,7 @@ class SampleLogger(L.Callback):
     ) -> None:
         """Keep this rank's part of the first images."""
         size, rank = world()
-        place = len(self._prompts) + torch.arange(rank, len(batch), size)
+        place = len(self._prompts) + torch.arange(rank, len(batch), size, device="cpu")
         first = int((place < self.num_images).sum())
         columns = [place[:first].double()]
         columns += [score[:first].double().cpu() for score in outputs.scores.values()]
