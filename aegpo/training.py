@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -20,6 +21,7 @@ from aegpo.noise import KeyedNoise
 from aegpo.policies.base import Policy
 from aegpo.prompts import PromptBatch
 from aegpo.rewards.base import Reward
+from aegpo.rewards.group import group_diversity
 from aegpo.rollout import RolloutTree
 from aegpo.sde import SDE
 
@@ -41,6 +43,14 @@ class Iteration:
     group_sizes: Tensor
     tree: RolloutTree
     rewards: Tensor
+
+    @cached_property
+    def group_diversity(self) -> Tensor:
+        """Distance of each group's images from their mean, for groups with a whole image, (G,)."""
+        assert self.tree.images is not None  # training always decodes
+        images = self.tree.images.float()
+        whole = images.isfinite().flatten(1).all(1)
+        return group_diversity(images[whole], self.tree.row[whole])
 
 
 class Phases(Protocol):
@@ -97,6 +107,9 @@ class Training(Protocol):
 
     reward: Reward
     """What is maximized."""
+
+    evaluation_rewards: list[Reward]
+    """What the held-out images are scored by, on every rank alike; the above may be one of them."""
 
     step_selector: StepSelector
     """What chooses the steps that explore."""

@@ -9,6 +9,8 @@ from callbacks.decision_log import DecisionLog
 from callbacks.ema import EMA
 from callbacks.entropy_probe import EntropyProbe
 from callbacks.evaluate_by_cost import EvaluateByCost
+from callbacks.free_cores import FreeCores
+from callbacks.hacking_alarm import HackingAlarm
 from callbacks.progress import RolloutProgressBar
 from callbacks.prompt_reweighter import PromptReweighter
 from callbacks.reward_spread import RewardSpread
@@ -28,6 +30,8 @@ __all__ = [
     "DecisionLog",
     "EntropyProbe",
     "EvaluateByCost",
+    "FreeCores",
+    "HackingAlarm",
     "PromptReweighter",
     "RewardSpread",
     "RolloutCheckpoint",

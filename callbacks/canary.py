@@ -66,7 +66,7 @@ class Canary(L.Callback):
             if len(images) > 0  # a rank may have no prompt
         ] or [edges.new_zeros(0)] * len(self.rewards)
         table, _ = all_gather_rows(torch.stack([edges, colors, *scores], dim=1))
-        diversity, _ = all_gather_rows(group_diversity(images[whole], tree.row[whole]))
+        diversity, _ = all_gather_rows(pl_module.last.group_diversity)
         metrics = dict(
             zip(STATISTICS, (*table[:, :2].nanmean(0).tolist(), diversity.mean()), strict=False)
         )
@@ -92,21 +92,3 @@ def color_entropy(images: Tensor, levels: int = 4) -> Tensor:
     counts.scatter_add_(1, code, torch.ones_like(code, dtype=counts.dtype))
     share = counts / code.shape[1]
     return -(share * share.clamp_min(1e-12).log()).sum(1)
-
-
-def group_diversity(images: Tensor, group: Tensor) -> Tensor:
-    """Root mean square distance of a group's images from their mean.
-
-    Args:
-        images: Shape (N, 3, H, W) in [0, 1].
-        group: Group of each image, shape (N,) int64.
-
-    Returns:
-        One value a group, in the order of the group numbers.
-    """
-    _, group = group.unique(return_inverse=True)
-    pixels = images.flatten(1)
-    count = torch.bincount(group).to(pixels)
-    total = pixels.new_zeros(len(count), pixels.shape[1]).index_add(0, group, pixels)
-    spread = (pixels - (total / count[:, None])[group]).square().mean(1)
-    return (pixels.new_zeros(len(count)).index_add(0, group, spread) / count).sqrt()

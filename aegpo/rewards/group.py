@@ -82,3 +82,21 @@ class GroupDiversity(GroupReward):
         small = F.adaptive_avg_pool2d(images.float(), self.size).flatten(1)
         difference = (small[:, None] - small[None]).square().mean(2).sqrt()
         return difference.sum(1) / (len(images) - 1)
+
+
+def group_diversity(images: Tensor, group: Tensor) -> Tensor:
+    """Root mean square distance of a group's images from their mean.
+
+    Args:
+        images: Shape (N, 3, H, W) in [0, 1].
+        group: Group of each image, shape (N,) int64.
+
+    Returns:
+        One value a group, in the order of the group numbers.
+    """
+    _, group = group.unique(return_inverse=True)
+    pixels = images.flatten(1)
+    count = torch.bincount(group).to(pixels)
+    total = pixels.new_zeros(len(count), pixels.shape[1]).index_add(0, group, pixels)
+    spread = (pixels - (total / count[:, None])[group]).square().mean(1)
+    return (pixels.new_zeros(len(count)).index_add(0, group, spread) / count).sqrt()

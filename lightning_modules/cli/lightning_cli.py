@@ -15,6 +15,7 @@ import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -35,7 +36,7 @@ from lightning_modules.cli.failures import (
     is_user_error,
     quieten_lightning,
 )
-from lightning_modules.cli.process import program_name
+from lightning_modules.cli.process import busy_cores, program_name
 from lightning_modules.cli.saved_config import SaveRunConfig
 from lightning_modules.cli.taken_folders import refuse_taken_folders
 from lightning_modules.cli.trainer import AEGPOTrainer, command_settings
@@ -203,6 +204,8 @@ class AEGPOCLI(LightningCLI):
             writes_new = not section.get("ckpt_path") and not section.get("trainer.fast_dev_run")
             if subcommand == "fit" and writes_new:
                 refuse_taken_folders(self.trainer)
+            if subcommand == "fit":
+                say_busy_cores(self.trainer)
             super()._run_subcommand(subcommand)
             return
         function = getattr(self, subcommand, getattr(self.trainer, subcommand))
@@ -246,6 +249,18 @@ def main(args: list[str] | None = None) -> None:
         if not is_user_error(error):
             raise
         fail(explain_exception(error))
+
+
+def say_busy_cores(trainer: Trainer) -> None:
+    """Say in one line if this training's threads have too few cores, unless that is provided for.
+
+    Args:
+        trainer: The trainer that is about to run.
+    """
+    provided = "FreeCores" in [type(one).__name__ for one in trainer.callbacks]  # type: ignore[attr-defined]
+    line = busy_cores(torch.get_num_threads())
+    if line is not None and trainer.strategy.root_device.type == "cpu" and not provided:
+        rank_zero_info(line)
 
 
 def _at(tree: dict[str, Any], dotted: str) -> dict[str, Any]:

@@ -13,7 +13,13 @@ import sys
 
 from aegpo import __version__
 from lightning_modules.arguments.messages import debugging, did_you_mean, fail
-from lightning_modules.cli.process import keep_freed_memory, program_name, respect_cpu_quota
+from lightning_modules.cli.process import (
+    keep_freed_memory,
+    program_name,
+    respect_cpu_quota,
+    spin_briefly,
+    watch_cores,
+)
 from lightning_modules.commands import COMMANDS
 
 _HELP = """\
@@ -52,6 +58,8 @@ def main() -> None:
         fail(f"{prog} has no command {command!r}{hint} (commands: {known})")
     keep_freed_memory()
     respect_cpu_quota()
+    spin_briefly()
+    watch_cores()
     # Where it is installed for 8-bit optimizers, it warns of a kernel that is used on CPUs only.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # So that `class_path: my_module.MyReward` finds a file beside the user's config. Last, so that

@@ -20,11 +20,13 @@ class Evaluated:
     Attributes:
         batch: The prompts, n rows.
         images: Their images, shape (n, 3, H, W) in [0, 1].
+        latents: Their final latents, shape (n, C, h, w).
         scores: Each reward's scores, shape (n,).
     """
 
     batch: PromptBatch
     images: Tensor
+    latents: Tensor
     scores: dict[str, Tensor]
 
 
@@ -68,7 +70,7 @@ class HeldOut:
                 )
                 self._mean(name, category, score.device).update(score[member.to(score.device)])
         assert tree.images is not None
-        return Evaluated(own, tree.images, scores)
+        return Evaluated(own, tree.images, tree.latents, scores)
 
     def _mean(self, name: str, category: str | None, device: torch.device) -> MeanMetric:
         if (name, category) not in self.means:

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from aegpo.prompts import PromptBatch
 from aegpo.rewards.base import Reward
-from callbacks.canary import Canary, color_entropy, edge_density, group_diversity
+from aegpo.rewards.group import group_diversity
+from aegpo.training import Iteration
+from callbacks.canary import Canary, color_entropy, edge_density
 
 
 def halves() -> Tensor:
@@ -74,14 +76,19 @@ class Raises(Reward):
 def test_the_callback_logs_means_over_images_and_groups() -> None:
     logged: dict[str, float] = {}
     images = torch.stack([halves(), torch.zeros(3, 4, 4), halves(), halves()])
-    last = SimpleNamespace(
-        tree=SimpleNamespace(images=images, row=torch.tensor([0, 0, 1, 2])),
-        batch=PromptBatch(["a", "b", "c"], torch.tensor([4, 9, 2]), [{}] * 3),
-    )
-    module = SimpleNamespace(
-        last=last, log_dict=lambda metrics, rank_zero_only: logged.update(metrics)
-    )
-    Canary([Prompted()]).on_train_batch_end(None, module, None, None, 0)
+    row = torch.tensor([0, 0, 1, 2])
+    batch = PromptBatch(["a", "b", "c"], torch.tensor([4, 9, 2]), [{}] * 3)
+
+    def run(canary: Canary) -> None:
+        tree: Any = SimpleNamespace(images=images, row=row)
+        schedule: Any = None
+        last = Iteration(batch, schedule, torch.tensor([2, 1, 1]), tree, torch.zeros(4))
+        module = SimpleNamespace(
+            last=last, log_dict=lambda metrics, rank_zero_only: logged.update(metrics)
+        )
+        canary.on_train_batch_end(None, module, None, None, 0)
+
+    run(Canary([Prompted()]))
     assert logged["canary/edge_density"] == pytest.approx(3 / 4 / 6)
     assert logged["canary/color_entropy"] == pytest.approx(0.75 * math.log(2))
     assert logged["canary/group_diversity"] == pytest.approx(math.sqrt(1 / 8) / 3)
@@ -89,15 +96,15 @@ def test_the_callback_logs_means_over_images_and_groups() -> None:
     assert logged["canary/missing"] == 1
 
     images[0, 0, 0, 0] = float("nan")  # one broken image costs no statistic its number
-    Canary([Prompted(), Raises()]).on_train_batch_end(None, module, None, None, 0)
+    run(Canary([Prompted(), Raises()]))
     assert logged["canary/edge_density"] == pytest.approx(2 / 3 / 6)
     assert logged["canary/color_entropy"] == pytest.approx(2 / 3 * math.log(2))
     assert logged["canary/group_diversity"] == 0
     assert logged["canary/raises"] == pytest.approx(0.5) and logged["canary/missing"] == 3
 
-    last.tree.images, last.tree.row = images[:0], torch.zeros(0, dtype=torch.int64)
-    last.batch = PromptBatch([], torch.zeros(0, dtype=torch.int64), [])
-    Canary([Raises()]).on_train_batch_end(None, module, None, None, 0)  # a rank without prompts
+    images, row = images[:0], torch.zeros(0, dtype=torch.int64)
+    batch = PromptBatch([], torch.zeros(0, dtype=torch.int64), [])
+    run(Canary([Raises()]))  # a rank without prompts
     assert logged["canary/missing"] == 0 and math.isnan(logged["canary/edge_density"])
 
 

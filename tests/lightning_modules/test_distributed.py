@@ -20,6 +20,7 @@ from aegpo.rewards.weighted_sum import WeightedSum
 from callbacks.canary import Canary
 from callbacks.cost_logger import CostLogger
 from callbacks.curve_logger import CurveLogger
+from callbacks.hacking_alarm import HackingAlarm
 from callbacks.reward_spread import RewardSpread
 from callbacks.rollout_checkpoint import RolloutCheckpoint
 from callbacks.step_spread import TreeSpread, TrialSpread
@@ -106,6 +107,7 @@ ALL_RANKS = (
 WATCHED = (
     *("canary/edge_density", "canary/color_entropy", "canary/group_diversity"),
     *("canary/unreadable", "canary/missing", "rollout/stochastic_share"),
+    *("alarm/raised", "alarm/group_diversity", "alarm/velocity_norm", "alarm/latent_norm"),
 )
 
 
@@ -151,7 +153,12 @@ def test_two_ranks_follow_the_curve_of_one(tmp_path, tiny_sd3_folder, probe, set
             tmp_path,
             tiny_sd3_folder,
             ranks,
-            [*entropy_callbacks(**probe), Canary([Unreadable()]), CurveLogger()],
+            [
+                *entropy_callbacks(**probe),
+                Canary([Unreadable()]),
+                CurveLogger(),
+                HackingAlarm(norm_drift=0.01, window=1),
+            ],
             **copy.deepcopy(settings),
         )
         for ranks in (1, 2)
