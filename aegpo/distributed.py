@@ -49,6 +49,24 @@ def all_reduce_sum(value: float, device: torch.device) -> float:
     return float(total)
 
 
+def all_reduce_max(value: float, device: torch.device) -> float:
+    """Take the largest of a number over all ranks."""
+    if world()[0] == 1:
+        return value
+    largest = torch.tensor([value], dtype=torch.float64, device=device)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return float(largest)
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether ranks hold parts of a module's weights, so that its forward is a collective."""
+    if world()[0] == 1:
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
+
+
 def all_reduce_gradients(parameters: Sequence[nn.Parameter]) -> None:
     """Sum the gradients over all ranks in one collective.
 

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from aegpo.advantages import GroupRelative
 from aegpo.allocation import Allocator
 from aegpo.allocation.sharding import shard
-from aegpo.distributed import all_gather_rows, all_reduce_sum, world
+from aegpo.distributed import all_gather_rows, all_reduce_sum, is_sharded, world
 from aegpo.entropy import EntropyReading, EntropyRecorder, Recording
 from aegpo.exploration import ExplorationSchedule, StepSelector
 from aegpo.objectives import Credit, Experience, Objective, Pruning, TransitionWeight
+from aegpo.objectives.samples import LossTerms, Samples
 from aegpo.policies.base import Policy
 from aegpo.policies.conditioning import Conditioning
 from aegpo.prompts import PromptBatch
@@ -26,6 +27,7 @@ from aegpo.rewards.base import Reward, Scores
 from aegpo.rollout import RolloutTree, rollout
 from aegpo.sde import SDE
 from aegpo.training import Iteration, Training
+from aegpo.utilities.halving import halving
 from lightning_modules.policy_module import PolicyModule
 from lightning_modules.training.decision import Decision
 from lightning_modules.training.metrics import UpdateMeter, reward_metrics
@@ -43,6 +45,7 @@ from lightning_modules.training.settings import (
     check_update,
     choose_objective,
 )
+from lightning_modules.training.skipped_steps import SkippedSteps
 
 
 class AEGPOModule(PolicyModule):
@@ -76,8 +79,11 @@ class AEGPOModule(PolicyModule):
         kl_coeff: Weight of the KL to the reference policy; 0 skips the reference evaluations.
         inner_epochs: Passes over one rollout's samples, for the policy gradient its transitions.
         updates_per_epoch: Optimizer steps in one such pass.
-        micro_batch_size: Samples evaluated together in an update.
+        micro_batch_size: Samples evaluated together in an update. Halved for the rest of the run
+            where memory runs out.
         max_grad_norm: Gradients are scaled down to this norm.
+        max_skipped_steps: Optimizer steps in a row that are skipped because their loss or gradient
+            is not finite, at which the run stops.
         shared_start: Whether all rollouts of a prompt start at the same noise and share their
             deterministic prefix.
         split_scale: Correlates the noise of siblings by 1 / (1 + split_scale²), as BranchGRPO does
@@ -117,6 +123,7 @@ class AEGPOModule(PolicyModule):
         updates_per_epoch: int = 2,
         micro_batch_size: int = 64,
         max_grad_norm: float = 1.0,
+        max_skipped_steps: int = 10,
         shared_start: bool = False,
         split_scale: float | None = None,
         max_missing: float = 0.5,
@@ -158,6 +165,7 @@ class AEGPOModule(PolicyModule):
         self.optimizer_factory, self.lr_scheduler_factory = optimizer, lr_scheduler
         self.inner_epochs, self.updates_per_epoch = inner_epochs, updates_per_epoch
         self.micro_batch_size, self.max_grad_norm = micro_batch_size, max_grad_norm
+        self.skipped = SkippedSteps(max_skipped_steps)
         self.shared_start, self.split_scale = shared_start, split_scale
         self.entropy: EntropyReading | None = None
         self.recorder: EntropyRecorder | None = None
@@ -200,6 +208,9 @@ class AEGPOModule(PolicyModule):
         decision = self.decide(batch)
         experience = self.collect(batch, decision)
         self.update(experience)
+        self.skipped.require_progress(
+            self.policy, batch, decision.mine, experience.rewards, experience.tree.row
+        )
         self.last = Iteration(
             batch.select(decision.mine),
             experience.schedule,
@@ -328,28 +339,73 @@ class AEGPOModule(PolicyModule):
         updates = samples.split(experience.index, self.updates_per_epoch, experience.noise)
         totals = [max(all_reduce_sum(float(len(which)), self.device), 1.0) for which in updates]
         updates = [samples.active(which) for which in updates]
-        batches = [
-            list(which.split(self.micro_batch_size)) if len(which) else [] for which in updates
-        ]
         if self._below_fp32():
-            deviation = samples.rescore([which for batch in batches for which in batch])
+            deviation = samples.rescore(self._micro_batches(updates, self.micro_batch_size))
             if deviation is not None:
                 largest = all_gather_rows(deviation[None])[0].max()
                 self.log("ratio/rollout_max_dev", largest, rank_zero_only=True)
         meter, parameters = UpdateMeter(self.device), self.policy.trainable_parameters()
         for _ in range(self.inner_epochs):
-            for micro_batches, total in zip(batches, totals, strict=True):
-                with no_gradient_sync(self.trainer.strategy):
-                    for which in micro_batches:
-                        loss = samples.loss(which)
-                        self.manual_backward(loss.loss.sum() / total)
-                        meter.add(loss)
-                meter.step(optimizer_step(self.optimizers(), parameters, self.max_grad_norm))
+            for which, total in zip(updates, totals, strict=True):
+                losses = self._backward(samples, which, total, [] if meter.steps else updates)
+                values = torch.cat([torch.zeros(0, device=self.device), *(x.loss for x in losses)])
+                step = optimizer_step(self.optimizers(), parameters, self.max_grad_norm, values)
+                meter.add(losses, step)
+                number = f"step {len(meter.steps)} of iteration {self.iteration}"
+                self.skipped.note(step.taken, number, samples.row[which], values)
         self.objective.end_iteration(self.policy, self.iteration)
         scheduler = self.lr_schedulers()
         if scheduler is not None:
             scheduler.step()  # type: ignore[union-attr]
         self.log_dict(meter.metrics(), rank_zero_only=True)
+
+    def _backward(
+        self, samples: Samples, which: Tensor, total: float, rescored: list[Tensor]
+    ) -> list[LossTerms]:
+        """Add up the gradients of an optimizer step, in micro-batches that fit into memory.
+
+        Args:
+            samples: The samples of this rank.
+            which: Those of the step, shape (n,) int64.
+            total: How many samples all ranks have in it.
+            rescored: Samples whose old log-probs are to be of the same micro-batches as the new
+                ones, step by step; empty once a step was taken.
+
+        Returns:
+            The loss of each micro-batch, without its graph.
+        """
+        counter = self.policy.evaluations
+        spent = dict(counter.counts)
+
+        def backward(size: int) -> list[LossTerms]:
+            losses = []
+            for micro_batch in self._micro_batches([which], size):
+                loss = samples.loss(micro_batch)
+                self.manual_backward(loss.loss.sum() / total)
+                losses.append(loss._replace(loss=loss.loss.detach()))
+            return losses
+
+        def undo(size: int) -> None:
+            for parameter in self.policy.trainable_parameters():
+                parameter.grad = None
+            if rescored and self._below_fp32():
+                samples.rescore(self._micro_batches(rescored, size))
+            counter.counts = dict(spent)
+
+        with no_gradient_sync(self.trainer.strategy):
+            losses, self.micro_batch_size = halving(
+                backward,
+                len(which),
+                self.micro_batch_size,
+                setting="model.micro_batch_size",
+                undo=undo,
+                possible=not is_sharded(self.policy.denoiser),
+            )
+        return losses
+
+    @staticmethod
+    def _micro_batches(updates: list[Tensor], size: int) -> list[Tensor]:
+        return [micro for which in updates if len(which) > 0 for micro in which.split(size)]
 
     def _below_fp32(self) -> bool:
         dtypes = {parameter.dtype for parameter in self.policy.denoiser.parameters()}

@@ -105,6 +105,7 @@ class EntropyRecorder:
         recording = Recording([name for name, _ in watched], policy, self.tokens, self._measure)
         original = F.scaled_dot_product_attention
         handles = []
+        policy.at_retry.append(recording._begin_anew)
         try:
             for name, module in watched:
                 handles.append(module.register_forward_pre_hook(recording._enter(name)))
@@ -117,6 +118,7 @@ class EntropyRecorder:
                 yield recording
         finally:
             F.scaled_dot_product_attention = original
+            policy.at_retry.remove(recording._begin_anew)
             for handle in handles:
                 handle.remove()
             _RECORDING.release()

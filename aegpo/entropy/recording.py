@@ -16,6 +16,9 @@ from aegpo.entropy.tokens import TokenLayout, TokenSet, check_token_set
 class WatchedPolicy(Protocol):
     """What the recorder needs of a policy."""
 
+    at_retry: list[Callable[[], None]]
+    """Called before a prediction that ran out of memory begins anew."""
+
     @property
     def num_evaluations_per_sample(self) -> int:
         """1, or 2 with guidance, where the first half of a model call is conditional."""
@@ -181,6 +184,12 @@ class Recording:
                     "or does not use this layer (leave it out of the recorder's layers)"
                 )
         self._steps.append(step)
+
+    def _begin_anew(self) -> None:
+        """Forget what was seen of the announced step: its rows come once more, all of them."""
+        self._stack.clear()
+        if self._open is not None:
+            self._open = _Step(self._open.step, self._open.row, self._open.layout)
 
     def _enter(self, name: str) -> Callable[[nn.Module, Any], None]:
         def hook(module: nn.Module, args: Any) -> None:

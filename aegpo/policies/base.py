@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from aegpo.distributed import is_sharded
 from aegpo.entropy.tokens import TokenLayout
 from aegpo.evaluations import EvaluationCounter
 from aegpo.policies.conditioning import Conditioning
 from aegpo.policies.embedding_cache import NEGATIVE, ConditioningCache
 from aegpo.policies.trainable import copy_trainable_tensors, trainable_tensors
+from aegpo.utilities.halving import halving
 
 __all__ = ["Conditioning", "Policy", "TokenLayout"]
 
@@ -30,12 +32,14 @@ class Policy(nn.Module, abc.ABC):
         guidance_scale: Weight g of classifier-free guidance, ``uncond + g (cond - uncond)``
             (Ho & Salimans, arXiv 2207.12598). 1 switches guidance off, and with it the second
             evaluation per sample.
-        max_batch: Most rows in one call of the denoiser; with guidance a sample is two rows.
-        decode_batch: Most latents in one call of the decoder.
+        max_batch: Most rows in one call of the denoiser; with guidance a sample is two rows. Halved
+            for the rest of the run where memory runs out.
+        decode_batch: Most latents in one call of the decoder; halved likewise.
         max_cached_prompts: Prompts whose embeddings are kept in CPU memory.
 
     Attributes:
         evaluations: Model evaluations spent, by purpose.
+        at_retry: Called before a prediction that ran out of memory begins anew, all its rows.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -61,6 +65,7 @@ class Policy(nn.Module, abc.ABC):
         self.max_batch = max_batch
         self.decode_batch = decode_batch
         self.evaluations = EvaluationCounter()
+        self.at_retry: list[Callable[[], None]] = []
         self._embeddings = ConditioningCache(max_cached_prompts)
 
     # What a model may say about itself.
@@ -262,15 +267,31 @@ class Policy(nn.Module, abc.ABC):
                 `latent_shape`, or guidance is on and `cond` has no `negative`.
         """
         self._check_rows(latents, sigma, cond)
-        guided = self.num_evaluations_per_sample == 2
-        self.evaluations.add(len(latents) * self.num_evaluations_per_sample)
-        samples = self.max_batch // self.num_evaluations_per_sample
-        predictions = []
-        for start in range(0, len(latents), samples):
-            rows = slice(start, start + samples)
-            call = self._predict_guided if guided else self.predict
-            predictions.append(call(latents[rows], sigma[rows], cond.select(rows)).float())
-        return torch.cat(predictions) if predictions else torch.zeros_like(latents).float()
+        factor = self.num_evaluations_per_sample
+        call = self._predict_guided if factor == 2 else self.predict
+        self.evaluations.add(len(latents) * factor)
+
+        def predict(samples: int) -> Tensor:
+            predictions = []
+            for start in range(0, len(latents), samples):
+                rows = slice(start, start + samples)
+                predictions.append(call(latents[rows], sigma[rows], cond.select(rows)).float())
+            return torch.cat(predictions) if predictions else torch.zeros_like(latents).float()
+
+        samples = self.max_batch // factor
+        prediction, fits = halving(
+            predict,
+            len(latents),
+            samples,
+            setting="max_batch",
+            undo=self._begin_anew,
+            factor=factor,
+            # With a graph it is an update's samples that are too many. Where every call gathers
+            # weights, all ranks would have to begin anew.
+            possible=not torch.is_grad_enabled() and not is_sharded(self.denoiser),
+        )
+        self.max_batch = self.max_batch if fits == samples else fits * factor
+        return prediction
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Encodes prompts; a text is encoded once and then remembered.
@@ -315,12 +336,18 @@ class Policy(nn.Module, abc.ABC):
         """
         if len(latents) == 0:  # only the decoder knows the size of an image
             return self.decode(latents.new_zeros(1, *latents.shape[1:]))[:0]
+
+        def decode(size: int) -> Tensor:
+            chunks = torch.split(latents, size)
+            return torch.cat(
+                [self.decode_latents(chunk.float()).float().clamp(0, 1) for chunk in chunks]
+            )
+
         with torch.autocast(latents.device.type, enabled=False), self.decoder_ready():
-            images = [
-                self.decode_latents(chunk.float()).float().clamp(0, 1)
-                for chunk in torch.split(latents, self.decode_batch)
-            ]
-        return torch.cat(images)
+            images, self.decode_batch = halving(
+                decode, len(latents), self.decode_batch, setting="decode_batch"
+            )
+        return images
 
     def attention_layers(self) -> list[tuple[str, nn.Module]]:
         """The attention layers of the present denoiser, in the order of its modules.
@@ -345,6 +372,11 @@ class Policy(nn.Module, abc.ABC):
     def load_trainable_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Takes over what `trainable_state_dict` returned; see `copy_trainable_tensors`."""
         copy_trainable_tensors(self, state)
+
+    def _begin_anew(self, samples: int) -> None:
+        del samples
+        for told in self.at_retry:
+            told()
 
     def _encode_rows(self, texts: list[str]) -> Conditioning:
         return self.encode_negative() if texts == [NEGATIVE] else self.encode_texts(texts)

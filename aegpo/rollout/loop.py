@@ -19,6 +19,7 @@ from aegpo.exploration import ExplorationSchedule
 from aegpo.noise import KeyedNoise
 from aegpo.policies.base import Policy
 from aegpo.policies.conditioning import Conditioning
+from aegpo.rollout.finite import require_finite
 from aegpo.rollout.tree import RolloutTree, Transitions
 from aegpo.sde import SDE
 
@@ -94,6 +95,7 @@ def rollout(  # noqa: PLR0913  # all that decides an image
         ValueError: If the arguments do not fit together, the SDE does not accept a noise level, a
             group size is not a multiple of its prompt's leaves per root, or `split_scale` is not
             above 0.
+        RuntimeError: If the policy's predictions are not finite; see `require_finite`.
     """
     device = cond.embeds.device
     num_steps = schedule.num_steps
@@ -171,6 +173,7 @@ def rollout(  # noqa: PLR0913  # all that decides an image
             num_edges += len(drawn)
         nodes = _Nodes(latents=latents, row=row, number=number, edge=edge)
 
+    require_finite(policy, nodes.latents, watched=observer is not None)
     # A shared start that met no stochastic step: the group's images are copies of one node.
     leaf, _ = _part(waiting[nodes.row])
     leaf_rows = leaf.to(device)

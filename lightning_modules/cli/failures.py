@@ -7,10 +7,10 @@ import traceback
 import warnings
 from pathlib import Path
 
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 import aegpo
+from aegpo.utilities.halving import OneRowTooMany
 from lightning_modules.arguments.class_paths import OUR_PACKAGES
 
 ADVICE = {
@@ -30,28 +30,38 @@ ADVICE = {
 }
 """By the function, innermost first, in which memory ran out: what helps there."""
 
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that a device's or the computer's memory was not enough."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+ONE_ROW = {
+    "decode": "draw smaller images",
+    "update": (
+        "set gradient_checkpointing: true of the policy, or load its frozen weights with "
+        "dtype: bfloat16"
+    ),
+    "rollout": (
+        "load the policy's frozen weights with dtype: bfloat16, keep idle parts in CPU memory with "
+        "offload: true, or draw smaller images"
+    ),
+}
+"""The same where chunks were halved down to one row, and that was too much."""
 
 
 def explain_memory(error: BaseException) -> str:
     """Say in one line where memory ran out and what to change.
 
     Args:
-        error: An exception for which `is_out_of_memory` holds, with its traceback.
+        error: An exception for which `aegpo.utilities.halving.is_out_of_memory` holds, with its
+            traceback.
 
     Returns:
         One line.
     """
     names = [frame.name for frame in reversed(traceback.extract_tb(error.__traceback__))]
-    where = next((name for name in names if name in ADVICE), None)
+    alone = isinstance(error, OneRowTooMany)
+    helps = ONE_ROW if alone else ADVICE
+    where = next((name for name in names if name in helps), None)
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    advice = ADVICE.get(where or "", "see docs/real_models.md for what each setting costs")
+    advice = helps.get(where or "", "see docs/real_models.md for what each setting costs")
     place = f" in {where}" if where else ""
+    place += ", one row at a time" if alone else ""
     return f"out of memory{place}: {advice} ({first})"
 
 

@@ -21,6 +21,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import aegpo
+from aegpo.utilities.halving import is_out_of_memory
 from lightning_modules.arguments.configs import differing_hyperparameters, unknown_empty_keys
 from lightning_modules.arguments.messages import (
     UserError,
@@ -32,7 +33,6 @@ from lightning_modules.arguments.messages import (
 from lightning_modules.arguments.parser import OneLineErrors, join_texts
 from lightning_modules.cli.failures import (
     explain_memory,
-    is_out_of_memory,
     is_user_error,
     quieten_lightning,
 )

@@ -11,6 +11,7 @@ from aegpo.objectives.samples import LossTerms
 from aegpo.prompts import PromptBatch
 from aegpo.rewards.base import Scores
 from aegpo.utilities.names import tag_part
+from lightning_modules.training.optimizer_step import Step
 
 
 def reward_metrics(
@@ -65,18 +66,15 @@ class UpdateMeter:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.losses: list[LossTerms] = []
-        self.norms: list[float] = []
+        self.steps: list[Step] = []
         self.first_update = 0
 
-    def add(self, loss: LossTerms) -> None:
-        """Add a micro-batch."""
-        self.losses.append(loss._replace(loss=loss.loss.detach()))
-
-    def step(self, gradient_norm: float) -> None:
-        """Note that an optimizer step ended; `gradient_norm` is from before clipping."""
-        if not self.norms:
+    def add(self, losses: list[LossTerms], step: Step) -> None:
+        """Add an optimizer step, and the micro-batches whose gradient it was."""
+        self.losses += losses
+        if not self.steps:
             self.first_update = len(self.losses)
-        self.norms.append(gradient_norm)
+        self.steps.append(step)
 
     def metrics(self) -> dict[str, float]:
         """Return loss, ratio, clipping, KL and gradient norm of the iteration, over all ranks.
@@ -84,10 +82,10 @@ class UpdateMeter:
         `ratio/first_max_dev` is the largest deviation of a ratio from 1 before the first optimizer
         step: the check that rollout and update score alike.
         """
-        norms = torch.tensor(self.norms, device="cpu")
+        norms = torch.tensor([step.norm for step in self.steps], device="cpu")
         metrics = {
             "update/gradient_norm": float(norms[norms.isfinite()].mean()),
-            "update/skipped": float((~norms.isfinite()).sum()),
+            "update/skipped": float(sum(not step.taken for step in self.steps)),
         }
         rows = [
             self._columns(loss, number < max(self.first_update, 1))

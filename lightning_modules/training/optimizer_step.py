@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from aegpo.distributed import all_reduce_gradients
+from aegpo.distributed import all_reduce_gradients, all_reduce_max
 
 
 def no_gradient_sync(strategy: Any) -> AbstractContextManager[Any]:
@@ -24,20 +24,40 @@ def no_gradient_sync(strategy: Any) -> AbstractContextManager[Any]:
     return block() if block is not None else nullcontext()
 
 
-def optimizer_step(optimizer: Any, parameters: list[nn.Parameter], max_grad_norm: float) -> float:
-    """Sum the gradients of all ranks, clip them, and step unless they are not finite.
+class Step(NamedTuple):
+    """What became of an optimizer step.
+
+    Attributes:
+        norm: Norm of the gradient before clipping.
+        taken: Whether it was taken: only if the losses of all ranks and the norm are finite.
+    """
+
+    norm: float
+    taken: bool
+
+
+def optimizer_step(
+    optimizer: Any, parameters: list[nn.Parameter], max_grad_norm: float, losses: Tensor
+) -> Step:
+    """Sum the gradients of all ranks, clip them, and step unless something is not finite.
+
+    Every rank calls it, and all of them step or none does.
 
     Args:
         optimizer: The optimizer, as Lightning wraps it; its gradients are zero afterwards.
         parameters: The parameters that it moves.
         max_grad_norm: Gradients are scaled down to this norm.
+        losses: This rank's losses whose gradient it is, shape (n,); n may be 0.
 
     Returns:
-        The norm before clipping.
+        What became of it.
     """
     all_reduce_gradients(parameters)
     norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
-    if torch.isfinite(norm):
+    # A loss may be infinite where its gradient is not: behind a clamp, for instance.
+    broken = not bool(torch.isfinite(norm)) or not bool(losses.isfinite().all())
+    taken = all_reduce_max(float(broken), losses.device) == 0
+    if taken:
         optimizer.step()
     optimizer.zero_grad()
-    return float(norm)
+    return Step(float(norm), taken)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,6 +36,7 @@ class FakePolicy:
         default_factory=lambda: torch.randn(8, TEXT, 12, generator=torch.Generator().manual_seed(5))
     )
     mask: Tensor | None = None
+    at_retry: list[Callable[[], None]] = field(default_factory=list)
 
     def attention_layers(self) -> list[tuple[str, nn.Module]]:
         return [
