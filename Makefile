@@ -9,6 +9,7 @@ CONFIG   ?= configs/shapes.yaml
 RUN_DIR  ?= runs/shapes
 ARGS     ?=
 PYTEST_ARGS ?=
+GPU_ARGS ?=
 # Test processes; torch's threads are held at one each, as two of them on two busy cores only spin.
 WORKERS  ?= 2
 # The arithmetic of the method, every bundled config, and one run from the command line.
@@ -28,7 +29,7 @@ unexport UV_TORCH_BACKEND
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-fast check format clean
+.PHONY: help setup train test test-fast gpu check format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -52,6 +53,9 @@ test: $(READY)  ## run the tests with coverage of aegpo/ (at least 90 %), and na
 
 test-fast: $(READY)  ## run the method's arithmetic, the configs and one tiny training, in a minute
 	$(PYTEST) -m "not slow" $(FAST) $(PYTEST_ARGS)
+
+gpu: $(READY)  ## does all of it work on this card? A table in eight minutes (GPU_ARGS="--tiny" without one)
+	$(BIN)/python benchmarks/gpu_check.py --json runs/gpu.json $(GPU_ARGS)
 
 # pydoclint in an environment of its own: its fork of docstring_parser has jsonargparse's file names.
 check: $(READY)  ## lint, formatting, imports, types, docstrings, unused code, limits, spelling

@@ -1,14 +1,16 @@
 """Trains a few iterations of a full-size model with random weights, and says where the time goes.
 
     python benchmarks/real_size_step.py sd35_medium
-    python benchmarks/real_size_step.py flux1_dev --iterations 3
-    python benchmarks/real_size_step.py sd35_medium --tiny     # the same path in seconds, on a CPU
+    python benchmarks/real_size_step.py flux1_dev --hardware 1x24gb quantized --iterations 3
+    python benchmarks/real_size_step.py sdxl --images 4 --iterations 2
+    python benchmarks/real_size_step.py sd15 --tiny       # the same path in seconds, on a CPU
+    python benchmarks/real_size_step.py sd35_medium --iterations 2 -- --model.num_steps 4
 
-The recipe of configs/models and configs/hardware/1x80gb.yaml in bf16, with the JPEG reward.
-Denoiser and decoder have the published sizes; prompts get random embeddings in place of the text
-encoders', which a run caches anyway. Printed are seconds and evaluations by phase, memory, the
-share of the floor (FLOPs of all evaluations over the measured rate of a bf16 matrix product) and
-`ratio/first_max_dev`. The first iteration warms up and is left out.
+The recipe of configs/models and configs/hardware with the JPEG reward; what stands after `--` goes
+to `aegpo fit`. Networks have the published sizes and random weights (`random_weights.py`). Printed
+are seconds and evaluations by phase as every iteration ends, then their means without the first,
+which warms up; memory beside what `aegpo plan` says; the share of the floor (FLOPs of all
+evaluations over the measured rate of a bf16 matrix product); and `ratio/first_max_dev`.
 """
 
 from __future__ import annotations
@@ -17,104 +19,184 @@ import argparse
 import sys
 import tempfile
 import time
-import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import lightning
 import torch
-from published_pipelines import PIPELINES, write_pipeline
+from published_pipelines import write_pipeline
+from random_weights import CLASSES, RandomWeights
 from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-from aegpo.policies.conditioning import Conditioning
 from aegpo.policies.diffusers_policy import DiffusersPolicy
-from aegpo.policies.families.flux import Flux
-from aegpo.policies.families.stable_diffusion3 import StableDiffusion3
 from lightning_modules.cli.lightning_cli import AEGPOCLI
+from lightning_modules.commands.plan.plan import make_plan
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-TINY: dict[str, dict[str, Any]] = {
-    "sd35_medium": {
-        **{"num_layers": 2, "num_attention_heads": 2, "caption_projection_dim": 128},
-        **{"dual_attention_layers": [0], "pos_embed_max_size": 64},
-    },
-    "flux1_dev": {
-        **{"num_layers": 1, "num_single_layers": 1, "num_attention_heads": 2},
-        **{"attention_head_dim": 32, "axes_dims_rope": [8, 12, 12]},
-    },
-}
-"""What `--tiny` changes in the published configuration of the denoiser."""
+PURPOSES = ("evaluations", "rollout", "probe", "reference", "update")
 
 
-class RandomWeights(DiffusersPolicy):
-    """A policy of published size that needs no files: see `published_pipelines`."""
+@dataclass
+class Measured:
+    """What a run showed.
+
+    Args:
+        model: Name of the model file.
+        device: Where it ran.
+        planned_gib: Peak of the memory as `aegpo plan` estimates it; None where it cannot.
+        rows: Logged numbers of each iteration.
+        parameters: Of the denoiser.
+        flops: Of one row through the denoiser.
+        rate: FLOP/s of a bf16 matrix product there.
+    """
 
     model: str
-    tiny = False
-    text_shape: tuple[int, int]
-    pooled_size: int
+    device: torch.device
+    planned_gib: float | None
+    rows: list[dict[str, float]] = field(default_factory=list)
+    parameters: int = 0
+    flops: float = 0.0
+    rate: float = 1.0
 
-    def load_clean_pipeline(self) -> Any:
-        """Builds denoiser and decoder with random weights, on the GPU if there is one."""
-        class_name, parts = PIPELINES[self.model]
-        built: dict[str, Any] = {}
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        with torch.random.fork_rng(), torch.device(device):
-            torch.manual_seed(0)
-            for name in ("transformer", "vae"):
-                _, part_class, config = parts[name]
-                small = TINY[self.model] if self.tiny and name == "transformer" else {}
-                part = getattr(diffusers, part_class)(**{**config, **small})
-                built[name] = part.to(self._frozen_dtype).eval()
-        absent = {
-            name: None
-            for name in ("text_encoder", "text_encoder_2", "text_encoder_3", "image_encoder")
-            if name in getattr(diffusers, class_name)._optional_components or name in parts
+    @property
+    def kept(self) -> list[dict[str, float]]:
+        """The iterations after the first, if there are any."""
+        return self.rows[1:] or self.rows
+
+    def seconds(self) -> dict[str, float]:
+        """Mean seconds of an iteration by phase."""
+        kept = self.kept
+        names = [key for key in kept[-1] if key.startswith("seconds/")]
+        return {
+            name.removeprefix("seconds/"): sum(row.get(name, 0.0) for row in kept) / len(kept)
+            for name in names
         }
-        tokenizers = {
-            name.replace("text_encoder", "tokenizer"): None for name in absent if "text" in name
+
+    def spent(self) -> dict[str, float]:
+        """Mean evaluations of an iteration by purpose."""
+        before = self.rows[0] if len(self.rows) > 1 else {}
+        return {
+            name: (self.rows[-1][f"cost/{name}"] - before.get(f"cost/{name}", 0.0)) / len(self.kept)
+            for name in PURPOSES
         }
-        dynamic = self.model == "flux1_dev"
-        scheduler = diffusers.FlowMatchEulerDiscreteScheduler(
-            shift=3.0, use_dynamic_shifting=dynamic
-        )
-        return getattr(diffusers, class_name)(**built, **absent, **tokenizers, scheduler=scheduler)
 
-    def encode_texts(self, texts: list[str]) -> Conditioning:
-        """Random embeddings, fixed for each text."""
-        rows = []
-        for text in texts:
-            generator = torch.Generator().manual_seed(zlib.crc32(text.encode()))
-            embeds = torch.randn(1, *self.text_shape, generator=generator)
-            rows.append((embeds, torch.randn(1, self.pooled_size, generator=generator)))
-        embeds = torch.cat([row[0] for row in rows]).to(self.device, self._frozen_dtype)
-        pooled = torch.cat([row[1] for row in rows]).to(self.device, self._frozen_dtype)
-        return Conditioning(embeds, pooled, torch.ones(embeds.shape[:2]).bool().to(self.device))
+    @property
+    def floor_share(self) -> float:
+        """Seconds that the evaluations' FLOPs take at `rate`, over the seconds they took."""
+        return self.spent()["evaluations"] * self.flops / self.rate / sum(self.seconds().values())
 
+    @property
+    def peak_gib(self) -> float:
+        """Peak memory of all iterations."""
+        return max(row["memory/peak_gib"] for row in self.rows)
 
-class RandomStableDiffusion3(RandomWeights, StableDiffusion3):
-    """Stable Diffusion 3.5 Medium: 77 CLIP tokens and 256 of T5."""
-
-    model, text_shape, pooled_size = "sd35_medium", (333, 4096), 2048
-
-
-class RandomFlux(RandomWeights, Flux):
-    """FLUX.1-dev: 512 tokens of T5."""
-
-    model, text_shape, pooled_size = "flux1_dev", (512, 4096), 768
+    @property
+    def first_ratio(self) -> float:
+        """Largest deviation of a first ratio from 1."""
+        return max(row["ratio/first_max_dev"] for row in self.rows)
 
 
 class Collect(lightning.Callback):
-    """Keeps the logged numbers of every iteration."""
+    """Keeps the logged numbers of every iteration, and hands each on."""
 
-    def __init__(self) -> None:
-        self.rows: list[dict[str, float]] = []
+    def __init__(self, rows: list[dict[str, float]], tell: Callable[[dict[str, float]], None]):
+        self.rows, self.tell = rows, tell
 
     def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
         self.rows.append({key: float(value) for key, value in trainer.callback_metrics.items()})
+        self.tell(self.rows[-1])
+
+
+class NoRun(AEGPOCLI):
+    """The command line that builds everything and leaves the running to `measure`."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run nothing."""
+
+
+def measure(
+    model: str,
+    hardware: Sequence[str],
+    iterations: int,
+    tell: Callable[[dict[str, float]], None],
+    *,
+    images: int | None = None,
+    tiny: bool = False,
+    arguments: Sequence[str] = (),
+) -> Measured:
+    """Train a few iterations of a recipe.
+
+    Args:
+        model: Name of a file in configs/models.
+        hardware: Names of files in configs/hardware.
+        iterations: How many; the first warms up.
+        tell: Called with what an iteration logged, as it ends.
+        images: Images of an iteration, in two prompts; None for the recipe's own.
+        tiny: Whether a small network stands in.
+        arguments: More arguments of `aegpo fit`.
+
+    Returns:
+        What it showed.
+    """
+    RandomWeights.tiny = tiny
+    names = (f"models/{model}", "rewards/jpeg", *(f"hardware/{name}" for name in hardware))
+    files = [part for name in names for part in ("--config", str(CONFIGS / f"{name}.yaml"))]
+    on_cpu = tiny or not torch.cuda.is_available()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = str(write_pipeline(model, Path(temporary) / "pipeline"))
+        cli = NoRun(
+            [
+                *("fit", *files),
+                *("--model.policy.class_path", f"random_weights.{CLASSES[model].__name__}"),
+                *("--model.policy.init_args.pretrained", folder),
+                *("--model.policy.init_args.embedding_cache", f"{temporary}/embeddings"),
+                *("--model.init_args.evaluation_rewards", "[]"),
+                *("--trainer.default_root_dir", temporary),
+                *("--trainer.logger", "false", "--trainer.num_sanity_val_steps", "0"),
+                *("--trainer.limit_val_batches", "0", "--trainer.max_epochs", "1"),
+                *("--data.batches_per_epoch", str(iterations)),
+                *("--trainer.enable_checkpointing", "false"),
+                *("--trainer.enable_model_summary", "false"),
+                *("--trainer.without_callbacks", "[SampleLogger,ScoreTable,RolloutCheckpoint]"),
+                *(_few(images) if images is not None else ()),
+                *(_short() if tiny else ()),
+                *(("--trainer.accelerator", "cpu") if on_cpu else ()),
+                *arguments,
+            ]
+        )
+        module: Any = cli.model
+        planned = make_plan(cli.trainer, module, cli.datamodule).memory
+        peak = None if planned is None or planned.left_out else planned.peak / 2**30
+        found = Measured(model, torch.device("cpu"), peak)
+        cli.trainer.callbacks.append(Collect(found.rows, tell))  # type: ignore[attr-defined]
+        cli.trainer.fit(module, datamodule=cli.datamodule)
+        # The trainer has moved the policy to the CPU.
+        found.device = torch.device("cpu" if on_cpu else "cuda")
+        policy: DiffusersPolicy = module.policy
+        found.parameters = sum(one.numel() for one in policy.denoiser.parameters())
+        if policy.quantize is None:
+            found.flops = flops_of_one_row(policy)
+        found.rate = matrix_rate(found.device)
+    return found
+
+
+def _few(images: int) -> tuple[str, ...]:
+    each = str(max(2, images // 2))
+    return (
+        *("--data.init_args.batch_size", "2"),
+        *("--model.allocator.init_args.low", each, "--model.allocator.init_args.high", each),
+    )
+
+
+def _short() -> tuple[str, ...]:
+    return (
+        *("--model.policy.init_args.resolution", "64", "--model.num_steps", "4"),
+        *("--model.step_selector.init_args.top_k", "2"),
+    )
 
 
 def matrix_rate(device: torch.device, size: int = 8192) -> float:
@@ -133,7 +215,7 @@ def matrix_rate(device: torch.device, size: int = 8192) -> float:
 
 def flops_of_one_row(policy: DiffusersPolicy) -> float:
     """FLOPs of one row through the denoiser, without guidance."""
-    latents = torch.randn(1, *policy.latent_shape, device=policy.device)
+    latents = torch.zeros(1, *policy.latent_shape, device=policy.device)
     cond = policy.encode(["a cat"])
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         policy.predict(latents, torch.ones(1, device=policy.device), cond)
@@ -142,85 +224,56 @@ def flops_of_one_row(policy: DiffusersPolicy) -> float:
 
 def main() -> None:
     """Parse, train, print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", choices=sorted(TINY))
+    # argparse takes what follows `--` with the first positional, so it does not get to see it.
+    typed = sys.argv[1:]
+    own, more = typed, []
+    if "--" in typed:
+        own, more = typed[: typed.index("--")], typed[typed.index("--") + 1 :]
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").splitlines()[0], epilog="after --: more arguments of aegpo fit"
+    )
+    parser.add_argument("model", choices=sorted(CLASSES))
+    parser.add_argument("--hardware", nargs="+", default=["1x80gb"], help="of configs/hardware")
     parser.add_argument("--iterations", type=int, default=3, help="the first is not counted")
+    parser.add_argument("--images", type=int, help="of an iteration; the recipe's by default")
     parser.add_argument("--tiny", action="store_true", help="a small model, for a look at the path")
-    parser.add_argument("arguments", nargs="*", help="after --: more arguments of aegpo fit")
-    options = parser.parse_args()
-    RandomWeights.tiny = options.tiny
-    policy_class = "RandomStableDiffusion3" if options.model == "sd35_medium" else "RandomFlux"
-    sys.modules["real_size_step"] = sys.modules["__main__"]  # the name in the class path below
-    files = (f"models/{options.model}", "rewards/jpeg", "hardware/1x80gb")
-    arguments = [part for file in files for part in ("--config", str(CONFIGS / f"{file}.yaml"))]
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = str(write_pipeline(options.model, Path(temporary) / "pipeline"))
-        small = [
-            *("--model.policy.init_args.resolution", "64", "--data.init_args.batch_size", "2"),
-            *("--model.allocator.init_args.low", "2", "--model.allocator.init_args.high", "2"),
+    options = parser.parse_args(own)
+    console = Console(soft_wrap=True)
+    images = 4 if options.tiny and options.images is None else options.images
+
+    def tell(row: dict[str, float]) -> None:
+        phases = [
+            f"{key.removeprefix('seconds/')} {value:.2f}"
+            for key, value in row.items()
+            if key.startswith("seconds/")
         ]
-        cpu = [] if torch.cuda.is_available() else ["--trainer.accelerator", "cpu"]
-        collect = Collect()
-        cli = NoRun(
-            [
-                "fit",
-                *arguments,
-                *("--model.policy.class_path", f"real_size_step.{policy_class}"),
-                *("--model.policy.init_args.pretrained", folder),
-                *("--model.policy.init_args.embedding_cache", "null"),
-                *("--model.init_args.evaluation_rewards", "[]"),
-                *("--trainer.default_root_dir", temporary),
-                *("--trainer.logger", "false", "--trainer.num_sanity_val_steps", "0"),
-                *("--trainer.limit_val_batches", "0", "--trainer.max_epochs", "1"),
-                *("--trainer.limit_train_batches", str(options.iterations)),
-                *("--trainer.enable_checkpointing", "false"),
-                *("--trainer.without_callbacks", "[SampleLogger,ScoreTable,RolloutCheckpoint]"),
-                *(small if options.tiny else []),
-                *cpu,
-                *options.arguments,
-            ]
+        console.print(
+            f"seconds: {', '.join(phases)}; peak {row['memory/peak_gib']:.1f} GiB", highlight=False
         )
-        cli.trainer.callbacks.append(collect)
-        cli.trainer.fit(cli.model, datamodule=cli.datamodule)
-    report(cli.model.policy, collect.rows)
+
+    found = measure(
+        *(options.model, options.hardware, options.iterations, tell),
+        **{"images": images, "tiny": options.tiny, "arguments": more},
+    )
+    report(found, console)
 
 
-class NoRun(AEGPOCLI):
-    """The command line that builds everything and leaves the running to `main`."""
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Run nothing."""
-
-
-def report(policy: DiffusersPolicy, rows: list[dict[str, float]]) -> None:
+def report(found: Measured, console: Console) -> None:
     """Print the table for the iterations after the first."""
-    kept = rows[1:] or rows
-    seconds = {
-        key.removeprefix("seconds/"): sum(row.get(key, 0.0) for row in kept) / len(kept)
-        for key in kept[-1]
-        if key.startswith("seconds/")
-    }
-    before = rows[-1 - len(kept)] if len(rows) > len(kept) else {}
-    names = ("evaluations", "rollout", "probe", "reference", "update")
-    spent = {
-        name: (rows[-1][f"cost/{name}"] - before.get(f"cost/{name}", 0.0)) / len(kept)
-        for name in names
-    }
-    rate, flops = matrix_rate(policy.device), flops_of_one_row(policy)
-    table = Table("phase", "seconds", "evaluations", title=f"{type(policy).__name__}, an iteration")
+    seconds, spent = found.seconds(), found.spent()
+    table = Table("phase", "seconds", "evaluations", title=f"{found.model}, an iteration")
     for phase, duration in seconds.items():
         cost = spent.get(phase)
         table.add_row(phase, f"{duration:.2f}", "" if cost is None else f"{cost:,.0f}")
-    console, total = Console(), sum(seconds.values())
     console.print(table)
-    floor = spent["evaluations"] * flops / rate
-    frozen = sum(parameter.numel() for parameter in policy.denoiser.parameters())
+    planned = "" if found.planned_gib is None else f" (plan: {found.planned_gib:.1f})"
+    total = sum(seconds.values())
     console.print(
-        f"denoiser {frozen / 1e9:.2f} B parameters; {flops / 1e12:.2f} TFLOP an evaluation; bf16 "
-        f"matrix product {rate / 1e12:.0f} TFLOP/s\n"
-        f"floor {floor:.2f} s of {total:.2f} s: {100 * floor / total:.0f} %; peak memory "
-        f"{rows[-1]['memory/peak_gib']:.1f} GiB; "
-        f"ratio/first_max_dev {max(row['ratio/first_max_dev'] for row in rows):.1e}"
+        f"denoiser {found.parameters / 1e9:.2f} B parameters; {found.flops / 1e12:.2f} TFLOP an "
+        f"evaluation; bf16 matrix product {found.rate / 1e12:.0f} TFLOP/s\n"
+        f"floor {found.floor_share * total:.2f} s of {total:.2f} s: "
+        f"{100 * found.floor_share:.0f} %; peak memory {found.peak_gib:.1f} GiB{planned}; "
+        f"ratio/first_max_dev {found.first_ratio:.1e}"
     )
 
 
