@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aegpo.entropy.attention import attention_entropy
+from aegpo.entropy.dispatched import watching_dispatcher
 from aegpo.entropy.recording import Recording, WatchedPolicy
 from aegpo.entropy.tokens import TokenLayout, TokenSet, check_token_set, select_tokens
 
@@ -30,12 +31,13 @@ class EntropyRecorder:
             rollout(policy, sde, cond, schedule, sizes, noise, index, observer=recording)
         curve = recording.curve()  # (B, T)
 
-    Inside the context ``torch.nn.functional.scaled_dot_product_attention`` is replaced by one that
-    calls the original first and then looks at the queries and keys, and hooks on the attention
-    modules say which layer is running. The model's outputs are bit for bit what they were; after
-    the context, also after an exception, the model and torch are as they were found. Only calls
-    under ``no_grad`` in the thread that opened the context count, and only the first attention of
-    a layer (image adapters add a second one).
+    Inside the context ``torch.nn.functional.scaled_dot_product_attention`` and the kernels of
+    diffusers' dispatcher (flex, flash-attn and others) are replaced by such that call the original
+    first and then look at the queries and keys, and hooks on the attention modules say which layer
+    is running. The model's outputs are bit for bit what they were; after the context, also after an
+    exception, the model, torch and diffusers are as they were found. Only calls under ``no_grad``
+    in the thread that opened the context count, and only the first attention of a layer (image
+    adapters add a second one).
 
     Query rows are sampled once per layer and head and shared by all samples, steps and recordings:
     the estimate of the mean is unbiased, costs ``rows`` / N of the scores, and compares policy and
@@ -114,7 +116,10 @@ class EntropyRecorder:
                 )
             F.scaled_dot_product_attention = recording._watch(original)
             # A compiled denoiser would be compiled anew, with and without the replacement.
-            with torch.compiler.set_stance("force_eager"):
+            with (
+                torch.compiler.set_stance("force_eager"),
+                watching_dispatcher(recording._attended),
+            ):
                 yield recording
         finally:
             F.scaled_dot_product_attention = original

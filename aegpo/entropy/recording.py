@@ -207,10 +207,10 @@ class Recording:
             if output is not None and not frame.attended:
                 processor = getattr(module, "processor", None)
                 raise RuntimeError(
-                    f"layer {name} ran without F.scaled_dot_product_attention (processor "
+                    f"layer {name} ran without torch's or diffusers' attention (processor "
                     f"{type(processor).__name__}, attention backend {_backend(processor)}), so its "
-                    'entropy cannot be seen; use model.set_attention_backend("native") and the '
-                    "default processors, or leave the layer out of the recorder's layers"
+                    'entropy cannot be seen; use attention_backend "native" and the default '
+                    "processors, or leave the layer out of the recorder's layers"
                 )
 
         return hook
@@ -236,14 +236,20 @@ class Recording:
                 scale=scale,
                 enable_gqa=enable_gqa,
             )
-            if threading.get_ident() == self._thread and self._stack:
-                frame = self._stack[-1]
-                if not frame.attended and not torch.is_grad_enabled():
-                    self._observe(frame.name, query, key, scale, attn_mask, is_causal)
-                frame.attended = True
+            self._attended(query, key, scale, attn_mask, is_causal)
             return output
 
         return scaled_dot_product_attention
+
+    def _attended(
+        self, query: Tensor, key: Tensor, scale: float | None, mask: Tensor | None, causal: bool
+    ) -> None:
+        """Take note of an attention of the running layer, if it is the layer's first."""
+        if threading.get_ident() == self._thread and self._stack:
+            frame = self._stack[-1]
+            if not frame.attended and not torch.is_grad_enabled():
+                self._observe(frame.name, query, key, scale, mask, causal)
+            frame.attended = True
 
     def _observe(
         self,

@@ -212,6 +212,10 @@ class Policy(nn.Module, abc.ABC):
         """The row that guidance subtracts: the empty text, unless the model says otherwise."""
         return self.encode_texts([""])
 
+    def attention_kernels(self) -> AbstractContextManager[None]:
+        """Inside this context the denoiser's attention runs the kernels that were asked for."""
+        return nullcontext()
+
     def encoders_ready(self) -> AbstractContextManager[None]:
         """Inside this context the text encoders are where `encode_texts` needs them."""
         return nullcontext()
@@ -275,7 +279,8 @@ class Policy(nn.Module, abc.ABC):
             predictions = []
             for start in range(0, len(latents), samples):
                 rows = slice(start, start + samples)
-                predictions.append(call(latents[rows], sigma[rows], cond.select(rows)).float())
+                with self.attention_kernels():
+                    predictions.append(call(latents[rows], sigma[rows], cond.select(rows)).float())
             return torch.cat(predictions) if predictions else torch.zeros_like(latents).float()
 
         samples = self.max_batch // factor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -24,6 +24,12 @@ from aegpo.policies.lora import (
     match_targets,
 )
 from aegpo.policies.pretrained import Quantization, find_pipeline, load_denoiser, load_pipeline
+from aegpo.utilities.attention_kernels import (
+    attention_kernels,
+    check_attention_backend,
+    checkpointed,
+    use_attention_backend,
+)
 from aegpo.utilities.hub import cached_revision
 
 
@@ -55,6 +61,10 @@ class DiffusersPolicy(Exportable):
         offload: Keep text encoders and decoder in CPU memory while they are idle.
         embedding_cache: Folder where embeddings of prompts are kept for later runs.
         compile: Compile the denoiser by `torch.compile`; worth its minutes on long runs.
+        attention_backend: What computes the denoiser's attention, by diffusers' names: "native",
+            "_native_flash", "_native_efficient", "_native_math", "_native_cudnn", or, where the
+            model leaves the choice to diffusers, "flash", "flex", "sage" and others. By default
+            torch chooses among its own but cuDNN's, which has to be asked for.
 
     Raises:
         FileNotFoundError: If `pretrained` cannot be found or lacks a part.
@@ -99,6 +109,7 @@ class DiffusersPolicy(Exportable):
         offload: bool = False,
         embedding_cache: str | None = None,
         compile: bool = False,
+        attention_backend: str | None = None,
     ) -> None:
         super().__init__(guidance_scale, max_batch, decode_batch, max_cached_prompts)
         if full_finetuning and lora_targets is not None:
@@ -110,6 +121,8 @@ class DiffusersPolicy(Exportable):
                 f"full_finetuning=True trains all weights, but quantize={quantize!r} freezes them; "
                 "train adapters, or leave quantize out"
             )
+        check_attention_backend(attention_backend)
+        self.attention_backend = attention_backend
         self.full_finetuning = full_finetuning
         self.lora_targets = lora_targets or ["attention"]
         self.quantize: Quantization | None = quantize
@@ -139,6 +152,7 @@ class DiffusersPolicy(Exportable):
 
         denoiser = self.trained
         denoiser.requires_grad_(False)
+        use_attention_backend(denoiser, attention_backend)
         if full_finetuning:
             denoiser.float().requires_grad_(True)
         else:
@@ -146,7 +160,7 @@ class DiffusersPolicy(Exportable):
             alpha = 2 * lora_rank if lora_alpha is None else lora_alpha
             add_lora(denoiser, layers, lora_rank, alpha, run_seed(lora_seed))
         if gradient_checkpointing:
-            denoiser.enable_gradient_checkpointing()
+            denoiser.enable_gradient_checkpointing(checkpointed(attention_backend))
         if compile:
             denoiser.compile()
         # A list hides the reference from the module registry: it is no part of a checkpoint.
@@ -283,16 +297,20 @@ class DiffusersPolicy(Exportable):
         self.text_encoders.eval()
         return self
 
+    def attention_kernels(self) -> AbstractContextManager[None]:
+        """Inside, attention is computed by `attention_backend`, and by cuDNN if asked for only."""
+        return attention_kernels(self.attention_backend, self.device)
+
     @contextmanager
     def encoders_ready(self) -> Iterator[None]:
         """Inside, the text encoders are on the policy's device; see `offload`."""
-        with self._awake(self.text_encoders):
+        with self._awake(self.text_encoders), attention_kernels(None, self.device):
             yield
 
     @contextmanager
     def decoder_ready(self) -> Iterator[None]:
         """Inside, the decoder is on the policy's device; see `offload`."""
-        with self._awake(self.vae):
+        with self._awake(self.vae), attention_kernels(None, self.device):
             yield
 
     @contextmanager
@@ -307,9 +325,9 @@ class DiffusersPolicy(Exportable):
                 yield
             return
         if not self._reference:
-            self._reference.append(
-                load_denoiser(self._source, type(self.trained), self.denoiser_name)
-            )
+            loaded = load_denoiser(self._source, type(self.trained), self.denoiser_name)
+            use_attention_backend(loaded, self.attention_backend)
+            self._reference.append(loaded)
         self._reference[0].to(self.trained.device)
         before, self._inside_reference = self._inside_reference, True
         try:
