@@ -131,7 +131,7 @@ class HackingAlarm(L.Callback):
         own = outputs.batch
         levels = [norms for norms in self._norms if len(norms) == len(own)]
         columns = [
-            torch.stack(levels).mean(0) if levels else torch.zeros(len(own)),
+            torch.stack(levels).mean(0) if levels else torch.zeros(len(own), device="cpu"),
             root_mean_square(outputs.latents),
             *(outputs.scores[name] for name in self._rewards(pl_module)),
         ]
@@ -143,8 +143,14 @@ class HackingAlarm(L.Callback):
         if trainer.state.fn != TrainerFn.FITTING:
             return
         names = [*NORMS, *self._rewards(pl_module)]
-        own_keys = [torch.zeros(0, 2, dtype=torch.int64), *(keys for keys, _ in self._rows)]
-        own_values = [torch.zeros(0, len(names)).double(), *(values for _, values in self._rows)]
+        own_keys = [
+            torch.zeros(0, 2, dtype=torch.int64, device="cpu"),
+            *(keys for keys, _ in self._rows),
+        ]
+        own_values = [
+            torch.zeros(0, len(names), device="cpu").double(),
+            *(values for _, values in self._rows),
+        ]
         keys, _ = all_gather_rows(torch.cat(own_keys))
         values, _ = all_gather_rows(torch.cat(own_values))
         order = keys[:, 0].argsort()

@@ -70,7 +70,11 @@ class HeldOutValues:
             return None
         earlier = {(index, text): row for row, (index, text) in enumerate(before.keys.tolist())}
         rows = [(row, earlier.get((one, two))) for row, (one, two) in enumerate(self.keys.tolist())]
-        both = torch.tensor([pair for pair in rows if pair[1] is not None]).reshape(-1, 2).long()
+        both = (
+            torch.tensor([pair for pair in rows if pair[1] is not None], device="cpu")
+            .reshape(-1, 2)
+            .long()
+        )
         now, then = self.values[name][both[:, 0]], before.values[name][both[:, 1]]
         finite = now.isfinite() & then.isfinite()
         if not bool(finite.any()):
@@ -122,7 +126,7 @@ class FirstAndLatest:
         if len(self.latest) < self.window:
             return None
         first, latest = (
-            torch.tensor([one[name] for one in part], dtype=torch.float64)
+            torch.tensor([one[name] for one in part], dtype=torch.float64, device="cpu")
             for part in (self.first, self.latest)
         )
         change = float(latest.mean() - first.mean())
