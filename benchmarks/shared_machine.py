@@ -1,7 +1,7 @@
 """Seconds an iteration of the quickstart takes, on free cores and with half of them busy.
 
     .venv/bin/python benchmarks/shared_machine.py                # about five minutes on two cores
-    .venv/bin/python benchmarks/shared_machine.py --iterations 3 --settings ours free_cores
+    .venv/bin/python benchmarks/shared_machine.py --prompts 2 --settings ours free_cores
 
 Every setting is one run in a process of its own: first alone, then beside processes that only
 count, one for every second core (`half_busy.py`). Of either half the first iterations are left out:
@@ -33,14 +33,15 @@ SETTINGS: dict[str, tuple[str, dict[str, str], list[str]]] = {
         ["--trainer.callbacks+=callbacks.FreeCores", "--trainer.callbacks.every_n_seconds=1"],
     ),
 }
-WARM_UP = 3  # iterations of either half that are left out
+WARM_UP = 2  # iterations of either half that are left out
 LONGEST = 150  # seconds of one setting
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--iterations", type=int, default=6, help="that count, of either half")
+    parser.add_argument("--iterations", type=int, default=5, help="that count, of either half")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument("--prompts", type=int, default=8, help="of an iteration")
     parser.add_argument("--budget", type=float, default=360, help="seconds in all")
     arguments = parser.parse_args()
     end = time.monotonic() + arguments.budget
@@ -58,15 +59,15 @@ def main() -> None:
                 f"{SETTINGS[name][0]:<28} left out: {arguments.budget:.0f} s are over", flush=True
             )
             continue
-        found[name] = measured(name, arguments.iterations, min(left, LONGEST))
+        found[name] = measured(name, arguments.iterations, arguments.prompts, min(left, LONGEST))
         print(f"{SETTINGS[name][0]:<28} {found[name][0]:7.2f} {found[name][1]:10.2f}", flush=True)
     for number, case in enumerate(("free", "half busy")):
-        best = min(times[number] for times in found.values())
+        best = min((times[number] for times in found.values() if times[number] > 0), default=0.0)
         near = [SETTINGS[name][0] for name, times in found.items() if times[number] <= 1.05 * best]
         print(f"within 5 % of the best, {case}: {', '.join(near)}")
 
 
-def measured(name: str, iterations: int, limit: float) -> list[float]:
+def measured(name: str, iterations: int, prompts: int, limit: float) -> list[float]:
     """Median seconds an iteration, alone and beside busy processes; NaN where it took too long."""
     label, variables, options = SETTINGS[name]
     env = {key: value for key, value in os.environ.items() if key not in VARIABLES}
@@ -78,6 +79,7 @@ def measured(name: str, iterations: int, limit: float) -> list[float]:
         "--trainer.without_callbacks=[RolloutCheckpoint,RolloutProgressBar,SampleLogger,ScoreTable]",
         *("--trainer.enable_checkpointing=false", "--trainer.max_epochs=1"),
         f"--data.batches_per_epoch={2 * (WARM_UP + iterations) + 1}",
+        f"--data.batch_size={prompts}",
         *options,
         "--trainer.callbacks+=half_busy.HalfBusy",
         f"--trainer.callbacks.alone={WARM_UP + iterations}",
@@ -98,7 +100,9 @@ def measured(name: str, iterations: int, limit: float) -> list[float]:
         except subprocess.TimeoutExpired:
             os.killpg(run.pid, signal.SIGKILL)
             output, errors = run.communicate()
-    if run.returncode != 0:
+    if run.returncode == -signal.SIGKILL:
+        print(f"{label}: ended after {limit:.0f} s", flush=True)
+    elif run.returncode != 0:
         print(f"{label}: status {run.returncode}\n{errors[-2000:]}", flush=True)
     times: dict[str, list[float]] = {"free": [], "busy": []}
     for line in output.splitlines():

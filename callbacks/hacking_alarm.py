@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, get_args
 
 import lightning as L
@@ -19,6 +21,7 @@ from aegpo.training import Training
 from aegpo.utilities.names import tag_part
 
 Action = Literal["warn", "stop"]
+Line = Callable[[str, Change], str]
 
 NORMS = {"velocity_norm": "norm of the velocities", "latent_norm": "norm of the clean latents"}
 """What is measured of every held-out image beside its scores: the root mean square of its
@@ -94,8 +97,6 @@ class HackingAlarm(L.Callback):
         self._hook: RemovableHandle | None = None
         self._rows: list[tuple[Tensor, Tensor]] = []
 
-    # What is measured
-
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: Training) -> None:
         """Forget the last evaluation's images."""
         self._rows = []
@@ -169,11 +170,11 @@ class HackingAlarm(L.Callback):
         )
         left, change = self.iterations.share("diversity"), self.iterations.change("diversity")
         if change is not None:
-            self._set(trainer, pl_module, "group_diversity", self._alike(pl_module, change, left))
+            alike = change.errors <= -self.threshold and left < self.least_diversity
+            line = partial(self._alike, change) if alike else None
+            self._set(trainer, pl_module, "group_diversity", line)
         pl_module.log("alarm/group_diversity", left, rank_zero_only=True)
         pl_module.log("alarm/raised", float(len(self.standing)), rank_zero_only=True)
-
-    # What is made of it
 
     def _evaluated(self, trainer: L.Trainer, pl_module: Training, now: HeldOutValues) -> None:
         """Raise and take back alarms by an evaluation, and log how far they are."""
@@ -191,35 +192,55 @@ class HackingAlarm(L.Callback):
                 self.best[name] = now
                 continue
             metrics[f"alarm/fall/{tag_part(name)}"] = -change.errors
-            self._set(trainer, pl_module, name, self._fallen(pl_module, now, best, change, name))
+            far = change.errors <= -self.threshold and change.deviations < -self.score_fall
+            line = partial(self._fallen, now, best, change, name) if far else None
+            self._set(trainer, pl_module, name, line)
             if change.now > change.before:
                 self.best[name] = now
         for name in NORMS:
             drift = now.since(self.base, name)
             if drift is not None:
                 metrics[f"alarm/{name}"] = drift.deviations
-                self._set(trainer, pl_module, name, self._drifted(pl_module, drift, name))
+                far = abs(drift.deviations) > self.norm_drift
+                line = partial(self._drifted, drift, name) if far else None
+                self._set(trainer, pl_module, name, line)
         if not trainer.sanity_checking:  # Lightning drops what is logged there
             metrics["alarm/raised"] = float(len(self.standing))
             pl_module.log_dict(metrics, rank_zero_only=True)
 
-    def _rise(self) -> Change | None:
-        """How far the trained reward is above the base, where it has risen at all."""
+    def _set(self, trainer: L.Trainer, pl_module: Training, kind: str, line: Line | None) -> None:
+        """Let an alarm begin, if the trained reward has risen; it ends where nothing is wrong.
+
+        It does not end because the trained reward falls too at last.
+        """
+        if line is None:
+            self.standing.pop(kind, None)
+            return
         changes = (self._risen, self.iterations.change("reward"))
-        return next((one for one in changes if one and one.errors >= self.threshold), None)
+        rise = next((one for one in changes if one and one.errors >= self.threshold), None)
+        if kind in self.standing or rise is None:
+            return
+        self.standing[kind] = pl_module.iteration
+        stops = "; the training stops here" if self.action == "stop" else ""
+        said = line(pl_module.reward.name, rise)
+        rank_zero_warn(f"hacking alarm at iteration {pl_module.iteration}: {said}{stops}")
+        if self.action == "stop":
+            trainer.should_stop = True
 
     def _fallen(
-        self, pl_module: Training, now: HeldOutValues, best: HeldOutValues, fall: Change, name: str
-    ) -> str | None:
+        self,
+        now: HeldOutValues,
+        best: HeldOutValues,
+        fall: Change,
+        name: str,
+        trained: str,
+        rise: Change,
+    ) -> str:
         """The line of a watched reward that has fallen although the trained one has risen."""
-        rise, trained = self._rise(), pl_module.reward.name
-        certain, far = fall.errors <= -self.threshold, fall.deviations < -self.score_fall
-        if rise is None or not (certain and far):
-            return None
-        alike = now.since(best, trained) if trained in now.values else None
-        both = alike is not None and alike.errors <= -self.threshold
+        since = now.since(best, trained) if trained in now.values else None
+        both = since is not None and since.errors <= -self.threshold
         reason = (
-            f"{trained} itself went {alike}, so the policy drifts"
+            f"{trained} itself went {since}, so the policy drifts"
             if both
             else "so the reward is probably being fooled"
         )
@@ -230,48 +251,29 @@ class HackingAlarm(L.Callback):
             f"{tag_part(name)} has them), and {SLOWER}{'' if both else ', or train on both'}"
         )
 
-    def _drifted(self, pl_module: Training, drift: Change, name: str) -> str | None:
+    @staticmethod
+    def _drifted(drift: Change, name: str, trained: str, rise: Change) -> str:
         """The line of a norm that is beyond the base's."""
-        rise = self._rise()
-        if rise is None or abs(drift.deviations) <= self.norm_drift:
-            return None
         return (
             f"since iteration {drift.since} the {NORMS[name]} went {drift}, which is "
             f"{drift.deviations:+.1f} deviations between the images of then, while the trained "
-            f"{pl_module.reward.name} went {rise}: look at the pictures (too bright, too much "
-            f"contrast, empty?), and {SLOWER}"
+            f"{trained} went {rise}: look at the pictures (too bright, too much contrast, empty?), "
+            f"and {SLOWER}"
         )
 
-    def _alike(self, pl_module: Training, diversity: Change, left: float) -> str | None:
+    @staticmethod
+    def _alike(diversity: Change, trained: str, rise: Change) -> str:
         """The line of groups whose images look alike."""
-        rise = self._rise()
-        if rise is None or diversity.errors > -self.threshold or left >= self.least_diversity:
-            return None
         return (
             f"since the first {diversity.since} iterations the diversity inside groups went "
-            f"{diversity}, while the trained {pl_module.reward.name} went {rise}: the images of a "
-            f"prompt become alike; {SLOWER}, or train on GroupDiversity too (WeightedSum)"
+            f"{diversity}, while the trained {trained} went {rise}: the images of a prompt become "
+            f"alike; {SLOWER}, or train on GroupDiversity too (WeightedSum)"
         )
-
-    def _set(self, trainer: L.Trainer, pl_module: Training, kind: str, line: str | None) -> None:
-        """Let an alarm begin, stand or end."""
-        if line is None:
-            self.standing.pop(kind, None)
-            return
-        if kind in self.standing:
-            return
-        self.standing[kind] = pl_module.iteration
-        stops = "; the training stops here" if self.action == "stop" else ""
-        rank_zero_warn(f"hacking alarm at iteration {pl_module.iteration}: {line}{stops}")
-        if self.action == "stop":
-            trainer.should_stop = True
 
     @staticmethod
     def _rewards(pl_module: Training) -> list[str]:
         """The rewards that held-out images are scored by, the same on all ranks."""
         return [reward.name for reward in pl_module.evaluation_rewards]
-
-    # What has to be left as it was, and what survives
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: Training, exception: BaseException

@@ -92,6 +92,11 @@ def test_it_tells_of_a_watched_reward_that_falls_and_stops(
     assert "\n" not in said[0]
     last = tags.rows[-1]
     assert last["alarm/raised"] == 1 and last["alarm/reward_rise"] >= 3
+    # It stands when the trained reward is gone as well, and ends when the watched one is back.
+    alarm._set(trainer, module, "greenness", lambda *_: "not said again")
+    assert alarm.standing == {"greenness": iteration}
+    alarm._set(trainer, module, "greenness", None)
+    assert alarm.standing == {}
     assert last["alarm/fall/greenness"] >= 3
     before = [row for row in tags.rows[:-1] if "alarm/reward_rise" in row]
     assert all(row["alarm/raised"] == 0 for row in before)
