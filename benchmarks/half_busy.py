@@ -35,7 +35,7 @@ class HalfBusy(L.Callback):
             self.others = [subprocess.Popen([sys.executable, "-c", COUNT]) for _ in range(number)]
         self.begun, self.last = self.begun + 1, time.monotonic()
 
-    def teardown(self, *_: Any) -> None:
+    def teardown(self, *_: Any, **__: Any) -> None:
         """End the busy processes."""
         for other in self.others:
             other.kill()
