@@ -20,6 +20,7 @@ from aegpo.entropy import EntropyReading, EntropyRecorder, Recording
 from aegpo.exploration import ExplorationSchedule, StepSelector
 from aegpo.objectives import Credit, Experience, Objective, Pruning, TransitionWeight
 from aegpo.objectives.samples import LossTerms, Samples
+from aegpo.objectives.transition_samples import KLNormalization
 from aegpo.policies.base import Policy
 from aegpo.policies.conditioning import Conditioning
 from aegpo.prompts import PromptBatch
@@ -71,12 +72,17 @@ class AEGPOModule(PolicyModule):
         pruning: Which transitions are left out of the update; None for none.
         transition_weight: Weight of a transition in the loss by its step; None for equal weights.
         objective: What is minimized instead of the policy gradient, to which `credit`, `pruning`,
-            `transition_weight`, `clip_range` and `kl_coeff` belong; None for it.
+            `transition_weight`, `clip_range`, `kl_coeff` and `kl_normalization` belong; None for
+            it.
         evaluation_rewards: Rewards that are only measured on the held-out prompts, beside
             `reward`.
         num_steps: Denoising steps T of rollouts.
         clip_range: Half width of the clip on the ratio of per-dimension mean log-probs.
         kl_coeff: Weight of the KL to the reference policy; 0 skips the reference evaluations.
+        kl_normalization: "variance" for the KL of the steps itself; "diffusion" for Flow-GRPO's,
+            the KL times the step's length in sigma, for which its coefficients are meant.
+        unguided: Draw, train and evaluate without classifier-free guidance, whatever the policy's
+            own scale; guidance that a distilled model takes as an input stays.
         inner_epochs: Passes over one rollout's samples, for the policy gradient its transitions.
         updates_per_epoch: Optimizer steps in one such pass.
         micro_batch_size: Samples evaluated together in an update. Halved for the rest of the run
@@ -119,6 +125,8 @@ class AEGPOModule(PolicyModule):
         num_steps: int = 10,
         clip_range: float = 1e-3,
         kl_coeff: float = 0.0,
+        kl_normalization: KLNormalization = "variance",
+        unguided: bool = False,
         inner_epochs: int = 1,
         updates_per_epoch: int = 2,
         micro_batch_size: int = 64,
@@ -153,6 +161,7 @@ class AEGPOModule(PolicyModule):
             objective,
             clip_range=clip_range,
             kl_coeff=kl_coeff,
+            kl_normalization=kl_normalization,
             transition_weight=transition_weight,
             credit=credit,
             pruning=pruning,
@@ -167,10 +176,17 @@ class AEGPOModule(PolicyModule):
         self.micro_batch_size, self.max_grad_norm = micro_batch_size, max_grad_norm
         self.skipped = SkippedSteps(max_skipped_steps)
         self.shared_start, self.split_scale = shared_start, split_scale
+        self.unguided = unguided
         self.entropy: EntropyReading | None = None
         self.recorder: EntropyRecorder | None = None
         self.recording: Recording | None = None
         self.last: Iteration
+
+    def configure_model(self) -> None:
+        """Build the policy, once, with the guidance that it is trained with."""
+        super().configure_model()
+        if self.unguided:
+            self.policy.guidance_scale = 1.0
 
     def setup(self, stage: str) -> None:
         """Check the settings against the prompts, before the policy is built."""

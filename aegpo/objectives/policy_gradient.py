@@ -7,7 +7,7 @@ from aegpo.exploration import StepSelector
 from aegpo.objectives.base import Experience, Objective
 from aegpo.objectives.credit import Credit, LeafCredit
 from aegpo.objectives.pruning import Pruning
-from aegpo.objectives.transition_samples import Replay
+from aegpo.objectives.transition_samples import KL_NORMALIZATIONS, KLNormalization, Replay
 from aegpo.objectives.transition_weights import EqualWeight, TransitionWeight
 
 
@@ -17,6 +17,8 @@ class PolicyGradient(Objective):
     Args:
         clip_range: Half width of the clip on the ratio of per-dimension mean log-probs, above 0.
         kl_coeff: Weight of the KL to the reference policy; 0 skips the reference evaluations.
+        kl_normalization: What that KL is divided by, see `Replay`: "variance" for the KL itself,
+            "diffusion" for Flow-GRPO's.
         transition_weight: Weight of a transition by its step; None for equal weights.
         credit: How a tree hands the images' advantages down to its transitions; None for the mean
             of the images below.
@@ -25,13 +27,15 @@ class PolicyGradient(Objective):
             None for the group-relative one.
 
     Raises:
-        ValueError: If `clip_range` is not above 0 or `kl_coeff` is negative.
+        ValueError: If `clip_range` is not above 0, `kl_coeff` is negative or `kl_normalization` is
+            unknown.
     """
 
-    def __init__(
+    def __init__(  # settings, given by name
         self,
         clip_range: float = 1e-3,
         kl_coeff: float = 0.0,
+        kl_normalization: KLNormalization = "variance",
         transition_weight: TransitionWeight | None = None,
         credit: Credit | None = None,
         pruning: Pruning | None = None,
@@ -42,6 +46,12 @@ class PolicyGradient(Objective):
                 f"model.clip_range={clip_range} must be above 0 and model.kl_coeff={kl_coeff} at "
                 "least 0"
             )
+        if kl_normalization not in KL_NORMALIZATIONS:
+            raise ValueError(
+                f"model.kl_normalization={kl_normalization!r} is unknown; use 'variance' for the "
+                "KL itself, or 'diffusion' for Flow-GRPO's, which leaves the step's length out"
+            )
+        self.kl_normalization: KLNormalization = kl_normalization
         self.clip_range, self.kl_coeff = clip_range, kl_coeff
         self.transition_weight = transition_weight or EqualWeight()
         self.credit, self.pruning = credit or LeafCredit(), pruning
@@ -77,4 +87,5 @@ class PolicyGradient(Objective):
             clip_range=self.clip_range,
             weight=self.transition_weight,
             kl_coeff=self.kl_coeff,
+            kl_normalization=self.kl_normalization,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -21,6 +22,9 @@ from aegpo.policies.conditioning import Conditioning
 from aegpo.rollout import RolloutTree
 from aegpo.sde import SDE, GaussianStep
 
+KLNormalization = Literal["variance", "diffusion"]
+KL_NORMALIZATIONS: tuple[str, ...] = get_args(KLNormalization)
+
 
 @dataclass
 class Replay(Samples):
@@ -37,6 +41,11 @@ class Replay(Samples):
         clip_range: Half width of the clip on the ratio, in (0, 1).
         weight: How much a transition counts, by its step.
         kl_coeff: Weight of the KL to the reference policy; 0 skips the reference evaluations.
+        kl_normalization: What the squared difference of the means is divided by. "variance": twice
+            the variance of the step, which gives the KL itself. "diffusion": twice the squared
+            diffusion coefficient, the variance without the step's |dt|, as the public code of
+            Flow-GRPO (arXiv 2505.05470) and its coefficients of 0.04 to 0.01 have it: the KL
+            times |dt|, smaller by 25 at the first of 10 steps and by 4 at the last noisy one.
     """
 
     policy: Policy
@@ -49,6 +58,7 @@ class Replay(Samples):
     clip_range: float = 1e-3
     weight: TransitionWeight = field(default_factory=EqualWeight)
     kl_coeff: float = 0.0
+    kl_normalization: KLNormalization = "variance"
     old_mean: Tensor = field(init=False)
     sensitivity: Tensor = field(init=False)
     mean_std: Tensor = field(init=False)
@@ -140,6 +150,8 @@ class Replay(Samples):
             with torch.no_grad(), self.policy.reference(), charge:
                 reference = self.step(which)
             kl = step.kl(reference)
+            if self.kl_normalization == "diffusion":
+                kl = kl * terms.dt
         return policy_loss(
             terms,
             self.advantages[which],

@@ -23,6 +23,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 import aegpo
 from aegpo.utilities.halving import is_out_of_memory
 from lightning_modules.arguments.configs import differing_hyperparameters, unknown_empty_keys
+from lightning_modules.arguments.layers import config_files, contradicting_layers
 from lightning_modules.arguments.messages import (
     UserError,
     debugging,
@@ -101,6 +102,9 @@ class AEGPOCLI(LightningCLI):
         typed = sys.argv[1:] if args is None else args
         if isinstance(typed, list) and typed and typed[0] in COMMANDS:
             typed = join_texts(typed, COMMANDS[typed[0]].texts)
+            contradiction = contradicting_layers(config_files(typed))
+            if contradiction is not None:
+                fail(contradiction)
         if args is None:
             sys.argv[1:], typed = typed, None
         super().parse_arguments(parser, typed)

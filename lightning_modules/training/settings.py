@@ -34,6 +34,11 @@ def choose_objective(objective: Objective | None, **policy_gradient: Any) -> Obj
                 f"model.{name} belongs to the policy gradient, in whose place stands "
                 f"model.objective={type(objective).__name__}; set it to null (kl_coeff to 0)"
             )
+    if policy_gradient["kl_normalization"] != "variance":
+        raise ValueError(
+            "model.kl_normalization belongs to the policy gradient, in whose place stands "
+            f"model.objective={type(objective).__name__}; leave it at variance"
+        )
     return objective
 
 

@@ -62,6 +62,21 @@ def test_costs_and_what_is_logged(tmp_path, tiny_sd3_folder, kl_coeff):
     assert all(float(torch.pdist(group).min()) > 0.1 for group in latents)
 
 
+def test_unguided_draws_and_learns_as_a_policy_without_guidance(tmp_path, tiny_sd3_folder):
+    def weights(**policy):
+        unguided = "guidance_scale" in policy
+        factory = partial(
+            StableDiffusion3, str(tiny_sd3_folder), lora_rank=4, max_sequence_length=4, **policy
+        )
+        module = nft_module(tiny_sd3_folder, policy=factory, unguided=unguided)
+        fit(tmp_path, module, limit_val_batches=1)
+        return trained(module), dict(module.policy.evaluations.counts)
+
+    guided, plain = weights(guidance_scale=4.5), weights()
+    assert torch.equal(guided[0], plain[0]) and float(plain[0].abs().sum()) > 0
+    assert guided[1] == plain[1] and plain[1]["validation"] > 0
+
+
 def test_selected_levels_leave_the_rollout_without_noise(tmp_path, tiny_sd3_folder):
     objective = NFT(**SETTINGS, levels="selected", kl_coeff=0.0)
     module = tiny_module(

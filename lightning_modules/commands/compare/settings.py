@@ -112,7 +112,7 @@ class Comparison:
                 or name.startswith(".")
                 or not name.isprintable()
                 or any(character in name for character in "/\\")
-                or name in ("superseded", "overlays")
+                or name in ("superseded", "overrides")
             ):
                 raise UserError(f"the method's name {name!r} cannot be a folder; choose another")
 
@@ -148,7 +148,7 @@ class Comparison:
                 if isinstance(overlay, str):
                     files.append(folder / overlay)
                     continue
-                written = Path(self.out) / "overlays" / f"{name}-{number}.yaml"
+                written = Path(self.out) / "overrides" / f"{name}-{number}.yaml"
                 written.parent.mkdir(parents=True, exist_ok=True)
                 written.write_text(yaml.safe_dump(overlay, sort_keys=False))
                 files.append(written)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +119,8 @@ def make_plan(
     known = None if rate is None else MeasuredRate(rate, None, "--rate")
     known = known if measured is None else read_rate(Path(measured))
     policy = _policy(model)
+    if model.unguided:
+        policy = replace(policy, guidance_scale=1.0)
     rows = 1 if policy.guidance_scale == 1 else 2
     half = trainer.precision == "bf16-mixed"
     callbacks = [c for c in trainer.callbacks if isinstance(c, PlansEvaluations)]  # type: ignore[attr-defined]

@@ -11,7 +11,7 @@ from aegpo.exploration import ExplorationSchedule
 from aegpo.noise import KeyedNoise
 from aegpo.objectives import EqualWeight, SensitivityWeight, TransitionWeight
 from aegpo.objectives.surrogate import policy_loss
-from aegpo.objectives.transition_samples import Replay
+from aegpo.objectives.transition_samples import KLNormalization, Replay
 from aegpo.rollout import rollout
 from aegpo.sde import CPS, SDE, DanceSDE, FlowSDE
 
@@ -172,3 +172,52 @@ def test_rescoring_makes_the_present_policy_the_old_one_and_says_by_how_much() -
     _, terms = held.terms(rows)
     assert float(terms.log_ratio.detach().abs().max()) == 0.0
     assert torch.equal(held.tree.transitions.mean, before)  # what was rolled out stays
+
+
+@pytest.mark.parametrize("eta", [0.7, 0.9])
+def test_the_diffusion_coefficient_divides_the_kl_of_flow_grpo(eta: float) -> None:
+    # SD 3.5's ten steps: the two forms differ by 1 / dt, from 25.1 at the first to 3.7.
+    levels = [1, 0.96013, 0.91335, 0.85769, 0.79037, 0.70728, 0.60215, 0.46488, 0.27805, 0.00893, 0]
+    policy = ToyPolicy()
+    policy.sigmas = lambda num_steps: torch.tensor(levels)  # type: ignore[method-assign]
+    steps = torch.ones(1, 10, dtype=torch.bool)
+    steps[:, -1] = False
+    schedule = ExplorationSchedule.from_mask(steps, eta)
+    cond = policy.encode([0.3])
+    tree = rollout(policy, FlowSDE(), cond, schedule, torch.tensor([2]), KeyedNoise(3), INDEX[:1])
+    advantages = torch.ones(len(tree.transitions))
+    policy.speed.data += 0.1  # away from the reference
+
+    def kl(normalization: KLNormalization) -> Tensor:
+        held = Replay(
+            policy,
+            FlowSDE(),
+            cond,
+            tree,
+            schedule,
+            advantages,
+            kl_coeff=1.0,
+            kl_normalization=normalization,
+        )
+        terms = held.loss(torch.arange(len(advantages)))
+        assert terms.kl is not None
+        plain = Replay(policy, FlowSDE(), cond, tree, schedule, advantages)
+        loss = terms.loss - plain.loss(torch.arange(len(advantages))).loss
+        assert torch.allclose(loss, terms.kl, atol=1e-5)  # what is reported is what is minimized
+        return terms.kl
+
+    step = tree.transitions.step
+    sigma, after = tree.sigmas[step], tree.sigmas[step + 1]
+    # sd3_sde_with_logprob: std_t without the step's length, and sigmas[1] where sigma is 1.
+    std = eta * (sigma / (1 - torch.where(sigma == 1, tree.sigmas[1], sigma))).sqrt()
+    held = Replay(policy, FlowSDE(), cond, tree, schedule, advantages)
+    with torch.no_grad():
+        mean = held.step(torch.arange(len(step))).mean
+        with policy.reference():
+            reference = held.step(torch.arange(len(step))).mean
+    expected = (mean - reference).square().flatten(1).mean(1) / (2 * std.square())
+    theirs, ours = kl("diffusion"), kl("variance")
+    assert torch.allclose(theirs, expected, rtol=1e-3)
+    ratio = ours / theirs
+    assert torch.allclose(ratio, 1 / (sigma - after), rtol=1e-3)
+    assert [round(float(ratio[step == one][0]), 1) for one in (0, 8)] == [25.1, 3.7]

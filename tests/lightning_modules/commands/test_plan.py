@@ -87,6 +87,7 @@ RUNS: dict[str, tuple[dict[str, Any], Any, dict[str, Any], set[str]]] = {
         {"rollout", "update", "reference"},
     ),
     "guidance": ({"kl_coeff": 0.1}, entropy_callbacks, GUIDED, {"reference"}),
+    "unguided": ({"kl_coeff": 0.1, "unguided": True}, entropy_callbacks, GUIDED, {"reference"}),
     "trials": ({}, trials, {}, set()),
     "nft": (
         {"step_selector": NoSteps(), "objective": nft(), "allocator": UniformAllocator(3)},
