@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from aegpo.noise import run_seed
 from aegpo.prompts import PromptBatch
 from aegpo.prompts.known_texts import fingerprints
+from aegpo.utilities.checks import require_positive
 from datamodules.prompt_dataset import PromptDataset
 from datamodules.samplers import DeltaEntropySampler, EveryRankSampler
 
@@ -61,8 +62,8 @@ class PromptDataModule(L.LightningDataModule):
         val_file: Prompts of the held-out evaluation; None for no validation.
         test_file: Prompts of `test` and `predict`; None for `val_file`.
         column: Field that holds the prompt in `.jsonl` and `.csv` files.
-        shares: Share of the training draws for each value of the field `category`; None draws
-            every prompt alike.
+        shares: Share of the training draws for each value of the field `category`, relative to
+            their sum; None draws every prompt alike.
         batch_size: Prompts per iteration, over all ranks.
         batches_per_epoch: Iterations between two validations and checkpoints.
         val_images: Images of one evaluation, over all prompts.
@@ -74,7 +75,7 @@ class PromptDataModule(L.LightningDataModule):
 
     Raises:
         FileNotFoundError: If a prompt file does not exist.
-        ValueError: If a file holds no prompt or a field is missing.
+        ValueError: If a file holds no prompt, a field is missing or a number is out of range.
     """
 
     def __init__(  # noqa: PLR0913  # settings, given by name
@@ -94,6 +95,10 @@ class PromptDataModule(L.LightningDataModule):
         seed: int | None = None,
     ) -> None:
         super().__init__()
+        if val_images < 0:
+            raise ValueError(f"data.val_images={val_images} must be at least 0; 0 draws none")
+        require_positive("data.val_batch_size", val_batch_size)
+        require_positive("data.batches_per_epoch", batches_per_epoch)
         self.batch_size, self.batches_per_epoch = batch_size, batches_per_epoch
         self.val_images, self.val_batch_size = val_images, val_batch_size
         self.train_prompts = PromptDataset(train_file, column)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -54,10 +55,11 @@ class DeltaEntropySampler(DistributedSampler[Any]):
                 f"batch_size={batch_size} prompts must be between 1 and the {num_prompts} prompts "
                 "of the dataset: a prompt occurs at most once in a batch"
             )
-        if not 0 <= uniform_share <= 1 or alpha < 0 or delta <= 0:
+        finite = math.isfinite(alpha) and math.isfinite(delta)
+        if not 0 <= uniform_share <= 1 or not finite or alpha < 0 or delta <= 0:
             raise ValueError(
-                f"uniform_share={uniform_share} must be in [0, 1], alpha={alpha} at least 0 and "
-                f"delta={delta} above 0"
+                f"uniform_share={uniform_share} must be in [0, 1], alpha={alpha} finite and at "
+                f"least 0 and delta={delta} finite and above 0"
             )
         self.batch_size, self.num_batches = batch_size, num_batches
         self.alpha, self.delta, self.uniform_share = alpha, delta, uniform_share
@@ -67,6 +69,11 @@ class DeltaEntropySampler(DistributedSampler[Any]):
         self.shares = (
             torch.ones(int(self.strata.max()) + 1, device="cpu") if shares is None else shares
         )
+        if not bool(((self.shares >= 0) & self.shares.isfinite()).all()) or self.shares.sum() == 0:
+            raise ValueError(
+                f"shares {[round(float(share), 6) for share in self.shares]} must be finite and at "
+                "least 0, and one of them above it; they are relative to their sum"
+            )
         # float32 makes a little more or less of a decimal fraction; .7 of 10 prompts are 7 of them.
         decimal = (self.shares.double() / self.shares.double().sum()).round(decimals=7)
         self.shares = decimal / decimal.sum()
@@ -107,9 +114,17 @@ class DeltaEntropySampler(DistributedSampler[Any]):
             mean = values[seen].mean().clamp_min(1e-12)
             values = torch.where(seen, values, values[seen].max())
             weights = (values / mean + self.delta) ** self.alpha
+            if not 0 < float(weights.min()) <= float(weights.max()) < 1e300:
+                weights = self._powers_of_the_highest(values / mean + self.delta)
         return self.uniform_share * self._normalized(uniform) + (
             1 - self.uniform_share
         ) * self._normalized(weights)
+
+    def _powers_of_the_highest(self, base: Tensor) -> Tensor:
+        """The weights relative to the stratum's highest, where they themselves leave float64."""
+        highest = torch.zeros(len(self.shares), dtype=torch.float64, device="cpu")
+        highest.scatter_reduce_(0, self.strata, base, "amax", include_self=True)
+        return (base / highest[self.strata]) ** self.alpha
 
     def _normalized(self, weights: Tensor) -> Tensor:
         totals = torch.zeros(len(self.shares), dtype=torch.float64, device="cpu")

@@ -44,6 +44,8 @@ def as_scores(answer: object, count: int, device: torch.device) -> Tensor:
         if not isinstance(given, Tensor | np.ndarray | list):
             raise TypeError
         made = given if isinstance(given, Tensor) else torch.as_tensor(given, device="cpu")
+        if made.is_complex() or made.layout != torch.strided:
+            raise TypeError  # torch would drop the imaginary part, and compares no sparse tensors
         scores = made.detach().to(device, torch.float32)
     except (TypeError, ValueError, RuntimeError):
         raise UnusableAnswer(f"returned {_describe(answer)}; it must return {ACCEPTED}") from None

@@ -84,7 +84,7 @@ def _tried(
         ), ""
     except (MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # a user's reward may raise anything
+    except (Exception, SystemExit) as error:  # a user's reward may raise anything, or sys.exit()
         return None, str(error) if isinstance(error, UnusableAnswer) else f"raised {error!r}"
 
 

@@ -25,7 +25,8 @@ class WeightedSum(Reward):
         weights: Factor of each part; 1 for all if left out. They need not sum to 1.
 
     Raises:
-        ValueError: If there is no part, or the weights are not one finite number for each.
+        ValueError: If there is no part, or the weights are not one finite number for each, one of
+            them other than 0.
     """
 
     name = "weighted_sum"
@@ -39,6 +40,11 @@ class WeightedSum(Reward):
             )
         if not all(math.isfinite(weight) for weight in weights):
             raise ValueError(f"weights={weights} must all be finite numbers")
+        if not any(weights):
+            raise ValueError(
+                f"weights={weights} are all 0, so that every image would be worth the same; a part "
+                "of weight 0 is only watched, so give one of them another"
+            )
         self.rewards = list(rewards)
         self.weights = list(weights)
         self.range = _sum_range(self.rewards, self.weights)

@@ -45,6 +45,8 @@ from lightning_modules.commands import COMMANDS
 from lightning_modules.commands.configured_run import RUN_KEYS, ConfiguredRun
 
 DEFAULT_SEED = 0
+LARGEST_SEED = 2**32 - 1
+"""What numpy's generator takes."""
 TERMINATED = 128 + signal.SIGTERM
 """Status of a run that was told to end, as shells have it."""
 TRAINER_DEFAULTS: dict[str, Any] = {
@@ -110,6 +112,9 @@ class AEGPOCLI(LightningCLI):
         super().parse_arguments(parser, typed)
         section = self.config[self.config.subcommand]
         parsed = section.as_dict()
+        seed = parsed.get("seed_everything")
+        if isinstance(seed, int) and not 0 <= int(seed) <= LARGEST_SEED:
+            fail(f"seed_everything={seed} must be between 0 and {LARGEST_SEED}")
         for file in section.get("config") or []:
             for key in unknown_empty_keys(yaml.safe_load(Path(file).read_text()), parsed):
                 parent, _, name = key.rpartition(".")

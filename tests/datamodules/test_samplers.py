@@ -117,3 +117,39 @@ def test_a_state_of_another_dataset_is_refused():
     state["delta_entropy"] = torch.zeros(7)
     with pytest.raises(ValueError, match="knows 7 prompts"):
         sampler().load_state_dict(state)
+
+
+@pytest.mark.parametrize("alpha", [1e3, 1e9])
+def test_a_steep_exponent_draws_the_highest_of_each_stratum(alpha):
+    strata = torch.tensor([0, 1]).repeat(10)
+    own = sampler(alpha=alpha, strata=strata, uniform_share=0.2)
+    delta = torch.arange(20).float()
+    own.update(torch.arange(20), delta)
+    chances = own.probabilities()
+    assert bool(chances.isfinite().all())
+    for stratum, highest in ((0, 18), (1, 19)):
+        torch.testing.assert_close(chances[strata == stratum].sum().item(), 1.0)
+        assert float(chances[highest]) > 0.8
+    # As the formula has it, where float64 can.
+    gentle = sampler(alpha=3.0, strata=strata, uniform_share=0.2)
+    gentle.update(torch.arange(20), delta)
+    expected = gentle.probabilities()
+    relative = gentle._powers_of_the_highest(delta.double() / 9.5 + 0.1)
+    rebuilt = 0.2 / 10 + 0.8 * gentle._normalized(relative)
+    torch.testing.assert_close(rebuilt, expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"alpha": float("nan")}, "alpha=nan finite"),
+        ({"alpha": float("inf")}, "alpha=inf finite"),
+        ({"delta": float("inf")}, "delta=inf finite"),
+        ({"shares": torch.tensor([1.4, -0.4])}, r"shares \[1.4, -0.4\] must be finite"),
+        ({"shares": torch.tensor([0.0, 0.0])}, "one of them above it"),
+        ({"shares": torch.tensor([1.0, float("nan")])}, "must be finite"),
+    ],
+)
+def test_numbers_that_mean_no_draw_are_refused(arguments, said):
+    with pytest.raises(ValueError, match=said):
+        sampler(**({"strata": torch.tensor([0, 1]).repeat(10)} | arguments))

@@ -27,7 +27,7 @@ class Canned(Reward):
         self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]
     ) -> Tensor:
         assert len(images) == len(prompts) == len(metadata)
-        if isinstance(self.answer, Exception):
+        if isinstance(self.answer, BaseException):
             raise self.answer
         return self.answer
 
@@ -55,6 +55,24 @@ def test_an_exception_costs_all_scores_and_is_named() -> None:
     with pytest.warns(UserWarning, match=r"'canned' raised OSError\('no network'\); 3 of 3 images"):
         scores = score(OSError("no network"))
     assert scores.shape == (3,) and bool(scores.isnan().all())
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (torch.tensor([1 + 2j, 0.5, 3.0]), "returned a Tensor"),  # torch drops the imaginary part
+        (np.array([1 + 2j, 0.5, 3.0]), "returned a ndarray"),
+        ([1 + 2j, 0.5, 3.0], "returned a list"),
+        (torch.tensor([1.0, 0.0, 2.0]).to_sparse(), "returned a Tensor"),
+        (SystemExit(0), "raised SystemExit"),
+    ],
+)
+def test_what_is_no_number_and_who_leaves_the_program_costs_the_scores(
+    answer: Any, said: str
+) -> None:
+    with pytest.warns(UserWarning, match=said):
+        scores = score(answer)
+    assert bool(scores.isnan().all())
 
 
 @pytest.mark.parametrize("error", [MemoryError("none left"), torch.OutOfMemoryError("none left")])

@@ -102,6 +102,7 @@ def test_setup_reaches_all_parts() -> None:
     ("num_rewards", "weights", "message"),
     [
         (0, [], "at least one reward"),
+        (2, [0.0, 0.0], r"weights=\[0.0, 0.0\] are all 0"),
         (2, [1.0], "2 rewards and 1 weights"),
         (1, [float("nan")], "finite"),
     ],

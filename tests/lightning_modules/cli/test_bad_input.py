@@ -105,6 +105,28 @@ def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
         ("--model.reward aegpo.rewards.WeightedSum", ["aegpo.rewards.WeightedSum needs rewards"]),
         ("--trainer.max_epohcs 3", ["did you mean 'trainer.max_epochs'?"]),
         ("--config reweighter.yaml", ["PromptReweighter needs", "callbacks.EntropyProbe"]),
+        ("--seed_everything -1", ["seed_everything=-1 must be between 0 and 4294967295"]),
+        ("--seed_everything 99999999999999", ["must be between 0 and 4294967295"]),
+        ("--data.val_images -2", ["data.val_images=-2 must be at least 0; 0 draws none"]),
+        ("--data.val_batch_size 0", ["data.val_batch_size=0 must be at least 1"]),
+        ("--data.batches_per_epoch 0", ["data.batches_per_epoch=0 must be at least 1"]),
+        ("--data.alpha .nan", ["alpha=nan finite"]),
+        (
+            '--data.shares {"single":1.4,"count":-0.4,"two":0,"relation":0}',
+            ["must be finite and at least 0"],
+        ),
+        (
+            "--model.objective aegpo.objectives.NFT --model.transition_weight null "
+            "--model.kl_coeff 0.04",
+            ["model.kl_coeff belongs to the policy gradient", "NFT"],
+        ),
+        ("--model.kl_normalization paper", ["kl_normalization", "variance", "diffusion"]),
+        ("--model.step_selector.eta 0", ["eta=0", "above 0"]),
+        (
+            "--model.reward aegpo.rewards.WeightedSum --model.reward.weights [0.0] "
+            '--model.reward.rewards [{"class_path":"aegpo.rewards.ShapesMatch"}]',
+            ["are all 0"],
+        ),
         ("--trainer.precision bf16-true", ["precision=bf16-true", "32-true, bf16-mixed"]),
         ("--trainer.precision 16-true", ["precision=16-true", "32-true, bf16-mixed"]),
     ],

@@ -1,0 +1,102 @@
+"""Every overlay, and every method of every comparison, trains one iteration on the Shapes world."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from cli_runs import ROOT, configs
+
+from lightning_modules.cli.lightning_cli import AEGPOCLI
+from lightning_modules.commands.compare.settings import Comparison
+
+SHAPES = ROOT / "configs/shapes.yaml"
+OVERLAYS = sorted((ROOT / "configs/overlays").glob("*.yaml"))
+SHRUNKEN = [
+    *("--data.batch_size=2", "--data.batches_per_epoch=1", "--data.shares=null"),
+    *(
+        "--trainer.max_epochs=1",
+        "--trainer.limit_val_batches=0",
+        "--trainer.num_sanity_val_steps=0",
+    ),
+    "--trainer.logger=false",
+    *("--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"),
+]
+"""Two prompts, one iteration; steps, groups and parts are those of the files."""
+NOT_HERE = {
+    "ddp": "it wants GPUs; two ranks run in test_rank_runs",
+    "adamw_8bit": "bitsandbytes' optimizers want a GPU",
+}
+
+
+def comparisons() -> dict[str, Comparison]:
+    files = sorted((ROOT / "configs/compare").glob("*.yaml"))
+    return {file.stem: Comparison(**yaml.safe_load(file.read_text())) for file in files}
+
+
+def methods() -> list[tuple[str, str]]:
+    """Those methods that are more than one overlay, each once."""
+    found: dict[str, tuple[str, str]] = {}
+    for name, comparison in comparisons().items():
+        for method, layers in comparison.methods.items():
+            if len(layers) > 1 or any(not isinstance(one, str) for one in layers):
+                found.setdefault(repr(layers), (name, method))
+    return list(found.values())
+
+
+def fit(*arguments: str) -> Any:
+    return AEGPOCLI(["fit", *arguments, *SHRUNKEN])
+
+
+def require_trained(cli: Any, batch_size: int = 2) -> None:
+    """One iteration was drawn, scored, compared, and moved the weights."""
+    module, logged = cli.model, cli.trainer.callback_metrics
+    assert module.iteration == 1
+    sizes = module.last.group_sizes
+    assert len(sizes) == batch_size and len(module.last.tree) == int(sizes.sum()) == 24
+    assert bool(module.last.rewards.isfinite().all())
+    assert logged["update/transitions"] > 0
+    assert all(math.isfinite(float(value)) for key, value in logged.items() if "update" in key)
+    assert float(logged["update/gradient_norm"]) > 0
+    moved = [p.abs().sum() for n, p in module.policy.named_parameters() if "lora_B" in n]
+    assert moved and float(torch.stack(moved).sum()) > 0  # they begin at zero
+    counts = module.policy.evaluations.counts
+    assert counts["rollout"] > 0 and counts["update"] > 0
+
+
+@pytest.mark.parametrize("file", OVERLAYS, ids=lambda file: file.stem)
+def test_an_overlay_trains(file: Path, folder: Path) -> None:
+    if file.stem in NOT_HERE:
+        pytest.skip(NOT_HERE[file.stem])
+    cli = fit(*configs(SHAPES, file))
+    require_trained(cli)
+    raw = yaml.safe_load(file.read_text())
+    gone = set(raw.get("trainer", {}).get("without_callbacks", []))
+    names = {type(callback).__name__ for callback in cli.trainer.callbacks}
+    assert not gone & names
+    assert (cli.model.policy.evaluations.counts["probe"] > 0) == (
+        ("EntropyProbe" in names and file.stem != "rollout_entropy") or file.stem == "oracle_steps"
+    )
+
+
+@pytest.mark.parametrize(("name", "method"), methods(), ids=lambda one: one)
+def test_a_method_of_a_comparison_trains(name: str, method: str, folder: Path) -> None:
+    comparison = copy.deepcopy(comparisons()[name])
+    comparison.out = str(folder / "out")
+    arguments = comparison.arguments(ROOT / "configs/compare")[method]
+    require_trained(fit(*arguments))
+
+
+def test_every_other_method_is_an_overlay_alone() -> None:
+    single = {
+        layers[0]
+        for comparison in comparisons().values()
+        for layers in comparison.methods.values()
+        if len(layers) == 1 and isinstance(layers[0], str)
+    }
+    assert {Path(one).name for one in single} <= {file.name for file in OVERLAYS}
