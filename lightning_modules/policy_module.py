@@ -201,8 +201,9 @@ class PolicyModule(L.LightningModule):
         return {"step": float(self.iteration)}
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
-        """Draw one image a prompt, (n, 3, H, W) in [0, 1]."""
-        images = self.draw(batch).images
+        """Draw one image for each of this rank's prompts, (n, 3, H, W) in [0, 1]."""
+        size, rank = world()
+        images = self.draw(batch.select(torch.arange(rank, len(batch), size))).images
         assert images is not None
         return images
 

@@ -138,7 +138,10 @@ def _valid(rows: Iterable[Row], column: str, source: str) -> Iterator[dict[str, 
         if isinstance(record, dict) and fields is None:
             fields = sorted(str(name) for name in record)
             if column not in record:
-                raise ValueError(f"{source} has no column {column!r}; it has {fields}")
+                raise ValueError(
+                    f"{source} has no column {column!r}; it has {fields}; name the one that holds "
+                    "the prompt as data.column"
+                )
         reason = record if isinstance(record, str) else _unusable(record.get(column), column)
         if isinstance(record, str) or reason is not None:
             warnings.warn(f"{source}:{number}: skipped, {reason}", stacklevel=2)

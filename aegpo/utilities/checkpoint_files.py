@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import pickle
 from collections.abc import Callable
@@ -13,6 +14,12 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from aegpo.utilities.files import remove_leftovers, replacing
+
+_UNREADABLE = (
+    *(pickle.UnpicklingError, RuntimeError, EOFError, OSError),
+    *(KeyError, ValueError, IndexError, AttributeError, TypeError),
+)
+"""What torch.load raises on files that are cut, damaged, or made to be."""
 
 
 class CheckpointFiles:
@@ -53,6 +60,7 @@ class CheckpointFiles:
         path: str | Path,
         map_location: Callable[..., Any] | None = None,
         weights_only: bool | None = None,
+        lazy: bool = False,
     ) -> dict[str, Any]:
         """Read a checkpoint.
 
@@ -60,6 +68,7 @@ class CheckpointFiles:
             path: A file, or an address that fsspec knows; nothing that was downloaded is kept.
             map_location: As for `torch.load`; None puts all on the CPU.
             weights_only: False unpickles objects, which runs the code in the file; None is True.
+            lazy: Whether tensors of a local file are read only where they are used.
 
         Returns:
             Its content.
@@ -76,9 +85,14 @@ class CheckpointFiles:
         source: Any = place if local else io.BytesIO(system.cat_file(place))
         try:
             content: dict[str, Any] = torch.load(
-                source, map_location=map_location or "cpu", weights_only=safe
+                source,
+                map_location=map_location or "cpu",
+                weights_only=safe,
+                mmap=local and lazy,
             )
-        except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        except _UNREADABLE as error:
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:  # of a cut file
+                raise
             if safe and "GLOBAL" in str(error):  # the name of a class or a function
                 raise ValueError(
                     f"{path} holds Python objects, and unpickling them runs the code in them; give "
@@ -88,6 +102,12 @@ class CheckpointFiles:
                 f"{path} is damaged or no checkpoint (torch.load cannot read it); give a "
                 "checkpoint that aegpo fit wrote"
             ) from error
+        if not isinstance(content, dict) or "pytorch-lightning_version" not in content:
+            names = ", ".join(map(str, list(content)[:3])) if isinstance(content, dict) else ""
+            raise ValueError(
+                f"{path} holds {names or f'a {type(content).__name__}'}, and is no checkpoint of a "
+                "training; give one that aegpo fit wrote, such as its last.ckpt"
+            )
         return content
 
     def remove_checkpoint(self, path: str | Path) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 
@@ -38,6 +40,20 @@ def to_picture(image: Tensor) -> Image.Image:
         The picture.
     """
     return Image.fromarray(to_pixels(image[None])[0][0])
+
+
+def save_picture(image: Tensor, file: Path, about: Mapping[str, str]) -> None:
+    """Write a PNG file that says what it shows.
+
+    Args:
+        image: Shape (3, H, W); values outside [0, 1] are clipped.
+        file: Where to.
+        about: Texts that the file holds, by name.
+    """
+    info = PngInfo()
+    for key, value in about.items():
+        info.add_text(key, value)
+    to_picture(image).save(file, pnginfo=info)
 
 
 def image_grid(

@@ -18,6 +18,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from lightning_modules.arguments.class_paths import present_path
+from lightning_modules.arguments.user_code import broken_import, describe, missing_methods
 
 _LEVEL = re.compile(
     r"""Parser key "(?P<key>[^"]+)":|Problem with given class_path '(?P<owner>[^']+)':"""
@@ -59,10 +60,12 @@ def explain_parsing(message: str, options: Sequence[str]) -> str:
     """
     keys, owner, complaint = _innermost(message)
     sentence = (
-        _unknown_option(complaint, options)
+        broken_import(message)
+        or _unknown_option(complaint, options)
         or _missing(complaint, owner, options)
         or _unknown_argument(complaint, owner)
         or _unknown_class(complaint, owner)
+        or _abstract_class(complaint)
         or _wrong_type(complaint)
         or complaint
     )
@@ -76,12 +79,13 @@ def explain_exception(error: BaseException) -> str:
         error: What was raised, perhaps wrapped by jsonargparse.
 
     Returns:
-        The first message in the chain of causes that is not a wrapper's.
+        The first message in the chain of causes that is not a wrapper's; with file and line where
+        that is in a user's file.
     """
     original = error
     while _WRAPPER.match(str(original).lstrip("\n- ")) and original.__cause__ is not None:
         original = original.__cause__
-    text = str(original)
+    text = describe(original)
     if isinstance(original, OSError) and original.strerror and original.errno is not None:
         text = original.strerror + (f": {original.filename}" if original.filename else "")
     return _one_line(text) or type(original).__name__
@@ -192,6 +196,16 @@ def _unknown_class(complaint: str, owner: str | None) -> str | None:
     return f"{wrong[1]} is not a {wrong[2]}" if wrong else None
 
 
+def _abstract_class(complaint: str) -> str | None:
+    """What to say of a class that cannot be built."""
+    abstract = re.search(r"but (\S+) is abstract", complaint)
+    if abstract is None:
+        return None
+    names = missing_methods(abstract[1])
+    kind = "method" if len(names) == 1 else "methods"
+    return f"{abstract[1]} lacks the {kind} {', '.join(names)}" if names else None
+
+
 def _wrong_type(complaint: str) -> str | None:
     """What to say of a value that is not of the type, or of any of the types."""
     patterns = (
@@ -206,6 +220,8 @@ def _wrong_type(complaint: str) -> str | None:
     expected = re.sub(r"<class '([^']+)'>", r"\1", wrong[1])
     expected = re.sub(r"\b(?:[a-zA-Z_]\w*\.)+(\w+)", r"\1", expected).replace(", NoneType", "")
     given = " ".join(wrong[2].split())
+    if given == "None":
+        return f"expected {expected}, got null"
     return f"expected {expected}, got {given if len(given) <= 80 else given[:79] + '…'!r}"
 
 

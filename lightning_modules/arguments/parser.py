@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from types import NoneType
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 import yaml
 from jsonargparse import ArgumentParser
@@ -23,6 +25,57 @@ else:
 class OneLineErrors(_Parser):
     """Mixed into a parser of jsonargparse: one line for a mistake, and no usage dump."""
 
+    def parse_args(  # type: ignore[override]  # jsonargparse's has more arguments than argparse's
+        self, args: Sequence[str] | None = None, *positional: Any, **settings: Any
+    ) -> Any:
+        """Parse, and take null for an argument of a class that is nested in another.
+
+        jsonargparse hands such an argument down as text, in which null has become ``None``.
+
+        Args:
+            args: Arguments; those of the process by default.
+            *positional: As for jsonargparse.
+            **settings: As for jsonargparse.
+
+        Returns:
+            The namespace.
+        """
+        if getattr(self, "_inner_parser", False) and args is not None:
+            args = [self._with_null(argument) for argument in args]
+        return super().parse_args(args, *positional, **settings)
+
+    def validate(self, namespace: Any, *positional: Any, **settings: Any) -> None:
+        """Check values as jsonargparse does, and null as well, which it lets pass for any type.
+
+        Args:
+            namespace: What was parsed.
+            *positional: As for jsonargparse.
+            **settings: As for jsonargparse.
+
+        Raises:
+            TypeError: If a value does not fit its argument.
+        """
+        super().validate(namespace, *positional, **settings)
+        for action in self._actions:
+            typehint = getattr(action, "_typehint", None)
+            has_default = action.default is not None and action.default is not argparse.SUPPRESS
+            if typehint is None or not has_default or _takes_null(typehint):
+                continue
+            if action.dest in namespace and namespace[action.dest] is None:
+                raise TypeError(
+                    f'Parser key "{action.dest}":\n  Expected a {typehint}. Got value: None'
+                )
+
+    def _with_null(self, argument: str) -> str:
+        given = re.fullmatch(r"--([\w.]+)=None", argument)
+        if given is None:
+            return argument
+        actions = [action for action in self._actions if action.dest == given[1]]
+        types = [getattr(action, "_typehint", None) for action in actions]
+        further_down = "." in given[1]  # where the type is looked at
+        takes_null = further_down or any(map(_takes_null, types))
+        return f"--{given[1]}=null" if takes_null else argument
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the mistake and exit with status 2.
 
@@ -36,6 +89,10 @@ class OneLineErrors(_Parser):
         parser: argparse.ArgumentParser = getattr(ex, "subcommand_parser", None) or self
         line = explain_parsing(message, [action.dest for action in parser._actions])
         fail(line.replace("<unicode string>", _unreadable_config() or "<unicode string>"))
+
+
+def _takes_null(typehint: Any) -> bool:
+    return typehint is Any or NoneType in get_args(typehint)
 
 
 class OneLineParser(OneLineErrors, ArgumentParser):
@@ -53,18 +110,49 @@ def join_texts(args: list[str], options: Sequence[str]) -> list[str]:
         options: Names of the options, as of `Command.texts`.
 
     Returns:
-        The same, with the texts after each of the options as one JSON list; one that is a list
-        already stays.
+        The same, with the texts after each of the options as one JSON list, wherever they stand.
+        A word that starts with ``--`` is a text if there is a space in it, or after
+        ``--option=``. One text that is a JSON list of texts is that list.
     """
     for option in options:
-        if f"--{option}" not in args:
-            continue
-        first = args.index(f"--{option}") + 1
-        after = next((i for i in range(first, len(args)) if args[i].startswith("--")), len(args))
-        texts = args[first:after]
-        if len(texts) != 1 or not texts[0].startswith("["):
-            args = [*args[:first], json.dumps(texts), *args[after:]]
+        rest: list[str] = []
+        texts: list[str] = []
+        taking, found = False, False
+        for word in args:
+            name, equals, value = word.partition("=")
+            if name == f"--{option}":
+                taking = found = True
+                texts += [value] if equals else []
+            elif taking and not _is_option(word):
+                texts.append(word)
+            else:
+                taking = False
+                rest.append(word)
+        if found:
+            listed = texts[0] if len(texts) == 1 and _is_list(texts[0]) else _json(texts)
+            args = [*rest, f"--{option}", listed]
     return args
+
+
+def _is_option(word: str) -> bool:
+    return word in ("-c", "-h") or (
+        word.startswith("--") and not re.search(r"\s", word.partition("=")[0])
+    )
+
+
+def _is_list(text: str) -> bool:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return False
+    return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
+
+
+def _json(texts: list[str]) -> str:
+    """A list that YAML reads, too: it knows no surrogate pairs, which JSON escapes by."""
+    plain = json.dumps(texts, ensure_ascii=False)
+    unseen = {ord(c) for c in plain if not c.isprintable() and ord(c) < 0x10000}
+    return plain.translate({number: f"\\u{number:04x}" for number in unseen})
 
 
 def _unreadable_config() -> str | None:

@@ -32,6 +32,8 @@ from lightning_modules.arguments.messages import (
     fail,
 )
 from lightning_modules.arguments.parser import OneLineErrors, join_texts
+from lightning_modules.arguments.user_code import place_in_user_code
+from lightning_modules.cli.before_running import is_ready
 from lightning_modules.cli.failures import (
     explain_memory,
     is_user_error,
@@ -39,7 +41,6 @@ from lightning_modules.cli.failures import (
 )
 from lightning_modules.cli.process import busy_cores, program_name
 from lightning_modules.cli.saved_config import SaveRunConfig
-from lightning_modules.cli.taken_folders import refuse_taken_folders
 from lightning_modules.cli.trainer import AEGPOTrainer, command_settings
 from lightning_modules.commands import COMMANDS
 from lightning_modules.commands.configured_run import RUN_KEYS, ConfiguredRun
@@ -163,6 +164,9 @@ class AEGPOCLI(LightningCLI):
             self._data_config = Namespace(data=section.get("data"))  # type: ignore[no-untyped-call]
         if "datamodule" not in self._takes():
             section.pop("data", None)
+        callbacks = section.get("trainer.callbacks")
+        if isinstance(callbacks, Namespace):  # in a list an exception keeps its file and line
+            section["trainer.callbacks"] = [callbacks]
         try:
             super().instantiate_classes()
         except (
@@ -172,6 +176,10 @@ class AEGPOCLI(LightningCLI):
             ImportError,
             MisconfigurationException,
         ) as error:
+            raise UserError(explain_exception(error)) from error
+        except Exception as error:
+            if place_in_user_code(error) is None:
+                raise
             raise UserError(explain_exception(error)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> AEGPOTrainer:
@@ -208,11 +216,9 @@ class AEGPOCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run the command; where one of ours returns False, something was found wrong: status 1."""
+        if not is_ready(self.trainer, self.model, subcommand, self.config_init[subcommand]):
+            return
         if COMMANDS[subcommand].method is None:
-            section = self.config_init[subcommand]
-            writes_new = not section.get("ckpt_path") and not section.get("trainer.fast_dev_run")
-            if subcommand == "fit" and writes_new:
-                refuse_taken_folders(self.trainer)
             if subcommand == "fit":
                 say_busy_cores(self.trainer)
             super()._run_subcommand(subcommand)
@@ -239,6 +245,11 @@ def main(args: list[str] | None = None) -> None:
         AEGPOCLI(args)
     except SIGTERMException as told:  # Lightning's has status 0, as if the run were finished
         raise SystemExit(TERMINATED) from told
+    except SystemExit as left:  # by a user's class it would look as if the run were finished
+        place = place_in_user_code(left)
+        if place is None or debugging():
+            raise
+        fail(f"sys.exit({'' if left.code is None else left.code}) was called ({place})")
     except UserError as error:
         if debugging():
             raise

@@ -25,14 +25,36 @@ class SaveRunConfig(SaveConfigCallback):
     """
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Write the config, on the first rank.
+        """Nothing yet: what is refused must not replace the config of the run that is there.
 
         Args:
             trainer: The trainer.
             pl_module: The module.
             stage: Which of Lightning's commands runs.
         """
-        if self.already_saved or stage != "fit" or not trainer.loggers:  # the same on every rank
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the config of a new run, before it draws anything.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+        """
+        if trainer.ckpt_path is None:
+            self._write(trainer)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the config of a resumed run, whose checkpoint fits as a whole.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+        """
+        self._write(trainer)
+
+    def _write(self, trainer: L.Trainer) -> None:
+        """Write it on the first rank, once."""
+        if self.already_saved or not trainer.loggers:  # the same on every rank
             return
         self.already_saved = True
         folder = trainer.log_dir  # a collective
@@ -66,6 +88,22 @@ def free_place(wanted: Path) -> Path:
             break
         path = wanted.with_stem(f"{wanted.stem}_{number}")
     return path
+
+
+def is_saved_config(path: Path) -> bool:
+    """Whether a run wrote a config.
+
+    Args:
+        path: Any file.
+
+    Returns:
+        True also if somebody changed it since.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            return file.readline().startswith(_MARK)
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def _is_untouched(path: Path) -> bool:

@@ -1,13 +1,17 @@
-"""Whether a new run would write into the folders of an earlier one."""
+"""Whose folder a command writes into: no two runs share one, and no command writes into a run's."""
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from lightning_modules.commands.run_logs import read_scalars
+from lightning_modules.commands.run_logs import CSV_LOG, read_scalars
 
 _TRAINED = ("cost/evaluations", "reward/mean")
 """Tags that a run has from its first iteration on; one that was refused before has none."""
@@ -29,6 +33,56 @@ def refuse_taken_folders(trainer: Trainer) -> None:
             f"{folder} holds a run already; go on with it by --ckpt_path last, or move it away to "
             "start another there"
         )
+
+
+def keep_earlier_tables(trainer: Trainer) -> None:
+    """Put the table of a run aside that goes on: Lightning's CSVLogger begins by deleting it.
+
+    Args:
+        trainer: The trainer of the run.
+    """
+    for logger in trainer.loggers:
+        if not isinstance(logger, CSVLogger) or not trainer.is_global_zero:
+            continue
+        table = Path(logger.log_dir) / CSV_LOG
+        if table.is_file():
+            names = (table.with_stem(f"{table.stem}_{number}") for number in count(1))
+            table.rename(next(name for name in names if not name.exists()))
+            warnings.filterwarnings("ignore", message="Experiment logs directory")  # not true now
+
+
+def log_in_own_folders(trainer: Trainer, command: str) -> None:
+    """Have a command that does not train log below the folder of the run that it looks at.
+
+    It may look at another checkpoint than the run's, and its scores are not the run's curve; two
+    writers of one CSV table would delete each other's.
+
+    Args:
+        trainer: The command's trainer.
+        command: Its name, and the name of the folder.
+    """
+    trainer.loggers = [
+        _Below(logger, command) if isinstance(logger, CSVLogger) else logger
+        for logger in trainer.loggers
+    ]
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger._sub_dir = os.path.join(logger.sub_dir or "", command)
+
+
+class _Below(CSVLogger):
+    """A CSVLogger one folder below another."""
+
+    def __init__(self, logger: CSVLogger, name: str) -> None:
+        super().__init__(
+            logger.save_dir, logger.name, logger.version, flush_logs_every_n_steps=1_000_000
+        )
+        self._own_folder = name
+
+    @property
+    def log_dir(self) -> str:
+        """The folder."""
+        return os.path.join(super().log_dir, self._own_folder)
 
 
 def _taken(trainer: Trainer) -> Iterator[Path]:

@@ -6,6 +6,9 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
+CSV_LOG = "metrics.csv"
+"""What Lightning's CSVLogger writes; a resumed run puts the table before aside, numbered."""
+
 
 def read_scalars(folder: Path, tags: Sequence[str]) -> dict[str, dict[int, float]]:
     """Read some tags of one run.
@@ -21,12 +24,22 @@ def read_scalars(folder: Path, tags: Sequence[str]) -> dict[str, dict[int, float
         For each tag its value by iteration; empty for a tag that was never logged.
     """
     values: dict[str, dict[int, float]] = {tag: {} for tag in tags}
-    table = folder / "metrics.csv"
-    if table.is_file():
+    for table in _tables(folder):
         _read_csv(table, values)
     for events in sorted(folder.glob("events.out.tfevents.*")):
         _read_events(events, values)
     return values
+
+
+def _tables(folder: Path) -> list[Path]:
+    """The tables of a run, oldest first."""
+    stem, suffix = Path(CSV_LOG).stem, Path(CSV_LOG).suffix
+    earlier = {
+        path.stem.removeprefix(f"{stem}_"): path for path in folder.glob(f"{stem}_*{suffix}")
+    }
+    numbers = sorted(int(number) for number in earlier if number.isdecimal())
+    tables = [*(earlier[str(number)] for number in numbers), folder / CSV_LOG]
+    return [table for table in tables if table.is_file()]
 
 
 def _read_csv(table: Path, values: dict[str, dict[int, float]]) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from PIL.PngImagePlugin import PngInfo
 from rich.console import Console
 from torch import Tensor
 
@@ -23,8 +22,9 @@ from aegpo.rewards.guarded import guarded_scores
 from aegpo.rollout.deterministic import deterministic_rollout
 from aegpo.utilities.checks import require_positive
 from aegpo.utilities.folders import check_new_folder
-from aegpo.utilities.images import side_by_side, to_picture
+from aegpo.utilities.images import save_picture, side_by_side
 from aegpo.utilities.tables import finite
+from lightning_modules.commands.configured_run import ConfiguredRun
 from lightning_modules.commands.inside_trainer import Weights, inside_trainer
 from lightning_modules.policy_module import PolicyModule
 
@@ -42,9 +42,11 @@ def sample(
     weights: Weights = "ema",
     prompts: list[str] | None = None,
     prompt_file: str | None = None,
+    column: str | None = None,
     images_per_prompt: int = 4,
     num_steps: int | None = None,
     seed: int = 0,
+    run: ConfiguredRun | None = None,
 ) -> None:
     """Draw prompts from a checkpoint beside the base, with the scores of all rewards.
 
@@ -56,12 +58,16 @@ def sample(
         weights_only: Whether to load that checkpoint without unpickling objects.
         out: Folder of the pictures, new or empty.
         weights: The averaged weights, if the run kept an average, or the last ones.
-        prompts: Texts to draw.
+        prompts: Texts to draw, as they are. One word that starts with two dashes is given by
+            --prompts=--word.
         prompt_file: A .txt, .jsonl or .csv file of prompts instead, or a bundled
             split, such as shapes:heldout.
+        column: Field that holds the prompt in .jsonl and .csv files; that of the run's data by
+            default.
         images_per_prompt: Images per prompt.
         num_steps: Denoising steps; the config's by default.
         seed: Of the noise that the images start from.
+        run: The run as configured.
 
     Raises:
         ValueError: If the module has no policy, there are no prompts, or the folder is taken.
@@ -77,7 +83,7 @@ def sample(
     records: list[dict[str, Any]] = (
         [{"prompt": text} for text in prompts or []]
         if prompt_file is None
-        else read_prompts(prompt_file, "prompt")
+        else read_prompts(prompt_file, column or _column(run))
     )
     texts = [record.pop("prompt") for record in records]
     if not texts:
@@ -116,6 +122,12 @@ def sample(
     # A reward that cannot be set up costs its scores here, not the pictures.
     with model.without_rewards() as rewards:
         inside_trainer(trainer, model, batch, work, ckpt_path, weights_only)
+
+
+def _column(run: ConfiguredRun | None) -> str:
+    """The field that the run's own prompts stand in."""
+    data: Any = ({} if run is None else run.config.get("data")) or {}
+    return str((data.get("init_args") or {}).get("column") or "prompt")
 
 
 def _ready(rewards: Sequence[Reward], device: torch.device) -> list[Reward]:
@@ -158,7 +170,7 @@ class _Samples:
                 for image, picture in enumerate(drawn):
                     name = f"{model}/{index:04d}_{image}.png"
                     about = {"prompt": prompt, "image": str(image), **facts}
-                    _save(picture, self.folder / name, about)
+                    save_picture(picture, self.folder / name, about)
                     own = finite({reward: values[image] for reward, values in scores.items()})
                     record = {"file": name, "prompt": prompt, "model": model, "scores": own}
                     file.write(json.dumps(record, ensure_ascii=False) + "\n")
@@ -199,11 +211,3 @@ class _Samples:
         for name, values in scores.items():
             self.scores.setdefault(model, {}).setdefault(name, []).extend(values)
         return scores
-
-
-def _save(picture: Tensor, file: Path, about: dict[str, str]) -> None:
-    """Write a PNG file that says what it shows."""
-    info = PngInfo()
-    for key, value in about.items():
-        info.add_text(key, value)
-    to_picture(picture).save(file, pnginfo=info)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -53,12 +54,26 @@ def require_same_make(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         if name in MAY_DIFFER:
             rank_zero_info(f"{told}; it is taken to be the same model")
             continue
-        given = str(value).replace("'", "") if isinstance(value, list) else value
         raise ValueError(
-            f"{told}; pass --model.policy.{name} {given}"
+            f"{told}; pass --model.policy.{name} {as_argument(value)}"
             if name != "optimizer"
             else f"{told}; its state is of no use here: keep the optimizer, or begin a new run"
         )
+
+
+def as_argument(value: Any) -> str:
+    """Write a value as it is typed in a shell.
+
+    Args:
+        value: A plain value, or a list of such.
+
+    Returns:
+        One word of a shell.
+    """
+    plain = {None: "null", True: "true", False: "false"}
+    if isinstance(value, list):
+        return shlex.quote(f"[{','.join(map(str, value))}]")
+    return plain[value] if value is None or isinstance(value, bool) else shlex.quote(str(value))
 
 
 def require_all_weights(policy: Policy, state: Mapping[str, Tensor]) -> None:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.plugins import AsyncCheckpointIO
+from safetensors.torch import save_file
 
 from aegpo.utilities.checkpoint_files import CheckpointFiles
 from callbacks.rollout_checkpoint import RolloutCheckpoint
@@ -26,6 +27,7 @@ QUIET: dict[str, Any] = {
     "enable_progress_bar": False,
     "enable_model_summary": False,
 }
+VERSION = {"pytorch-lightning_version": "2.6.0"}
 
 
 class Harmful:
@@ -85,7 +87,7 @@ def test_code_in_a_checkpoint_is_run_only_if_that_is_typed(
     tmp_path: Path, address: str, remote: bool
 ) -> None:
     file, left = tmp_path / "foreign.ckpt", tmp_path / "left"
-    torch.save({"state_dict": {}, "harm": Harmful(left)}, file)
+    torch.save({**VERSION, "state_dict": {}, "harm": Harmful(left)}, file)
     path = f"{address}/{file.name}" if remote else str(file)
     trainer = AEGPOTrainer(limit_val_batches=1, **QUIET)
     for weights_only in (None, True):
@@ -101,8 +103,8 @@ def test_code_in_a_checkpoint_is_run_only_if_that_is_typed(
 def test_an_address_is_read_anew_each_time(tmp_path: Path, address: str) -> None:
     files = CheckpointFiles()
     for number in (1, 2):  # torch.hub would keep the first under its name
-        files.save_checkpoint({"number": number}, tmp_path / "last.ckpt")
-        assert files.load_checkpoint(f"{address}/last.ckpt") == {"number": number}
+        files.save_checkpoint({**VERSION, "number": number}, tmp_path / "last.ckpt")
+        assert files.load_checkpoint(f"{address}/last.ckpt") == {**VERSION, "number": number}
     files.remove_checkpoint(tmp_path / "last.ckpt")
     for path in (f"{address}/last.ckpt", tmp_path / "last.ckpt"):
         with pytest.raises(FileNotFoundError, match="there is no checkpoint"):
@@ -115,3 +117,11 @@ def test_what_is_no_checkpoint_is_said_in_one_line(tmp_path: Path, content: byte
     with pytest.raises(ValueError, match="is damaged or no checkpoint") as refused:
         CheckpointFiles().load_checkpoint(tmp_path / "file.ckpt")
     assert "\n" not in str(refused.value)
+
+
+def test_tensors_that_are_no_checkpoint_are_named(tmp_path: Path) -> None:
+    save_file({"lora_A.weight": torch.ones(2)}, tmp_path / "export.safetensors")
+    torch.save([1, 2], tmp_path / "list.ckpt")
+    for name, holds in (("export.safetensors", "lora_A.weight"), ("list.ckpt", "a list")):
+        with pytest.raises(ValueError, match=f"holds {holds}, and is no checkpoint of a training"):
+            CheckpointFiles().load_checkpoint(tmp_path / name)

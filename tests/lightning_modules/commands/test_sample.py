@@ -14,6 +14,7 @@ from tiny_training import Redness, tiny_data, tiny_module, tiny_trainer
 from torch import Tensor
 
 from aegpo.rewards.base import Reward
+from lightning_modules.commands.configured_run import ConfiguredRun
 from lightning_modules.commands.sample import sample
 
 PROMPTS = ["a red circle", "ein grüner Kreis ★"]
@@ -126,6 +127,19 @@ def test_a_prompt_file_brings_its_metadata(tiny_sd3_folder: Path, tmp_path: Path
     file.write_text('{"prompt": "a red circle", "weight": 0.25}\n')
     out = sampled(tmp_path, tiny_sd3_folder, "file", prompts=None, prompt_file=str(file))
     assert [row["scores"]["picky"] for row in rows(out)] == [0.25, None]
+
+
+@pytest.mark.filterwarnings("ignore:reward")
+@pytest.mark.parametrize("how", ["run", "column"])
+def test_a_prompt_file_may_have_its_own_column(
+    tiny_sd3_folder: Path, tmp_path: Path, how: str
+) -> None:
+    file = tmp_path / "prompts.csv"
+    file.write_text('caption,prompt\n"a red circle, big",wrong\n')
+    run = ConfiguredRun({"data": {"init_args": {"column": "caption"}}})
+    given = {"run": run} if how == "run" else {"column": "caption"}
+    out = sampled(tmp_path, tiny_sd3_folder, how, prompts=None, prompt_file=str(file), **given)
+    assert {row["prompt"] for row in rows(out)} == {"a red circle, big"}
 
 
 def test_wrong_requests_are_refused_in_words(tiny_sd3_folder: Path, tmp_path: Path) -> None:

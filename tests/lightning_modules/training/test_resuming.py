@@ -57,7 +57,7 @@ def go_on(
         ),
         (
             {"lora_targets": ["attention", "feed_forward"]},
-            r"pass --model.policy.lora_targets \[att",
+            r"pass --model.policy.lora_targets '\[attention\]'",
         ),
         ({"lora_rank": 8}, "lora_rank=4, this run with 8; pass --model.policy.lora_rank 4"),
         ({"lora_alpha": 1}, "lora_alpha=8, this run with 1; pass --model.policy.lora_alpha 8"),
