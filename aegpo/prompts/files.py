@@ -48,6 +48,8 @@ def read_prompts(source: str, column: str) -> list[dict[str, Any]]:
             f"prompt file {source!r} ends in {path.suffix or 'nothing'!r}; accepted are "
             f"{', '.join(readers)} and the bundled {', '.join(bundled_sources())}"
         )
+    if path.is_dir():
+        raise ValueError(f"prompt file {source!r} is a folder; name a file in it")
     if not path.is_file():
         raise FileNotFoundError(f"prompt file {source!r} does not exist (cwd is {Path.cwd()})")
     rows = readers[kind](_lines(path, source), source)
@@ -60,6 +62,7 @@ def read_prompts(source: str, column: str) -> list[dict[str, Any]]:
 def _lines(path: Path, source: str) -> list[str]:
     """The file's lines: what a line feed ends, with or without a carriage return before it."""
     content = path.read_bytes()
+    _refuse_other_kinds(content, source)
     try:
         # Editors on Windows put a byte-order mark before the text; it is no part of it.
         text = content.decode("utf-8-sig")
@@ -69,8 +72,32 @@ def _lines(path: Path, source: str) -> list[str]:
             f"{source}:{line}: byte 0x{content[error.start]:02x} is not UTF-8; save the file as "
             "UTF-8 (from Latin-1: iconv -f latin1 -t utf8)"
         ) from None
+    if "\r" in text and "\n" not in text:
+        raise ValueError(
+            f"{source}: the lines end with a carriage return alone and would be one prompt; save "
+            "the file with line feeds (tr '\\r' '\\n')"
+        )
     # Not splitlines: a text may hold a line separator (U+2028) or a form feed.
     return text.replace("\r\n", "\n").removesuffix("\n").split("\n") if text else []
+
+
+def _refuse_other_kinds(content: bytes, source: str) -> None:
+    """Name what is no text in UTF-8, whatever the file's ending says."""
+    utf16 = "UTF-16; save the file as UTF-8 (iconv -f utf-16 -t utf8)"
+    for start, kind in (
+        (b"\x1f\x8b", "compressed by gzip; unpack it first"),
+        (b"PK\x03\x04", "a zip archive or a spreadsheet; unpack it, or save it as CSV in UTF-8"),
+        (b"\xff\xfe", utf16),
+        (b"\xfe\xff", utf16),
+    ):
+        if content.startswith(start):
+            raise ValueError(f"{source} is {kind}")
+    if b"\x00" in content:
+        line = content.count(b"\n", 0, content.index(b"\x00")) + 1
+        raise ValueError(
+            f"{source}:{line}: a zero byte, which no prompt holds; save the file as UTF-8 (from "
+            "UTF-16 without a mark: iconv -f utf-16le -t utf8)"
+        )
 
 
 def _read_text(lines: Sequence[str], source: str) -> Iterator[Row]:
@@ -80,6 +107,9 @@ def _read_text(lines: Sequence[str], source: str) -> Iterator[Row]:
 
 
 def _read_json_lines(lines: Sequence[str], source: str) -> Iterator[Row]:
+    first = next((line for line in lines if line.strip()), "")
+    if first.lstrip().startswith("["):
+        raise ValueError(f"{source} is a JSON array; a .jsonl file has one object a line")
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue

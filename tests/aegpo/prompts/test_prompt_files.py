@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import warnings
 from pathlib import Path
 
@@ -100,7 +101,7 @@ def test_what_cannot_be_read_as_meant_is_skipped_with_its_line(
     [
         ("a.txt", "a cat\na café\n".encode("latin-1"), r"a\.txt:2: byte 0xe9 is not UTF-8"),
         ("a.csv", "prompt\na café\n".encode("latin-1"), r"a\.csv:2: byte 0xe9 is not UTF-8"),
-        ("a.jsonl", "a cat".encode("utf-16"), r"a\.jsonl:1: byte 0xff is not UTF-8"),
+        ("a.jsonl", "a cat".encode("utf-16"), r"a\.jsonl is UTF-16; save the file as UTF-8"),
         ("a.csv", b'prompt\n"a red circle\na cat\n', r"a\.csv:2: not CSV \(unexpected end of data"),
         ("a.csv", b'prompt\na cat\n"a" cat\n', r"a\.csv:3: not CSV"),
         ("a.csv", b"prompt,prompt\na cat,b\n", r"a\.csv:1: two columns have one name"),
@@ -113,3 +114,30 @@ def test_a_file_that_cannot_be_read_as_meant_is_refused(
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
         read_prompts(str(tmp_path / name), "prompt")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("a.txt", b"\x1f\x8b\x08\x00abc", "a.txt is compressed by gzip"),
+        ("a.csv", b"PK\x03\x04abc", "a.csv is a zip archive or a spreadsheet"),
+        ("a.txt", "a red circle\n".encode("utf-16"), "a.txt is UTF-16; save the file as UTF-8"),
+        ("a.txt", "a\nb".encode("utf-16-le"), "a.txt:1: a zero byte"),
+        ("a.txt", b"a red circle\rtwo blue squares\r", "end with a carriage return alone"),
+        ("a.jsonl", b'[{"prompt": "a"}]', "a.jsonl is a JSON array; a .jsonl file has one"),
+        ("a.jsonl", b'{"text": "a"}', "name the one that holds the prompt as data.column"),
+    ],
+)
+def test_other_kinds_of_files_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes, told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(told)):
+        read_prompts(name, "prompt")
+
+
+def test_a_folder_is_no_prompt_file(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").mkdir()
+    with pytest.raises(ValueError, match="is a folder; name a file in it"):
+        read_prompts(str(tmp_path / "prompts.txt"), "prompt")
