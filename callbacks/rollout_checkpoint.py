@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 import warnings
+from typing import Any
 
 import lightning as L
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from aegpo.utilities.checkpoint_files import write_whole_checkpoints
+from aegpo.utilities.slurm import requeue_job
 
 
 class RolloutCheckpoint(ModelCheckpoint):
@@ -18,7 +24,8 @@ class RolloutCheckpoint(ModelCheckpoint):
     Lightning counts optimizer steps, of which one iteration has several, so checkpoints go by
     epochs here. A checkpoint that cannot be written costs a warning, not the run, and the previous
     one stays. A run that is told to end (SIGTERM, as clusters send it) leaves a checkpoint of the
-    iteration that it was at.
+    iteration that it was at. In a job of SLURM the signal for requeueing (SIGUSR1) does the same
+    and has the job requeued; Lightning's own handler would save in the middle of an iteration.
 
     Args:
         dirpath: Folder of the checkpoints; `--ckpt_path last` looks there.
@@ -43,14 +50,51 @@ class RolloutCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=True,
             enable_version_counter=False,
         )
+        self._requeue = False
+        self._scored = False
+        self._handlers: dict[int, Any] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Have checkpoints written aside and renamed, under any trainer."""
+        """Have checkpoints written aside and renamed, under any trainer; listen to SLURM."""
         super().setup(trainer, pl_module, stage)
         write_whole_checkpoints(trainer.strategy)
+        # Before Lightning looks at the same: it leaves a signal alone that has a handler.
+        cluster = trainer._accelerator_connector.cluster_environment
+        slurm = isinstance(cluster, SLURMEnvironment) and cluster.auto_requeue
+        main = threading.current_thread() is threading.main_thread()
+        if stage == "fit" and slurm and main and not self._handlers:
+            told = cluster.requeue_signal or signal.SIGUSR1
+            self._handlers[told] = signal.signal(told, self._told_to_requeue)
+
+    def _told_to_requeue(self, signum: int, frame: Any) -> None:
+        self._requeue = True
+        os.kill(os.getpid(), signal.SIGTERM)  # ends between two iterations
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Give the signal back."""
+        super().teardown(trainer, pl_module, stage)
+        self._stop_listening()
+
+    def _stop_listening(self) -> None:
+        while self._handlers:
+            signal.signal(*self._handlers.popitem())
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what Lightning leaves out, the score of the best in this folder."""
+        super().load_state_dict(state_dict)
+        if self.dirpath == state_dict.get("dirpath"):
+            self.current_score = state_dict["current_score"]
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note that there is a new score."""
+        self._scored = not trainer.sanity_checking
+        super().on_validation_end(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the best, if this is it, and always the last.
+
+        A held-out score counts for the weights that it was measured with: one of an earlier epoch
+        is not looked at, which a resumed run would not have.
 
         Lightning's own hook writes `last.ckpt` in the same epochs as the best only, and without a
         monitored score not before the end of training.
@@ -58,8 +102,10 @@ class RolloutCheckpoint(ModelCheckpoint):
         due = (trainer.current_epoch + 1) % (self.every_n_epochs or 1) == 0
         if due and not self._should_skip_saving_checkpoint(trainer):
             candidates = self._monitor_candidates(trainer)
-            self._save_topk_checkpoint(trainer, candidates)
+            if self._scored or not (self.monitor or "").startswith("val"):
+                self._save_topk_checkpoint(trainer, candidates)
             self._save_last_checkpoint(trainer, candidates)
+        self._scored = False
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the last, unless the last epoch just did."""
@@ -77,6 +123,9 @@ class RolloutCheckpoint(ModelCheckpoint):
         if told and not trainer.validating and not self._should_skip_saving_checkpoint(trainer):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
             rank_zero_info(f"told to end: wrote {self.last_model_path}")
+        if told and self._requeue and trainer.is_global_zero:
+            rank_zero_info(requeue_job())
+        self._stop_listening()
 
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
         try:

@@ -35,6 +35,7 @@ from lightning_modules.training.metrics import UpdateMeter, reward_metrics
 from lightning_modules.training.optimizer_step import no_gradient_sync, optimizer_step
 from lightning_modules.training.phases import timed
 from lightning_modules.training.resuming import (
+    hide_later_points,
     hyperparameters,
     keep_hyperparameters,
     require_same_make,
@@ -211,7 +212,8 @@ class AEGPOModule(PolicyModule):
         return [optimizer], [self.lr_scheduler_factory(optimizer)]
 
     def on_train_start(self) -> None:
-        """Let this run's optimizer settings win over those of a checkpoint."""
+        """Let this run's optimizer settings win over a checkpoint's; draw nothing twice."""
+        hide_later_points(self.trainer.loggers, self.iteration)
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         keep_hyperparameters(
             optimizer.optimizer,  # type: ignore[union-attr]

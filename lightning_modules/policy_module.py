@@ -235,5 +235,8 @@ class PolicyModule(L.LightningModule):
         self.policy.evaluations.load_state_dict(checkpoint["aegpo"]["evaluations"])
         self.averaged = checkpoint["aegpo"].get("averaged")
         fitting = self.trainer.state.fn == TrainerFn.FITTING
+        if fitting:
+            # The run that wrote it has this score where it was due, and its costs too.
+            self.trainer.num_sanity_val_steps = 0
         if self.averaged is not None and self.prefers_averaged and not fitting:
             checkpoint["state_dict"] = checkpoint_tensors(self.averaged)

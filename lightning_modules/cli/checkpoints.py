@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from aegpo.utilities.checkpoint_files import CheckpointFiles
 from lightning_modules.arguments.messages import did_you_mean
+from lightning_modules.cli.best_checkpoint import best_checkpoint
 from lightning_modules.cli.saved_config import is_saved_config
 
 _NAMES = ("last", "best", "hpc")
@@ -38,6 +39,8 @@ def find_checkpoint(
         ValueError: If there is no such checkpoint, or it is another run's than the config.
         FileNotFoundError: If there is no such file.
     """
+    if asked == "best":
+        return best_checkpoint(trainer.checkpoint_callbacks)
     if asked is None or asked in _NAMES[1:] or "://" in asked:
         return asked
     if asked == "last":

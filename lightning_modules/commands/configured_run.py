@@ -27,3 +27,21 @@ class ConfiguredRun:
     files: list[Path] = field(default_factory=list)
     trainer: Mapping[str, Any] = field(default_factory=dict)
     build_data: Callable[[], Any] = lambda: None
+
+
+def left_callbacks(trainer: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The callbacks of a config, without those that it takes away again.
+
+    Who adds callbacks to a config has to clear its ``without_callbacks``, which would take a new
+    one away as well.
+
+    Args:
+        trainer: The section of the trainer, in words.
+
+    Returns:
+        An entry with `class_path` for each.
+    """
+    callbacks = trainer.get("callbacks") or []
+    listed = [callbacks] if isinstance(callbacks, Mapping) else callbacks
+    taken = trainer.get("without_callbacks") or []
+    return [one for one in listed if one["class_path"].rpartition(".")[2] not in taken]

@@ -6,7 +6,9 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -132,3 +134,20 @@ def keep_hyperparameters(
                     scheduler.base_lrs[number] = value
             else:
                 group[name] = value
+
+
+def hide_later_points(loggers: Sequence[Logger], iteration: int) -> None:
+    """Have TensorBoard forget what a killed run logged after the checkpoint it goes on from.
+
+    Those iterations are run again, and would be drawn twice. What is in the files stays there.
+
+    Args:
+        loggers: The trainer's.
+        iteration: Iterations done.
+    """
+    for logger in loggers:
+        writer = logger.experiment if isinstance(logger, TensorBoardLogger) else None
+        files = getattr(writer, "file_writer", None)  # on the first rank only
+        if files is not None:
+            start = SessionLog(status=SessionLog.START)
+            files.add_event(Event(step=iteration + 1, session_log=start))

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import ctypes
 import hashlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -20,6 +18,8 @@ import yaml
 
 from aegpo.utilities.files import replacing
 from lightning_modules.arguments.messages import UserError
+from lightning_modules.commands.configured_run import left_callbacks
+from lightning_modules.commands.end_with_parent import end_with_parent
 
 _LOGGERS = ("TensorBoardLogger", "CSVLogger")
 
@@ -163,7 +163,7 @@ def compared_config(
     trainer = config["trainer"]
     callbacks = [
         callback
-        for callback in trainer["callbacks"] or []
+        for callback in left_callbacks(trainer)
         if not callback["class_path"].endswith(("Checkpoint", "ProgressBar", "BudgetStop"))
     ]
     if not any(callback["class_path"].endswith("CostLogger") for callback in callbacks):
@@ -181,6 +181,7 @@ def compared_config(
             "init_args": {"save_dir": "{folder}", "name": "", "version": ""},
         },
         "callbacks": callbacks,
+        "without_callbacks": None,
         "max_epochs": -1,
         "max_steps": -1,
         "max_time": None,
@@ -215,14 +216,8 @@ def start(run: ComparedRun, resume: bool, alone: bool) -> Process:
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             env={**os.environ, **threads},
-            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+            preexec_fn=end_with_parent if sys.platform == "linux" else None,
         )
-
-
-def _end_with_parent() -> None:
-    """Have Linux end this process when the comparison is killed, so that no two share a folder."""
-    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl.h
-    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
 def _callback(name: str, **arguments: Any) -> dict[str, Any]:

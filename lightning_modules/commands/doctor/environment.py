@@ -65,10 +65,15 @@ print("\\n" + json.dumps(found))
 
 _HELP = """\
 usage: aegpo doctor [--config FILE ...] [--key value ...]
+       aegpo doctor --resume [--kills N] --config FILE ... [--key value ...]
 
 Checks versions, torch against torchvision, accelerator, attention backend and disk space. With a
 config it also builds the model and the data, draws one small rollout, and checks that the first
 update's probability ratio is 1 and its gradient finite. Exit status 1 if a check fails.
+
+With --resume it runs the config's training for a few iterations instead, kills it (kill -9), goes
+on with --ckpt_path last, and compares it with a run that was never killed; --resume --help has its
+options.
 """
 
 
@@ -82,6 +87,11 @@ def main(args: list[str] | None = None) -> bool:
         Whether a config is given, whose first update is to be checked as well.
     """
     arguments = sys.argv[2:] if args is None else args
+    if "--resume" in arguments:
+        from lightning_modules.commands.doctor.resume import main as prove_resuming
+
+        prove_resuming(arguments)
+        return False
     if "-h" in arguments or "--help" in arguments:
         print(_HELP, end="")
         return False
