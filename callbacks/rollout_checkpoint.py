@@ -9,13 +9,13 @@ import warnings
 from typing import Any
 
 import lightning as L
-from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from aegpo.utilities.checkpoint_files import write_whole_checkpoints
-from aegpo.utilities.slurm import requeue_job
+from callbacks.slurm import requeue_job
 
 
 class RolloutCheckpoint(ModelCheckpoint):
@@ -60,13 +60,13 @@ class RolloutCheckpoint(ModelCheckpoint):
         write_whole_checkpoints(trainer.strategy)
         # Before Lightning looks at the same: it leaves a signal alone that has a handler.
         cluster = trainer._accelerator_connector.cluster_environment
-        slurm = isinstance(cluster, SLURMEnvironment) and cluster.auto_requeue
-        main = threading.current_thread() is threading.main_thread()
-        if stage == "fit" and slurm and main and not self._handlers:
+        if stage != "fit" or not isinstance(cluster, SLURMEnvironment) or self._handlers:
+            return
+        if cluster.auto_requeue and threading.current_thread() is threading.main_thread():
             told = cluster.requeue_signal or signal.SIGUSR1
             self._handlers[told] = signal.signal(told, self._told_to_requeue)
 
-    def _told_to_requeue(self, signum: int, frame: Any) -> None:
+    def _told_to_requeue(self, *_: Any) -> None:
         self._requeue = True
         os.kill(os.getpid(), signal.SIGTERM)  # ends between two iterations
 

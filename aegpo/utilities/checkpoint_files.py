@@ -53,7 +53,13 @@ class CheckpointFiles:
             return
         remove_leftovers(place)
         with replacing(place) as partial, partial.open("wb") as file:
-            torch.save(checkpoint, file)
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:
+                # torch closes its archive after a failed write, and complains of that instead.
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from error
+                raise
 
     def load_checkpoint(
         self,

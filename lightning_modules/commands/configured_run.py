@@ -42,6 +42,6 @@ def left_callbacks(trainer: Mapping[str, Any]) -> list[dict[str, Any]]:
         An entry with `class_path` for each.
     """
     callbacks = trainer.get("callbacks") or []
-    listed = [callbacks] if isinstance(callbacks, Mapping) else callbacks
+    listed: list[dict[str, Any]] = [callbacks] if isinstance(callbacks, dict) else callbacks
     taken = trainer.get("without_callbacks") or []
     return [one for one in listed if one["class_path"].rpartition(".")[2] not in taken]

@@ -23,6 +23,7 @@ from lightning_modules.commands.end_with_parent import end_with_parent
 
 ITERATIONS_AN_EPOCH = 2
 _LOGGERS = ("TensorBoardLogger", "CSVLogger")
+_FACTS = ("bytes", "file", "stage")
 _WITNESS = "lightning_modules.commands.doctor.witness.Witness"
 
 
@@ -194,8 +195,9 @@ def places(notes: Mapping[int, list[dict[str, Any]]]) -> Iterator[Place]:
         (note["at"], rank, note) for rank, lines in notes.items() for note in lines if "at" in note
     ]
     for _, rank, note in sorted(reached, key=lambda one: one[:2]):
-        facts = {name: note[name] for name in ("bytes", "file", "stage") if name in note}
-        yield Place(rank, *note["reached"], facts=facts)
+        iteration, phase, number = note["reached"]
+        facts: dict[str, Any] = {name: note[name] for name in _FACTS if name in note}
+        yield Place(rank, iteration, phase, number, facts)
 
 
 def short_config(
@@ -214,7 +216,9 @@ def short_config(
     config = copy.deepcopy(dict(resolved))
     config = {k: v for k, v in config.items() if k not in ("config", "ckpt_path", "weights_only")}
     trainer = config["trainer"]
-    callbacks = [_moved(callback) for callback in left_callbacks(trainer)]
+    # Another number of threads sums in another order: one that changes by itself is left out.
+    kept = [one for one in left_callbacks(trainer) if not one["class_path"].endswith("FreeCores")]
+    callbacks = [_moved(callback) for callback in kept]
     if not any(one["class_path"].endswith("RolloutCheckpoint") for one in callbacks):
         callbacks.append(_moved({"class_path": "callbacks.RolloutCheckpoint"}))
     logger = trainer["logger"]["class_path"] if isinstance(trainer["logger"], dict) else ""

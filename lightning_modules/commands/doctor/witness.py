@@ -13,7 +13,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
+from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 _SAVING = "checkpoint"
@@ -179,11 +179,6 @@ class NotedRows(Logger):
     def version(self) -> str:
         """It has no folder."""
         return ""
-
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> None:
-        """It has none."""
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import http.server
 import os
@@ -125,3 +126,25 @@ def test_tensors_that_are_no_checkpoint_are_named(tmp_path: Path) -> None:
     for name, holds in (("export.safetensors", "lora_A.weight"), ("list.ckpt", "a list")):
         with pytest.raises(ValueError, match=f"holds {holds}, and is no checkpoint of a training"):
             CheckpointFiles().load_checkpoint(tmp_path / name)
+
+
+def test_a_disk_that_is_full_for_a_moment_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One write fails, and the closing finds room: torch then says "unexpected pos"."""
+    import io
+
+    class Full(io.BytesIO):
+        def write(self, content: Any) -> int:
+            if self.tell() > 500:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(content)
+
+    path = tmp_path / "last.ckpt"
+    CheckpointFiles().save_checkpoint({"a": 1}, path)
+    before = path.read_bytes()
+    monkeypatch.setattr(Path, "open", lambda self, mode: Full())
+    with pytest.raises(OSError, match="No space left"):
+        CheckpointFiles().save_checkpoint({"a": torch.zeros(1000)}, path)
+    monkeypatch.undo()
+    assert path.read_bytes() == before

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from aegpo.utilities.slurm import requeue_job
+from callbacks.slurm import requeue_job
 
 
 def test_every_outcome_is_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
