@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils.tensorboard import SummaryWriter
 
 from aegpo.policies.base import Policy
 from aegpo.policies.trainable import require_fit
@@ -147,7 +148,7 @@ def hide_later_points(loggers: Sequence[Logger], iteration: int) -> None:
     """
     for logger in loggers:
         writer = logger.experiment if isinstance(logger, TensorBoardLogger) else None
-        files = getattr(writer, "file_writer", None)  # on the first rank only
-        if files is not None:
+        # On the other ranks it is one that has every attribute and does nothing.
+        if isinstance(writer, SummaryWriter) and writer.file_writer is not None:
             start = SessionLog(status=SessionLog.START)
-            files.add_event(Event(step=iteration + 1, session_log=start))
+            writer.file_writer.add_event(Event(step=iteration + 1, session_log=start))

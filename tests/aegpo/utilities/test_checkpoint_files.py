@@ -112,7 +112,7 @@ def test_an_address_is_read_anew_each_time(tmp_path: Path, address: str) -> None
             files.load_checkpoint(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 damaged"])
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"text", b"PK\x03\x04 damaged"])
 def test_what_is_no_checkpoint_is_said_in_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "file.ckpt").write_bytes(content)
     with pytest.raises(ValueError, match="is damaged or no checkpoint") as refused:
