@@ -12,10 +12,11 @@ CLOCKED = ("seconds/", "memory/")
 """Tags of what no two runs share: the clock and the computer's memory."""
 _OTHERWISE = (".ckpt", "config.yaml", "metrics.csv")
 
-Rows = dict[tuple[int, str], str]
+Logged = list[tuple[tuple[int, str], str]]
+"""Iteration and tag with the number's bits, in the order of logging."""
 
 
-def logged_rows(notes: Sequence[Mapping[str, Any]]) -> list[tuple[tuple[int, str], str]]:
+def logged_rows(notes: Sequence[Mapping[str, Any]]) -> Logged:
     """All numbers that a life logged, clocks left out, by iteration and tag."""
     return [
         ((int(note["step"]), tag), value)
@@ -26,7 +27,7 @@ def logged_rows(notes: Sequence[Mapping[str, Any]]) -> list[tuple[tuple[int, str
     ]
 
 
-def first_difference(whole: Rows, life: Sequence[tuple[tuple[int, str], str]]) -> str | None:
+def first_difference(whole: Logged, life: Logged) -> str | None:
     """The first number that a life of a killed run logged otherwise, in words.
 
     Args:
@@ -36,24 +37,25 @@ def first_difference(whole: Rows, life: Sequence[tuple[tuple[int, str], str]]) -
     Returns:
         None if there is none.
     """
-    seen = set()
+    left: dict[tuple[int, str], list[str]] = {}
+    for key, value in whole:
+        left.setdefault(key, []).append(value)
     for (step, tag), value in life:
-        expected = whole.get((step, tag))
-        if expected is None:
-            return f"{tag} of iteration {step} was logged, and is not in the whole run"
+        if not left.get((step, tag)):
+            return (
+                f"{tag} of iteration {step} was logged, which the whole run has not or less often"
+            )
+        expected = left[step, tag].pop(0)
         if expected != value:
             is_now, was = float.fromhex(value), float.fromhex(expected)
             return f"{tag} of iteration {step} is {is_now!r}, not {was!r}"
-        if (step, tag) in seen:
-            return f"{tag} of iteration {step} was logged twice"
-        seen.add((step, tag))
     return None
 
 
-def never_logged(whole: Rows, lives: Sequence[Sequence[tuple[tuple[int, str], str]]]) -> str | None:
+def never_logged(whole: Logged, lives: Sequence[Logged]) -> str | None:
     """The first number that no life of a killed run logged, in words; None if there is none."""
     found = {key for life in lives for key, _ in life}
-    missing = sorted(set(whole) - found)
+    missing = sorted({key for key, _ in whole} - found)
     return f"{missing[0][1]} of iteration {missing[0][0]} was never logged" if missing else None
 
 

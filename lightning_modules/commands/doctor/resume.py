@@ -133,7 +133,7 @@ def prove(
 
 
 def draw_moments(passed: Sequence[Place], kills: int, seed: int) -> list[Place]:
-    """Draw places after the first checkpoint, in the order in which a run comes by.
+    """Draw places between the first checkpoint and the last, in the order in which a run comes by.
 
     Args:
         passed: All places of the run that was never killed, in the order of time.
@@ -146,12 +146,12 @@ def draw_moments(passed: Sequence[Place], kills: int, seed: int) -> list[Place]:
     Raises:
         UserError: If there are not enough of them.
     """
-    saved = next((i for i, one in enumerate(passed) if one.facts.get("stage") == "renamed"), None)
-    left = [] if saved is None else list(enumerate(passed))[saved:]
+    saved = [i for i, one in enumerate(passed) if one.facts.get("stage") == "renamed"]
+    left = list(enumerate(passed))[saved[0] : saved[-1]] if saved else []
     if len(left) < kills:
         raise UserError(
-            f"the run passes {len(left)} places after its first checkpoint, too few for {kills} "
-            "kills; raise --iterations"
+            f"the run passes {len(left)} places after its first checkpoint and before its last, "
+            f"too few for {kills} kills; raise --iterations"
         )
     draw = random.Random(seed)
     chosen = []
@@ -187,7 +187,7 @@ def _differences(
         never_logged,
     )
 
-    rows = dict(logged_rows(reference[0]))
+    rows = logged_rows(reference[0])
     logged = [logged_rows(notes.get(0, [])) for notes in lives]
     found = [first_difference(rows, life) for life in logged[1:]]
     found = [_wrong_restart(lives, number) or one for number, one in enumerate(found)]

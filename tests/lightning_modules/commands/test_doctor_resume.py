@@ -140,10 +140,11 @@ def test_moments_are_of_every_phase_and_after_the_first_checkpoint() -> None:
     before = [place("rollout", 1, 0), place("checkpoint", 1, 1, stage="written, not yet renamed")]
     first = place("checkpoint", 2, 1, file="last.ckpt", stage="renamed")
     after = [place(phase, n) for phase in (*resume.PHASES, "log") for n in range(1, 9)]
-    drawn = draw_moments([*before, first, *after], 12, seed=3)
-    assert drawn == draw_moments([*before, first, *after], 12, seed=3)
-    assert drawn != draw_moments([*before, first, *after], 12, seed=4)
-    assert not set(map(repr, drawn)) & set(map(repr, before))
+    end = [place("checkpoint", 9, 5, stage="renamed"), place("log", 1, 6)]  # nothing is left to do
+    drawn = draw_moments([*before, first, *after, *end], 12, seed=3)
+    assert drawn == draw_moments([*before, first, *after, *end], 12, seed=3)
+    assert drawn != draw_moments([*before, first, *after, *end], 12, seed=4)
+    assert not set(map(repr, drawn)) & set(map(repr, [*before, *end]))
     assert len(set(map(repr, drawn))) == 12
     assert {one.phase for one in drawn} >= set(resume.PHASES)
     order = [[first, *after].index(one) for one in drawn]
@@ -153,12 +154,12 @@ def test_moments_are_of_every_phase_and_after_the_first_checkpoint() -> None:
 
 
 def test_what_a_life_logged_is_compared_to_the_bit() -> None:
-    whole = {(1, "a"): (0.5).hex(), (2, "a"): (0.25).hex()}
+    whole = [((1, "a"), (0.5).hex()), ((2, "a"), (0.25).hex())]
     assert first_difference(whole, [((2, "a"), (0.25).hex())]) is None
     other = (0.25 + 2**-54).hex()
     assert "is 0.25000000000000006, not 0.25" in str(first_difference(whole, [((2, "a"), other)]))
-    assert "not in the whole run" in str(first_difference(whole, [((2, "b"), other)]))
-    assert "twice" in str(first_difference(whole, [((1, "a"), (0.5).hex())] * 2))
+    assert "which the whole run has not" in str(first_difference(whole, [((2, "b"), other)]))
+    assert "less often" in str(first_difference(whole, [((1, "a"), (0.5).hex())] * 2))
 
 
 def test_the_short_run_keeps_to_its_own_folder(folder: Path, tiny_sd3_folder: Path) -> None:
