@@ -108,6 +108,9 @@ class CheckpointFiles:
                 f"{path} is damaged or no checkpoint (torch.load cannot read it); give a "
                 "checkpoint that aegpo fit wrote"
             ) from error
+        # With a `start_method` Lightning hands the weights back in a file of bare tensors.
+        if Path(place).name == ".temp.ckpt":
+            return content
         if not isinstance(content, dict) or "pytorch-lightning_version" not in content:
             names = ", ".join(map(str, list(content)[:3])) if isinstance(content, dict) else ""
             raise ValueError(
