@@ -71,7 +71,7 @@ class HackingAlarm(L.Callback):
         action: Action = "warn",
         threshold: float = 3.0,
         score_fall: float = 0.1,
-        norm_drift: float = 2.0,
+        norm_drift: float = 3.0,
         least_diversity: float = 0.5,
         window: int = 10,
     ) -> None:
