@@ -6,6 +6,8 @@ import os
 import signal
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
@@ -14,6 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from aegpo.distributed import all_reduce_sum
 from aegpo.utilities.checkpoint_files import write_whole_checkpoints
 from callbacks.slurm import requeue_job
 
@@ -128,11 +131,34 @@ class RolloutCheckpoint(ModelCheckpoint):
         self._stop_listening()
 
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
-        try:
+        """Write, and on all ranks go on alike where rank 0 could not."""
+        saved = self._last_global_step_saved, self._last_checkpoint_saved
+        with _put_up_with(trainer.strategy) as failures:
             super()._save_checkpoint(trainer, filepath)
-        except OSError as error:
+        if all_reduce_sum(float(len(failures)), trainer.strategy.root_device) > 0:
+            self._last_global_step_saved, self._last_checkpoint_saved = saved
+        for error in failures:
             warnings.warn(
                 f"checkpoint {filepath} could not be written ({error}); the previous one is "
                 "untouched and training goes on",
                 stacklevel=2,
             )
+
+
+@contextmanager
+def _put_up_with(strategy: Any) -> Iterator[list[OSError]]:
+    """Inside, what a disk refuses is kept and not raised: a barrier of all ranks follows a save."""
+    files, failures = strategy.checkpoint_io, list[OSError]()
+    save = files.save_checkpoint
+
+    def attempt(*args: Any, **options: Any) -> None:
+        try:
+            save(*args, **options)
+        except OSError as error:
+            failures.append(error)
+
+    files.save_checkpoint = attempt
+    try:
+        yield failures
+    finally:
+        del files.save_checkpoint

@@ -6,6 +6,8 @@ Groups stay whole, so an advantage never needs rewards of another rank.
 
 from __future__ import annotations
 
+import heapq
+
 import torch
 from torch import Tensor
 
@@ -14,10 +16,10 @@ def shard(group_sizes: Tensor, world_size: int, rank: int) -> Tensor:
     """The prompts that one rank works on.
 
     Groups are dealt largest first, each to the rank with the fewest images so far (the longest
-    processing time rule). Image totals come out equal for equal groups when B is a multiple of
-    the number of ranks, and for a median split when B is a multiple of twice that number.
-    Otherwise they may differ (see `shard_loads`) and the caller must weight what it averages by
-    images, not by ranks.
+    processing time rule), then exchanged between the fullest and the emptiest rank. Image totals
+    come out equal for equal groups when B is a multiple of the number of ranks, and for a median
+    split when B is a multiple of twice that number. Otherwise they may differ (see `shard_loads`)
+    and the caller must weight what it averages by images, not by ranks.
 
     Args:
         group_sizes: Images per prompt, int64, at least 1, shape (B,).
@@ -71,9 +73,36 @@ def _owners(group_sizes: Tensor, world_size: int) -> Tensor:
         raise ValueError(f"world_size={world_size} must be at least 1")
     if min(sizes) < 1:
         raise ValueError(f"group_sizes must be at least 1, but the smallest is {min(sizes)}")
-    loads = [0] * world_size
+    loads = [(0, rank) for rank in range(world_size)]  # a heap: thousands of prompts and ranks
     owners = [0] * len(sizes)
     for row in sorted(range(len(sizes)), key=lambda row: (-sizes[row], row)):
-        owners[row] = min(range(world_size), key=lambda rank: (loads[rank], rank))
-        loads[owners[row]] += sizes[row]
+        load, owners[row] = loads[0]
+        heapq.heapreplace(loads, (load + sizes[row], owners[row]))
+    _level(owners, sizes, world_size)
     return torch.tensor(owners, dtype=torch.int64, device="cpu")
+
+
+def _level(owners: list[int], sizes: list[int], world_size: int) -> None:
+    """Exchange prompts between the fullest and the emptiest rank while that levels them."""
+    rows: list[list[int]] = [[] for _ in range(world_size)]
+    for row, owner in enumerate(owners):
+        rows[owner].append(row)
+    loads = [sum(sizes[row] for row in own) for own in rows]
+    while True:
+        full, empty = loads.index(max(loads)), loads.index(min(loads))
+        gap = loads[full] - loads[empty]
+        pairs = [
+            (abs(gap - 2 * (sizes[one] - sizes[other])), one, other)
+            for one in rows[full]
+            for other in rows[empty]
+            if 0 < sizes[one] - sizes[other] < gap
+        ]
+        if not pairs:
+            return
+        _, one, other = min(pairs)
+        for row, source, target in ((one, full, empty), (other, empty, full)):
+            rows[source].remove(row)
+            rows[target].append(row)
+            owners[row] = target
+            loads[source] -= sizes[row]
+            loads[target] += sizes[row]

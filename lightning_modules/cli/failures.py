@@ -92,6 +92,9 @@ def quieten_lightning() -> None:
     rank_zero.addFilter(_not_an_advertisement)
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
 
+    # What is logged here is of all ranks already.
+    warnings.filterwarnings("ignore", message="It is recommended to use `self.log")
+
 
 def _not_an_advertisement(record: logging.LogRecord) -> bool:
     return "Tip: For seamless cloud" not in record.getMessage()

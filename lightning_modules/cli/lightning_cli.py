@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -39,17 +39,19 @@ from lightning_modules.cli.failures import (
     is_user_error,
     quieten_lightning,
 )
-from lightning_modules.cli.process import busy_cores, program_name
+from lightning_modules.cli.process import program_name
+from lightning_modules.cli.ranks.places import waited
+from lightning_modules.cli.ranks.together import end_together, explain_failure, told_by
 from lightning_modules.cli.saved_config import SaveRunConfig
-from lightning_modules.cli.trainer import AEGPOTrainer, command_settings
+from lightning_modules.cli.trainer import AEGPOTrainer, command_settings, say_busy_cores
 from lightning_modules.commands import COMMANDS
 from lightning_modules.commands.configured_run import RUN_KEYS, ConfiguredRun
 
 DEFAULT_SEED = 0
 LARGEST_SEED = 2**32 - 1
 """What numpy's generator takes."""
-TERMINATED = 128 + signal.SIGTERM
-"""Status of a run that was told to end, as shells have it."""
+INTERRUPTED = 128 + signal.SIGINT
+"""Status of a run that Ctrl-C ended, as shells have it."""
 TRAINER_DEFAULTS: dict[str, Any] = {
     "logger": {
         "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
@@ -197,6 +199,9 @@ class AEGPOCLI(LightningCLI):
         if command.method is not None:
             callbacks = self._get(self.config_init, "trainer.callbacks")
             kwargs |= command_settings(command.trainer, callbacks)
+            devices = self._get(self.config_init, "trainer.devices")
+            if command.trainer != "idle" and str(devices) not in ("1", "auto"):
+                rank_zero_info(f"{command.name} runs on one process, not on {devices} devices")
         trainer = super().instantiate_trainer(**kwargs)
         assert isinstance(trainer, AEGPOTrainer)
         return trainer
@@ -235,16 +240,31 @@ class AEGPOCLI(LightningCLI):
 def main(args: list[str] | None = None) -> None:
     """Run the command line; a user's mistake is one line on stderr and status 2.
 
-    A run that was told to end by SIGTERM ends with status 143, after what its callbacks do then.
+    A run that was told to end by a signal ends with 128 and its number, 143 for SIGTERM and 130 for
+    Ctrl-C, after what its callbacks do then. All of several ranks end, with a status that is not 0.
 
     Args:
         args: Arguments instead of those of the process.
     """
     quieten_lightning()
     try:
+        _run(args)
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.__context__, KeyboardInterrupt):  # of which Lightning makes status 1
+            status = INTERRUPTED
+        end_together(status)
+        raise SystemExit(status) from end
+    except BaseException:
+        end_together(1, traceback.format_exc())
+        raise
+
+
+def _run(args: list[str] | None) -> None:
+    try:
         AEGPOCLI(args)
     except SIGTERMException as told:  # Lightning's has status 0, as if the run were finished
-        raise SystemExit(TERMINATED) from told
+        raise SystemExit(128 + (told_by() or signal.SIGTERM)) from told
     except SystemExit as left:  # by a user's class it would look as if the run were finished
         place = place_in_user_code(left)
         if place is None or debugging():
@@ -266,21 +286,9 @@ def main(args: list[str] | None = None) -> None:
             raise
         if is_out_of_memory(error):
             fail(explain_memory(error))
-        if not is_user_error(error):
+        if not is_user_error(error) and not waited(error):
             raise
-        fail(explain_exception(error))
-
-
-def say_busy_cores(trainer: Trainer) -> None:
-    """Say in one line if this training's threads have too few cores, unless that is provided for.
-
-    Args:
-        trainer: The trainer that is about to run.
-    """
-    provided = "FreeCores" in [type(one).__name__ for one in trainer.callbacks]  # type: ignore[attr-defined]
-    line = busy_cores(torch.get_num_threads())
-    if line is not None and trainer.strategy.root_device.type == "cpu" and not provided:
-        rank_zero_info(line)
+        fail(explain_failure(error))
 
 
 def _at(tree: dict[str, Any], dotted: str) -> dict[str, Any]:

@@ -6,10 +6,14 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities import rank_zero_info
 
 from aegpo.utilities.checkpoint_files import write_whole_checkpoints
+from lightning_modules.cli.process import busy_cores
+from lightning_modules.cli.ranks.together import EndTogether, prepare
 from lightning_modules.commands import COMMANDS, TrainerKind
 
 
@@ -20,6 +24,11 @@ class AEGPOTrainer(Trainer):
         callbacks: As for Lightning's Trainer.
         without_callbacks: Class names of callbacks that are left out of the list, so that an
             overlay can take some away from whatever config it is laid over.
+        rank_timeout: Seconds that a rank may wait for the others in a collective before all end,
+            with a line that says where; longer than anything that one rank does alone. None for
+            the strategy's own limit, 30 minutes.
+        end_within: Seconds from SIGTERM or Ctrl-C to the end of all of several ranks. They end
+            after the iteration they are in and save it, or where they are when the time is over.
         **settings: All other arguments of Lightning's Trainer.
     """
 
@@ -28,11 +37,16 @@ class AEGPOTrainer(Trainer):
         *,
         callbacks: list[Callback] | Callback | None = None,
         without_callbacks: list[str] | None = None,
+        rank_timeout: float | None = None,
+        end_within: float = 25.0,
         **settings: Any,
     ) -> None:
         left = _left_in(_listed(callbacks), without_callbacks or [])
         super().__init__(callbacks=left, **settings)
         write_whole_checkpoints(self.strategy)
+        prepare(self, rank_timeout, end_within)
+        if self.world_size > 1:  # before all others: they look at what was agreed on
+            self.callbacks.insert(0, EndTogether(end_within))  # type: ignore[attr-defined]
 
 
 for _command in COMMANDS.values():
@@ -77,6 +91,18 @@ def command_settings(
         "num_sanity_val_steps": 0,
         "fast_dev_run": False,
     }
+
+
+def say_busy_cores(trainer: Trainer) -> None:
+    """Say in one line if this training's threads have too few cores, unless that is provided for.
+
+    Args:
+        trainer: The trainer that is about to run.
+    """
+    provided = "FreeCores" in [type(one).__name__ for one in trainer.callbacks]  # type: ignore[attr-defined]
+    line = busy_cores(torch.get_num_threads())
+    if line is not None and trainer.strategy.root_device.type == "cpu" and not provided:
+        rank_zero_info(line)
 
 
 def _left_in(callbacks: Sequence[Callback], without: Sequence[str]) -> list[Callback]:

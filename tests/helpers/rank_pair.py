@@ -20,11 +20,37 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cli_runs import ROOT, configs
+
 PRELOAD = [
     *("lightning_modules.cli.lightning_cli", "lightning_modules.aegpo_module", "callbacks"),
     *("datamodules", "aegpo.policies", "torch.utils.tensorboard", "rank_trace"),
     "diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3",
 ]
+Command = tuple[Path, Sequence[str]]
+"""The folder in which it is run, and its arguments."""
+
+SHAPES = ROOT / "configs/shapes.yaml"
+SMALL = """
+trainer:
+  max_epochs: 1
+  check_val_every_n_epoch: 1
+  without_callbacks+: [RolloutProgressBar]   # its lines are most of what a rank prints
+  callbacks+:
+    - class_path: rank_trace.RankTrace
+      init_args: {file: trace.json}
+model:
+  init_args:
+    num_steps: 8
+    micro_batch_size: 7
+    optimizer: {init_args: {eps: 1.0e-3}}   # or Adam makes whole steps of a gradient's rounding
+data:
+  init_args:
+    batch_size: 4
+    batches_per_epoch: 2
+    val_images: 5           # in batches of 4 and 1: the second rank has none of the last
+    val_batch_size: 4
+"""
 TWO = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
 
 
@@ -43,13 +69,21 @@ class Ended:
     output: str
 
 
+def fit(folder: Path, *options: str, files: tuple[Path, ...] = (SHAPES,)) -> Command:
+    """A small run of some configs; its numbers and tensors are in the folder's trace.json."""
+    folder.mkdir(exist_ok=True)
+    small = folder / "small.yaml"
+    small.write_text(SMALL)
+    return folder, ["fit", *configs(*files, small), *options]
+
+
 class Ranks:
     """Some ranks that run commands; started at once, waited for by `ended`."""
 
     def __init__(
         self,
         folder: Path,
-        commands: Sequence[Sequence[str]],
+        commands: Sequence[Command],
         ranks: int = 2,
         before: Callable[[int], None] | None = None,
     ) -> None:
@@ -61,7 +95,7 @@ class Ranks:
         self.outputs = [folder / f"rank{rank}of{ranks}.{port}.txt" for rank in range(ranks)]
         environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
         environment |= {"WORLD_SIZE": str(ranks), "OMP_NUM_THREADS": "1"}
-        listed = [[*command] for command in commands]
+        listed = [(str(where), [*arguments]) for where, arguments in commands]
         self.processes = [
             context.Process(
                 target=_rank, args=(folder, listed, environment, rank, self.outputs[rank], before)
@@ -112,9 +146,7 @@ class Ranks:
         return results
 
 
-def on_ranks(
-    folder: Path, *commands: Sequence[str], ranks: int = 2, seconds: float = 300
-) -> list[Ended]:
+def on_ranks(folder: Path, *commands: Command, ranks: int = 2, seconds: float = 300) -> list[Ended]:
     """Run commands on several ranks, or on one, in one process each; all have to end well."""
     ended = Ranks(folder, commands, ranks).ended(seconds)
     for one in ended:
@@ -124,7 +156,7 @@ def on_ranks(
 
 def _rank(  # what a process is started with
     folder: Path,
-    commands: list[list[str]],
+    commands: list[tuple[str, list[str]]],
     environment: dict[str, str],
     rank: int,
     output: Path,
@@ -137,8 +169,6 @@ def _rank(  # what a process is started with
         os.dup2(file.fileno(), 2)
     sys.stdout = os.fdopen(1, "w", buffering=1)
     sys.stderr = os.fdopen(2, "w", buffering=1)
-    os.chdir(folder)
-    sys.path.insert(0, str(folder))
     if environment["WORLD_SIZE"] != "1":
         os.environ |= environment | {"LOCAL_RANK": str(rank)}
     import torch
@@ -147,7 +177,10 @@ def _rank(  # what a process is started with
     if before is not None:
         before(rank)
     statuses: list[int] = []
-    for command in commands:
+    for where, command in commands:
+        os.makedirs(where, exist_ok=True)
+        os.chdir(where)
+        sys.path.insert(0, where)
         status = _status(command)
         statuses.append(status)
         output.with_suffix(".json").write_text(json.dumps(statuses))

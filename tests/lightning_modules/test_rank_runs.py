@@ -1,51 +1,44 @@
-"""The quickstart on two real ranks against one: all tensors, all logged numbers, the costs."""
+"""Kinds of shipped configs on two real ranks against one: tensors, logged numbers, costs.
+
+One process runs the list of configs, two run it together; then each pair of runs is compared.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from cli_runs import ROOT, configs
-from rank_pair import TWO, on_ranks
+from cli_runs import ROOT
+from rank_pair import SHAPES, TWO, Command, fit, on_ranks
 from rank_trace import assert_same_run
 
-SHAPES = ROOT / "configs/shapes.yaml"
-SMALL = """
-trainer:
-  max_epochs: 1
-  check_val_every_n_epoch: 1
-  without_callbacks: [RolloutProgressBar]   # its lines are most of what a rank prints
-  callbacks+:
-    - class_path: rank_trace.RankTrace
-      init_args: {file: trace.json}
-model:
-  init_args:
-    num_steps: 5
-    micro_batch_size: 7
-    optimizer: {init_args: {eps: 1.0e-3}}   # or Adam makes whole steps of a gradient's rounding
-data:
-  init_args:
-    batch_size: 4
-    batches_per_epoch: 2
-    val_images: 5           # in batches of 4 and 1: the second rank has none of the last
-    val_batch_size: 4
-"""
+SIZES = ("--model.allocator.low", "2", "--model.allocator.high", "4")
+EQUAL = ("--model.allocator.images_per_prompt", "4")
+RUNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    # name: overlays, options
+    "quickstart": ((), SIZES),
+    "chains and trials": (("oracle_steps",), EQUAL),
+    "trees": (("oracle_tree", "reward_spread"), EQUAL),
+    "nft": (("aegpo_nft",), SIZES),
+}
 
 
-def fit(folder: Path, *options: str, files: tuple[Path, ...] = (SHAPES,)) -> list[str]:
-    """The arguments of a small run of some configs, with groups of 2 and of 4 images."""
-    small = folder / "small.yaml"
-    small.write_text(SMALL)
-    sizes = ("--model.allocator.low", "2", "--model.allocator.high", "4")
-    return ["fit", *configs(*files, small), *sizes, *options]
+def overlay(name: str) -> Path:
+    return ROOT / f"configs/overlays/{name}.yaml"
 
 
-def test_the_quickstart_on_two_ranks(tmp_path: Path) -> None:
+def shapes_run(folder: Path, name: str, *ranks: str) -> Command:
+    overlays, options = RUNS[name]
+    return fit(folder / name, *options, *ranks, files=(SHAPES, *map(overlay, overlays)))
+
+
+def test_kinds_of_training(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     for folder in (one, two):
         folder.mkdir()
-    on_ranks(one, fit(one), ranks=1)
-    on_ranks(two, fit(two, *TWO))
-    assert_same_run(one / "trace.json", two / "trace.json")
-    grids = [sorted(folder.rglob("samples/*.png")) for folder in (one, two)]
+    on_ranks(one, *(shapes_run(one, name) for name in RUNS), ranks=1)
+    on_ranks(two, *(shapes_run(two, name, *TWO) for name in RUNS))
+    for name in RUNS:
+        assert_same_run(one / name / "trace.json", two / name / "trace.json")
+    grids = [sorted((folder / "quickstart").rglob("samples/*.png")) for folder in (one, two)]
     assert [grid.name for grid in grids[0]] == [grid.name for grid in grids[1]]
     assert grids[0][0].read_bytes() == grids[1][0].read_bytes()  # of the base: the same images

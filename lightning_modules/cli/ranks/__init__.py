@@ -1,0 +1,1 @@
+"""What ends one rank ends them all, soon, with one line each, and never with status 0."""
