@@ -41,7 +41,7 @@ trainer:
       init_args: {file: trace.json}
 model:
   init_args:
-    num_steps: 8
+    num_steps: 5
     micro_batch_size: 7
     optimizer: {init_args: {eps: 1.0e-3}}   # or Adam makes whole steps of a gradient's rounding
 data:

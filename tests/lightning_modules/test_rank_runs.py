@@ -12,13 +12,9 @@ from rank_pair import SHAPES, TWO, Command, fit, on_ranks
 from rank_trace import assert_same_run
 
 SIZES = ("--model.allocator.low", "2", "--model.allocator.high", "4")
-EQUAL = ("--model.allocator.images_per_prompt", "4")
 RUNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     # name: overlays, options
     "quickstart": ((), SIZES),
-    "chains and trials": (("oracle_steps",), EQUAL),
-    "trees": (("oracle_tree", "reward_spread"), EQUAL),
-    "nft": (("aegpo_nft",), SIZES),
 }
 
 
