@@ -132,6 +132,9 @@ class Training(Protocol):
     micro_batch_size: int
     """Samples evaluated together in an update."""
 
+    reward_time_limit: float | None
+    """Seconds per image that a call of a reward may take; None for any."""
+
     @property
     def timer(self) -> Phases:
         """The clock of a training step."""

@@ -46,8 +46,9 @@ class Canary(L.Callback):
             )
 
     def setup(self, trainer: L.Trainer, pl_module: Training, stage: str) -> None:
-        """Give the watched rewards their device."""
+        """Give the watched rewards their device, and the time that others have."""
         for reward in self.rewards:
+            reward.time_limit = pl_module.reward_time_limit or reward.time_limit
             reward.setup(pl_module.device)
 
     def on_train_batch_end(

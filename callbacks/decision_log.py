@@ -14,7 +14,7 @@ from aegpo.distributed import all_gather_rows
 from aegpo.prompts import PromptBatch
 from aegpo.study.decision_log import Decision, read_decisions
 from aegpo.training import Training
-from aegpo.utilities.files import replacing
+from aegpo.utilities.files import append_line, replacing
 
 
 class DecisionLog(L.Callback):
@@ -91,5 +91,4 @@ class DecisionLog(L.Callback):
             branching=rows[:, 2 + num_steps :],
             probabilities=self._probabilities,
         )
-        with self._path.open("a") as file:
-            file.write(decision.to_json() + "\n")
+        append_line(self._path, decision.to_json())

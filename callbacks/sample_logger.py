@@ -12,7 +12,7 @@ import torch
 from aegpo.distributed import all_gather_rows, world
 from aegpo.prompts import PromptBatch
 from aegpo.training import Training
-from aegpo.utilities.images import image_grid
+from aegpo.utilities.images import image_grid, save_png
 from callbacks.tensorboard import tensorboard_writers
 
 
@@ -81,4 +81,4 @@ class SampleLogger(L.Callback):
         if folder is not None:
             samples = Path(folder) / "samples"
             samples.mkdir(parents=True, exist_ok=True)
-            grid.save(samples / f"held_out_{pl_module.iteration:05d}.png")
+            save_png(grid, samples / f"held_out_{pl_module.iteration:05d}.png")

@@ -40,7 +40,7 @@ from lightning_modules.training.resuming import (
     keep_hyperparameters,
     require_same_make,
 )
-from lightning_modules.training.scoring import Drawn, Scoring
+from lightning_modules.training.scoring import Drawn, Scoring, limit_time
 from lightning_modules.training.settings import (
     check_parts,
     check_rollout,
@@ -98,6 +98,9 @@ class AEGPOModule(PolicyModule):
         max_missing: Share of failed rewards above which an iteration is bad: the third bad one in a
             row stops the run, or the first if no reward ever came. Of the held-out images no more
             may fail.
+        reward_time_limit: Seconds per image that a call of a reward may take; beyond it the call is
+            given up, made again prompt by prompt, and what still takes longer is missing. None
+            waits for ever.
         overlap_chunks: Into how many chunks of prompts a rollout is divided, each scored in a
             thread while the next is drawn; 1 scores after the rollout. For rewards that wait.
         seed: Key of every random draw; None for the run's `seed_everything`.
@@ -136,6 +139,7 @@ class AEGPOModule(PolicyModule):
         shared_start: bool = False,
         split_scale: float | None = None,
         max_missing: float = 0.5,
+        reward_time_limit: float | None = None,
         overlap_chunks: int = 1,
         seed: int | None = None,
         evaluation_steps: int | None = None,
@@ -157,6 +161,8 @@ class AEGPOModule(PolicyModule):
         )
         self.advantage, self.clip_range = advantage or GroupRelative(), clip_range
         check_parts(self.advantage, reward, credit)
+        self.reward_time_limit = reward_time_limit
+        limit_time(self.rewards, reward_time_limit)
         self.scoring, self.max_missing = Scoring(reward, overlap_chunks, max_missing), max_missing
         self.objective = choose_objective(
             objective,

@@ -57,6 +57,10 @@ class Reward(abc.ABC):
     deterministic: bool = True
     """Whether the same image and prompt always score the same."""
 
+    time_limit: float | None = None
+    """Longest time that a call may take, in seconds per image; None for any. The module's
+    `reward_time_limit` sets it."""
+
     groupwise: bool = False
     """Whether a score depends on the other images of the same prompt; see `GroupReward`."""
 

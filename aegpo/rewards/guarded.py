@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -11,6 +13,11 @@ from torch import Tensor
 from aegpo.rewards.answers import UnusableAnswer, as_scores
 from aegpo.rewards.base import Reward, Scores
 from aegpo.rewards.group import rows_by_prompt
+from aegpo.rewards.time_limit import TookTooLong, within
+from aegpo.utilities.halving import is_out_of_memory
+
+PAUSE = 0.5
+"""Seconds before a call that an operating system or a network refused is made once more."""
 
 
 def guarded_scores(
@@ -21,7 +28,8 @@ def guarded_scores(
     The reward gets copies, so that it may write into them, and computes outside autocast, whatever
     the precision of the training is. A call that raises, or returns no scores, is made once more,
     and then prompt by prompt, so that a judge that was away for a moment costs nothing and a prompt
-    that it cannot read costs no other.
+    that it cannot read costs no other. A call that takes longer than the reward's `time_limit`
+    allows for its images is given up, and made again prompt by prompt.
 
     Args:
         reward: The reward.
@@ -39,53 +47,84 @@ def guarded_scores(
     """
     if images is None:
         raise ValueError(f"reward {reward.name!r} needs decoded images, but the rollout has none")
-    missing = torch.full((len(prompts),), float("nan"), device=images.device)
     if len(prompts) == 0:  # a rank may have no image; no reward is asked about nothing
-        return Scores(missing, dict.fromkeys(reward.part_names, missing))
+        return _prompt_by_prompt(reward, images, prompts, metadata, None)
     scores, failure = _tried(reward, images, prompts, metadata)
-    if scores is None:
+    if scores is None and not isinstance(failure, TookTooLong):
+        if isinstance(failure, OSError):  # of a network, mostly, which may be back in a moment
+            time.sleep(PAUSE)
         scores, again = _tried(reward, images, prompts, metadata)
         if scores is not None:
-            _warn(reward, f"{failure}; the second try went well")
+            _warn(reward, f"{_told(failure)}; the second try went well")
+        failure = again
     if scores is None:
-        scores = Scores(missing, dict.fromkeys(reward.part_names, missing))
-        for rows in rows_by_prompt(prompts).values():
-            where = torch.tensor(rows, device=images.device)
-            texts, about = [prompts[row] for row in rows], [metadata[row] for row in rows]
-            own, reason = _tried(reward, images[where], texts, about)
-            if own is None:
-                again = reason
-            else:
-                scores = _put(scores, where, own)
-        if bool(scores.total.isnan().any()):
-            lost = int(scores.total.isnan().sum())
-            _warn(reward, f"{again}; {lost} of {len(prompts)} images counted missing")
-        return scores
+        return _prompt_by_prompt(reward, images, prompts, metadata, failure)
     finite = scores.total.isfinite()
     if not bool(finite.all()):
         count = int((~finite).sum())
         _warn(reward, f"has {count} of {len(prompts)} scores that are not finite; counted missing")
-    return Scores(torch.where(finite, scores.total, missing), scores.parts)
+    return Scores(scores.total.where(finite, float("nan")), scores.parts)
+
+
+def _prompt_by_prompt(
+    reward: Reward,
+    images: Tensor,
+    prompts: list[str],
+    metadata: list[dict[str, Any]],
+    failure: BaseException | None,
+) -> Scores:
+    """The scores of one call a prompt, NaN where it fails, after a call about all of them did."""
+    missing = torch.full((len(prompts),), float("nan"), device=images.device)
+    scores = Scores(missing, dict.fromkeys(reward.part_names, missing))
+    groups = rows_by_prompt(prompts)
+    if isinstance(failure, TookTooLong) and len(groups) == 1:
+        groups = {}  # the call that was given up was this one
+    for rows in groups.values():
+        where = torch.tensor(rows, device=images.device)
+        texts, about = [prompts[row] for row in rows], [metadata[row] for row in rows]
+        own, reason = _tried(reward, images[where], texts, about)
+        if own is None:
+            failure = reason
+        else:
+            scores = _put(scores, where, own)
+    if bool(scores.total.isnan().any()):
+        lost = int(scores.total.isnan().sum())
+        _warn(reward, f"{_told(failure)}; {lost} of {len(prompts)} images counted missing", 4)
+    return scores
 
 
 def _tried(
     reward: Reward, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]
-) -> tuple[Scores | None, str]:
+) -> tuple[Scores | None, BaseException | None]:
     """One call: its scores, or None and what went wrong."""
     count, device = len(prompts), images.device
+    # Copied here: a call that was given up goes on with what it has.
+    given = images.detach().clone(), list(prompts), [dict(one) for one in metadata]
+
+    def ask() -> Scores:
+        place: AbstractContextManager[Any] = nullcontext()
+        if device.type == "cuda":  # a thread starts on the first GPU, whichever this rank's is
+            place = torch.cuda.device(device)
+        with torch.no_grad(), torch.autocast(device.type, enabled=False), place:
+            return reward.with_parts(*given)
+
     try:
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            total, parts = reward.with_parts(
-                images.detach().clone(), list(prompts), [dict(one) for one in metadata]
-            )
+        limit = reward.time_limit
+        total, parts = ask() if limit is None else within(limit * count, ask)
         return Scores(
             as_scores(total, count, device),
             {name: as_scores(parts[name], count, device) for name in reward.part_names},
-        ), ""
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
+        ), None
     except (Exception, SystemExit) as error:  # a user's reward may raise anything, or sys.exit()
-        return None, str(error) if isinstance(error, UnusableAnswer) else f"raised {error!r}"
+        if is_out_of_memory(error):
+            raise
+        return None, error
+
+
+def _told(error: BaseException | None) -> str:
+    """What went wrong, as the warning has it."""
+    says = isinstance(error, UnusableAnswer | TookTooLong)
+    return str(error) if says else f"raised {error!r}"
 
 
 def _put(scores: Scores, where: Tensor, own: Scores) -> Scores:
@@ -97,5 +136,5 @@ def _put(scores: Scores, where: Tensor, own: Scores) -> Scores:
     )
 
 
-def _warn(reward: Reward, what: str) -> None:
-    warnings.warn(f"reward {reward.name!r} {what}", stacklevel=3)
+def _warn(reward: Reward, what: str, level: int = 3) -> None:
+    warnings.warn(f"reward {reward.name!r} {what}", stacklevel=level)

@@ -40,6 +40,28 @@ def replacing(path: str | Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def append_line(path: str | Path, line: str) -> None:
+    """Append a line to a text file, all of it or nothing.
+
+    Args:
+        path: The file; made if it is not there.
+        line: The line, without its end.
+
+    Raises:
+        OSError: If the disk refuses; the file is then what it was.
+    """
+    with Path(path).open("ab", buffering=0) as file:
+        before = file.tell()
+        content = f"{line}\n".encode()
+        try:
+            # A disk that is nearly full takes a part, without an error, and refuses the rest.
+            while content:
+                content = content[file.write(content) :]
+        except OSError:
+            file.truncate(before)
+            raise
+
+
 def sync(path: Path) -> None:
     """Wait until a file, or the names in a folder, have reached the disk.
 

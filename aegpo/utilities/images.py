@@ -14,6 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from aegpo.utilities.files import replacing
+
 
 def to_pixels(images: Tensor) -> tuple[npt.NDArray[np.uint8], list[bool]]:
     """Round images to 8 bits and say which of them are whole.
@@ -30,6 +32,24 @@ def to_pixels(images: Tensor) -> tuple[npt.NDArray[np.uint8], list[bool]]:
     return pixels.permute(0, 2, 3, 1).cpu().contiguous().numpy(), finite
 
 
+def save_png(picture: Image.Image, path: Path, about: Mapping[str, str] | None = None) -> None:
+    """Write a picture, whole or not at all.
+
+    Args:
+        picture: The picture.
+        path: The PNG file.
+        about: Texts in the file that say what it shows.
+
+    Raises:
+        OSError: If the disk refuses.
+    """
+    info = PngInfo()
+    for key, value in (about or {}).items():
+        info.add_text(key, value)
+    with replacing(path) as partial:
+        picture.save(partial, format="PNG", pnginfo=info)
+
+
 def to_picture(image: Tensor) -> Image.Image:
     """One image as 8-bit RGB.
 
@@ -43,17 +63,14 @@ def to_picture(image: Tensor) -> Image.Image:
 
 
 def save_picture(image: Tensor, file: Path, about: Mapping[str, str]) -> None:
-    """Write a PNG file that says what it shows.
+    """Write an image to a PNG file that says what it shows; see `save_png`.
 
     Args:
         image: Shape (3, H, W); values outside [0, 1] are clipped.
         file: Where to.
         about: Texts that the file holds, by name.
     """
-    info = PngInfo()
-    for key, value in about.items():
-        info.add_text(key, value)
-    to_picture(image).save(file, pnginfo=info)
+    save_png(to_picture(image), file, about)
 
 
 def image_grid(

@@ -14,6 +14,7 @@ import sys
 from aegpo import __version__
 from lightning_modules.arguments.messages import debugging, did_you_mean, fail
 from lightning_modules.cli.process import (
+    end_without_stuck_threads,
     keep_freed_memory,
     program_name,
     respect_cpu_quota,
@@ -82,7 +83,12 @@ def _run() -> None:
             f"{str(error).splitlines()[0]}); install both from the same index, then run "
             "`aegpo doctor`"
         )
-    run_cli()
+    try:
+        run_cli()
+    except BaseException as error:
+        end_without_stuck_threads(error)
+        raise
+    end_without_stuck_threads(None)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
+import logging
 import os
 import sys
+import traceback
 from pathlib import Path
 
 from aegpo.utilities.cores import CoreWatch, cpu_quota
@@ -94,3 +97,30 @@ def busy_cores(threads: int) -> str | None:
         f"there: OMP_NUM_THREADS={max(1, round(free))} is faster while that lasts, and "
         "--trainer.callbacks+=callbacks.FreeCores changes with it"
     )
+
+
+def end_without_stuck_threads(error: BaseException | None) -> None:
+    """End the process if a reward's call hangs for ever; do nothing if none does.
+
+    Python waits at its end for the threads of every pool, those that such a call has started too.
+
+    Args:
+        error: What ended the program; None if all went well.
+    """
+    from aegpo.rewards.time_limit import stuck_threads  # imports torch, as the program has by now
+
+    stuck = stuck_threads()
+    if not stuck:
+        return
+    status = 0
+    if isinstance(error, SystemExit):
+        status = error.code if isinstance(error.code, int) else int(error.code is not None)
+    elif error is not None:
+        traceback.print_exception(error)
+        status = 130 if isinstance(error, KeyboardInterrupt) else 1
+    print(f"{len(stuck)} calls of a reward never returned and are left behind", file=sys.stderr)
+    atexit._run_exitfuncs()
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

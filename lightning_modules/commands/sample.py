@@ -21,8 +21,9 @@ from aegpo.rewards.base import Reward
 from aegpo.rewards.guarded import guarded_scores
 from aegpo.rollout.deterministic import deterministic_rollout
 from aegpo.utilities.checks import require_positive
+from aegpo.utilities.files import append_line
 from aegpo.utilities.folders import check_new_folder
-from aegpo.utilities.images import save_picture, side_by_side
+from aegpo.utilities.images import save_picture, save_png, side_by_side
 from aegpo.utilities.tables import finite
 from lightning_modules.commands.configured_run import ConfiguredRun
 from lightning_modules.commands.inside_trainer import Weights, inside_trainer
@@ -162,28 +163,28 @@ class _Samples:
         """Write the images of one model, (n * k, 3, H, W), and what they score."""
         model = facts["model"]
         (self.folder / model).mkdir(exist_ok=True)
-        with (self.folder / "scores.jsonl").open("a", encoding="utf-8") as file:
-            for row, index in enumerate(batch.index.tolist()):
-                prompt = batch.prompts[row]
-                drawn = images[row * self.count : (row + 1) * self.count]
-                scores = self._score(model, drawn, prompt, batch.metadata[row])
-                for image, picture in enumerate(drawn):
-                    name = f"{model}/{index:04d}_{image}.png"
-                    about = {"prompt": prompt, "image": str(image), **facts}
-                    save_picture(picture, self.folder / name, about)
-                    own = finite({reward: values[image] for reward, values in scores.items()})
-                    record = {"file": name, "prompt": prompt, "model": model, "scores": own}
-                    file.write(json.dumps(record, ensure_ascii=False) + "\n")
-                    if index < GRID_PROMPTS:
-                        shown = ["–" if v is None else f"{v:.2f}" for v in own.values()]
-                        caption = f"{' / '.join(shown)} {prompt}".strip()
-                        self.images.setdefault(model, []).append(picture.cpu())
-                        self.captions.setdefault(model, []).append(caption)
+        for row, index in enumerate(batch.index.tolist()):
+            prompt = batch.prompts[row]
+            drawn = images[row * self.count : (row + 1) * self.count]
+            scores = self._score(model, drawn, prompt, batch.metadata[row])
+            for image, picture in enumerate(drawn):
+                name = f"{model}/{index:04d}_{image}.png"
+                about = {"prompt": prompt, "image": str(image), **facts}
+                save_picture(picture, self.folder / name, about)
+                own = finite({reward: values[image] for reward, values in scores.items()})
+                record = {"file": name, "prompt": prompt, "model": model, "scores": own}
+                append_line(self.folder / "scores.jsonl", json.dumps(record, ensure_ascii=False))
+                if index < GRID_PROMPTS:
+                    shown = ["–" if v is None else f"{v:.2f}" for v in own.values()]
+                    caption = f"{' / '.join(shown)} {prompt}".strip()
+                    self.images.setdefault(model, []).append(picture.cpu())
+                    self.captions.setdefault(model, []).append(caption)
 
     def write_grid(self) -> None:
         """Write `grid.png`, the models side by side."""
         images = {model: torch.stack(drawn) for model, drawn in self.images.items()}
-        side_by_side(images, self.captions, self.count).save(self.folder / "grid.png")
+        grid = side_by_side(images, self.captions, self.count)
+        save_png(grid, self.folder / "grid.png")
 
     def summary(self) -> list[str]:
         """One line for each reward: its mean over the finite scores of each model."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -17,6 +17,26 @@ from aegpo.rollout import RolloutTree
 
 MOST_BAD_ITERATIONS = 3
 """Bad iterations in a row at which a run stops."""
+
+
+def limit_time(rewards: Sequence[Reward], seconds: float | None) -> None:
+    """Let no call of some rewards take longer than a time.
+
+    Args:
+        rewards: The rewards.
+        seconds: Seconds per image, above 0; None leaves each with its own limit, if it has one.
+
+    Raises:
+        ValueError: If it is not above 0.
+    """
+    if seconds is None:
+        return
+    if not seconds > 0:
+        raise ValueError(
+            f"model.reward_time_limit={seconds} must be above 0 seconds per image, or null for none"
+        )
+    for reward in rewards:
+        reward.time_limit = seconds
 
 
 class Drawn(NamedTuple):

@@ -7,8 +7,17 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
-from aegpo.distributed import all_gather_rows, all_reduce_gradients, all_reduce_sum, world
+from aegpo.distributed import (
+    all_gather_rows,
+    all_reduce_gradients,
+    all_reduce_max,
+    all_reduce_sum,
+    is_sharded,
+    world,
+)
 
 CPU = torch.device("cpu")
 
@@ -34,6 +43,15 @@ def in_two_processes(rank: int, store: str) -> None:
     # 2^24 + 1 does not fit into fp32: counts of evaluations must not be rounded.
     assert all_reduce_sum(2.0**24 if rank == 0 else 1.0, CPU) == 2**24 + 1
 
+    # What one rank found holds for all; NaN would not.
+    assert all_reduce_max(float(rank == 1), CPU) == 1 and all_reduce_max(-1.0 - rank, CPU) == -1
+
+    # A forward of sharded weights is a collective, that of whole ones is not.
+    layer = nn.Sequential(nn.Linear(2, 2, device=CPU))
+    assert not is_sharded(layer)
+    fully_shard(layer, mesh=init_device_mesh("cpu", (2,)))
+    assert is_sharded(layer)
+
     # The second parameter has a gradient on rank 1 only, the third on none.
     parameters = [nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(3)), nn.Parameter(CELL)]
     parameters[0].grad = torch.full((2, 2), float(rank + 1))
@@ -57,7 +75,8 @@ def test_alone_they_change_nothing() -> None:
     rows = torch.arange(6).reshape(3, 2)
     everything, own = all_gather_rows(rows)
     assert everything is rows and torch.equal(everything[own], rows)
-    assert all_reduce_sum(2.5, CPU) == 2.5
+    assert all_reduce_sum(2.5, CPU) == all_reduce_max(2.5, CPU) == 2.5
+    assert not is_sharded(nn.Linear(1, 1))
     parameter = nn.Parameter(torch.zeros(2))
     all_reduce_gradients([parameter])
     assert parameter.grad is None

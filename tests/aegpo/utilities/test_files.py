@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from aegpo.utilities.files import remove_leftovers, replacing
+from aegpo.utilities.files import append_line, remove_leftovers, replacing
 
 KILLED = """
 import os, signal, sys
@@ -77,3 +77,26 @@ def test_names_aside_differ_between_writers_of_one_process(tmp_path: Path) -> No
         first.write_text("one")
         second.write_text("two")
     assert (tmp_path / "file").read_text() == "one"  # it was finished last
+
+
+FULL = """
+import resource, sys
+from aegpo.utilities.files import append_line
+append_line(sys.argv[1], "first")
+resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
+try:
+    append_line(sys.argv[1], "second, too long")
+except OSError as error:
+    print(error.strerror)
+"""
+
+
+def test_a_line_that_does_not_fit_is_not_there_by_half(tmp_path: Path) -> None:
+    file = tmp_path / "lines"
+    ended = subprocess.run(
+        [sys.executable, "-c", FULL, str(file)], capture_output=True, text=True, check=True
+    )
+    assert ended.stdout == "File too large\n"
+    assert file.read_text() == "first\n"
+    append_line(file, "third")
+    assert file.read_text() == "first\nthird\n"

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from aegpo.utilities.images import image_grid, to_picture, to_pixels
+from aegpo.utilities.images import image_grid, save_png, to_picture, to_pixels
 
 COLORS = torch.eye(3)[:, :, None, None]  # red, green, blue
 
@@ -53,3 +57,29 @@ def test_pictures_and_pixels_round_alike() -> None:
     assert (np.asarray(to_picture(images[0])) == pixels[0]).all()
     images[1, 0, 3, 3] = float("nan")
     assert to_pixels(images)[1] == [True, False]
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+import torch
+from aegpo.utilities.images import save_png, to_picture
+noise = to_picture(torch.rand(3, 64, 64))
+resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
+try:
+    save_png(noise, Path(sys.argv[1]))
+except OSError as error:
+    print(error.strerror)
+"""
+
+
+def test_a_picture_that_does_not_fit_on_the_disk_leaves_what_was_there(tmp_path: Path) -> None:
+    file = tmp_path / "picture.png"
+    save_png(to_picture(COLORS[0].expand(3, 4, 4)), file, {"prompt": "red"})
+    before = file.read_bytes()
+    assert b"prompt" in before
+    ended = subprocess.run(
+        [sys.executable, "-c", FULL, str(file)], capture_output=True, text=True, check=True
+    )
+    assert ended.stdout == "File too large\n"
+    assert file.read_bytes() == before and list(tmp_path.iterdir()) == [file]
