@@ -35,6 +35,7 @@ RECIPES = [
     ("flux1_dev", "hpsv21", ["1x24gb", "quantized"]),
     ("flux1_dev", "hpsv21", ["1x80gb"]),
     ("flux1_dev", "hpsv21", ["8x80gb"]),
+    ("flux1_dev", "hpsv21", ["8x80gb_full_flux"]),
     ("sdxl", "aesthetic", ["1x24gb"]),
     ("sdxl", "jpeg", ["1x80gb"]),
     ("sdxl", "aesthetic", ["8x80gb"]),
@@ -52,7 +53,10 @@ class Planner(AEGPOCLI):
     made: RunPlan
 
     def plan(self, processes: int | None = None, **_: object) -> None:
-        self.made = make_plan(self.trainer, self.model, self.datamodule, processes or 1)
+        spread = self.config.plan.trainer.strategy == "fsdp2"
+        self.made = make_plan(
+            self.trainer, self.model, self.datamodule, processes or 1, spread=spread
+        )
 
 
 def plan_recipe(model: str, reward: str, hardware: list[str], folder: Path) -> RunPlan:
@@ -98,10 +102,11 @@ def row(model: str, reward: str, hardware: list[str], folder: Path) -> str:
     assert plan.size is not None and plan.memory is not None and plan.total is not None
     assert plan.length.iterations is not None
     billions = sum(p.numel() for p in plan.size.policy.denoiser.parameters()) / 1e9
-    assert abs(billions - plan.size.trainable / 1e9 - NUM_PARAMETERS[model]) < 0.01
+    adapters = 0 if plan.size.policy.full_finetuning else plan.size.trainable / 1e9
+    assert abs(billions - adapters - NUM_PARAMETERS[model]) < 0.01
     evaluations = plan.total.high / plan.length.iterations.high
     one = flops(plan.size.policy)
-    gpu, peak = PEAK[hardware[0].partition("x")[2]]
+    gpu, peak = PEAK[hardware[0].partition("x")[2].partition("_")[0]]
     seconds = evaluations * one / (UTILIZATION * peak * plan.processes)
     stays, turns = sum(plan.memory.stays.values()), plan.memory.takes_turns
     largest = max(turns, key=lambda name: turns[name])

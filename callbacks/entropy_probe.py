@@ -115,7 +115,8 @@ class EntropyProbe(L.Callback, PlansEvaluations):
                 schedule = ExplorationSchedule.deterministic(len(own), pl_module.num_steps)
                 # Hooks run outside the precision context that training_step has.
                 with trainer.precision_plugin.forward_context():
-                    recording = self._draw(pl_module, own, ODE(), schedule, "probe")
+                    with pl_module.policy.together():
+                        recording = self._draw(pl_module, own, ODE(), schedule, "probe")
                     self._keep(pl_module, batch, own, recording, ODE(), schedule)
             pl_module.entropy = self._reading(batch)
 
@@ -173,11 +174,12 @@ class EntropyProbe(L.Callback, PlansEvaluations):
             [row for row, seen in enumerate(known) if not seen], dtype=torch.int64, device="cpu"
         )
         references = torch.empty(0, pl_module.num_steps, device="cpu")
-        if len(new) > 0:
-            with pl_module.policy.reference():
-                references = self._draw(
-                    pl_module, own.select(new), sde, schedule.select(new), "reference"
-                ).curve()
+        with pl_module.policy.together():
+            if len(new) > 0:
+                with pl_module.policy.reference():
+                    references = self._draw(
+                        pl_module, own.select(new), sde, schedule.select(new), "reference"
+                    ).curve()
         for index, curve in self._gather(own.index[new], references):
             self.reference[index] = curve
         for index, curve in self._gather(own.index, curves):

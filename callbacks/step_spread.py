@@ -130,7 +130,11 @@ class TrialSpread(StepSpread):
         known = bool(self._estimate(pl_module).known.any())
         if iteration % self.every_n_iterations == 0 or not known:
             # Hooks run outside the precision context that training_step has.
-            with pl_module.timer.measure("probe"), trainer.precision_plugin.forward_context():
+            with (
+                pl_module.timer.measure("probe"),
+                trainer.precision_plugin.forward_context(),
+                pl_module.policy.together(),
+            ):
                 index, terms = self._measure(pl_module, batch)
             self._remember(pl_module, index, terms, iteration)
         self._publish(pl_module, len(batch))

@@ -306,6 +306,7 @@ class AEGPOModule(PolicyModule):
         if not self.objective.draws_noise:
             schedule = ExplorationSchedule.deterministic(len(batch), self.num_steps)
         with ExitStack() as stack:
+            stack.enter_context(self.policy.together())
             stack.enter_context(self.objective.behavior(self.policy))
             stack.enter_context(self.policy.evaluations.charge("rollout"))
             self.recording = None
@@ -364,7 +365,8 @@ class AEGPOModule(PolicyModule):
         totals = [max(all_reduce_sum(float(len(which)), self.device), 1.0) for which in updates]
         updates = [samples.active(which) for which in updates]
         if self._below_fp32():
-            deviation = samples.rescore(self._micro_batches(updates, self.micro_batch_size))
+            with self.policy.together():
+                deviation = samples.rescore(self._micro_batches(updates, self.micro_batch_size))
             if deviation is not None:
                 largest = all_gather_rows(deviation[None])[0].max()
                 self.log("ratio/rollout_max_dev", largest, rank_zero_only=True)
@@ -403,10 +405,14 @@ class AEGPOModule(PolicyModule):
 
         def backward(size: int) -> list[LossTerms]:
             losses = []
-            for micro_batch in self._micro_batches([which], size):
-                loss = samples.loss(micro_batch)
-                self.manual_backward(loss.loss.sum() / total)
-                losses.append(loss._replace(loss=loss.loss.detach()))
+            for micro_batch in self._padded(self._micro_batches([which], size)):
+                with self.policy.together() as idle:
+                    loss = None if micro_batch is None else samples.loss(micro_batch)
+                own = None if loss is None else loss.loss.sum() / total
+                if (padded := idle.join(own)) is not None:
+                    self.manual_backward(padded)
+                if loss is not None:
+                    losses.append(loss._replace(loss=loss.loss.detach()))
             return losses
 
         def undo(size: int) -> None:
@@ -430,6 +436,13 @@ class AEGPOModule(PolicyModule):
     @staticmethod
     def _micro_batches(updates: list[Tensor], size: int) -> list[Tensor]:
         return [micro for which in updates if len(which) > 0 for micro in which.split(size)]
+
+    def _padded(self, micro_batches: list[Tensor]) -> list[Tensor | None]:
+        """As many micro-batches as the rank with most has, if backward passes are collectives."""
+        if self.policy.lockstep is None:
+            return list(micro_batches)
+        most = int(all_gather_rows(torch.tensor([len(micro_batches)], device="cpu"))[0].max())
+        return [*micro_batches, *[None] * (most - len(micro_batches))]
 
     def _below_fp32(self) -> bool:
         dtypes = {parameter.dtype for parameter in self.policy.denoiser.parameters()}

@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
@@ -21,6 +21,7 @@ from aegpo.rewards.base import Reward
 from aegpo.rewards.guarded import guarded_scores
 from aegpo.rollout import RolloutTree
 from aegpo.rollout.deterministic import deterministic_rollout
+from lightning_modules.training.fsdp2 import FSDP2
 from lightning_modules.training.held_out import Evaluated, HeldOut
 from lightning_modules.training.phases import PhaseTimer
 from lightning_modules.training.resuming import (
@@ -123,11 +124,7 @@ class PolicyModule(L.LightningModule):
                 f"{', '.join(PRECISIONS)} (and dtype: bfloat16 of the policy for smaller frozen "
                 "weights)"
             )
-        if isinstance(self.trainer.strategy, FSDPStrategy):
-            raise ValueError(
-                "trainer.strategy=fsdp flattens the parameters that checkpoints and the reference "
-                "policy need one by one; use ddp, or a single device"
-            )
+        _refuse_strategy(self.trainer.strategy)
         for reward in self.rewards:
             reward.setup(self.device)
 
@@ -149,6 +146,7 @@ class PolicyModule(L.LightningModule):
         """Draw one image a prompt with the deterministic sampler and noise fixed by its index."""
         policy, steps = self.policy, self.evaluation_steps
         with ExitStack() as stack:
+            stack.enter_context(policy.together())
             stack.enter_context(policy.evaluations.charge("validation"))
             stack.enter_context(policy.at_resolution(self.evaluation_resolution))
             return deterministic_rollout(
@@ -240,3 +238,29 @@ class PolicyModule(L.LightningModule):
             self.trainer.num_sanity_val_steps = 0
         if self.averaged is not None and self.prefers_averaged and not fitting:
             checkpoint["state_dict"] = checkpoint_tensors(self.averaged)
+
+
+def _refuse_strategy(strategy: object) -> None:
+    """Raise where a strategy of Lightning's cannot train a policy.
+
+    Args:
+        strategy: The trainer's.
+
+    Raises:
+        ValueError: If it is one of those.
+    """
+    if isinstance(strategy, FSDPStrategy):
+        raise ValueError(
+            "trainer.strategy=fsdp flattens the parameters that checkpoints and the reference "
+            "policy need one by one; use fsdp2, which keeps them apart, or ddp"
+        )
+    if isinstance(strategy, ModelParallelStrategy) and not isinstance(strategy, FSDP2):
+        raise ValueError(
+            "trainer.strategy=ModelParallelStrategy leaves the sharding to the module; "
+            "use fsdp2, which is the same with the sharding that a policy needs, or ddp"
+        )
+    if isinstance(strategy, DeepSpeedStrategy):
+        raise ValueError(
+            "trainer.strategy=deepspeed is untested here, and its checkpoints would not be those "
+            "of one process; use fsdp2 for models that do not fit one card, else ddp"
+        )

@@ -49,8 +49,9 @@ def test_a_config_builds(folder: Path, file: Path) -> None:
 
 @pytest.mark.parametrize("file", OVERLAYS, ids=lambda file: file.stem)
 def test_an_overlay_changes_what_it_names_and_nothing_else(folder: Path, file: Path) -> None:
-    # Without GPUs ddp.yaml is built on the processor; its own values are looked at below.
-    devices = ["--trainer.accelerator=cpu", "--trainer.devices=2"] if file.stem == "ddp" else []
+    # Without GPUs these are built on the processor; their own values are looked at below.
+    several = file.stem in ("ddp", "fsdp2")
+    devices = ["--trainer.accelerator=cpu", "--trainer.devices=2"] if several else []
     base = build(*configs(SHAPES))
     cli = build(*configs(SHAPES, file), *devices)
     named = {key.removesuffix("+") for key in flat(yaml.safe_load(file.read_text()))}
@@ -103,7 +104,9 @@ def test_the_controls_of_the_local_loop(folder: Path, name: str, selector: type)
     assert control.step_selector.eta == base.step_selector.eta
 
 
-@pytest.mark.parametrize("name", [file.stem for file in OVERLAYS if file.stem != "ddp"])
+@pytest.mark.parametrize(
+    "name", [file.stem for file in OVERLAYS if file.stem not in ("ddp", "fsdp2")]
+)
 def test_every_overlay_spends_the_same_number_of_images(folder: Path, name: str) -> None:
     base, other = build(*configs(SHAPES)), overlay(name)
     prompts = base.datamodule.batch_size
@@ -124,9 +127,10 @@ def test_each_loop_is_off_where_its_overlay_says_so(folder: Path) -> None:
         assert type(overlay(name).model.allocator).__name__ == "UniformAllocator"
 
 
-def test_ddp_asks_for_all_gpus_of_the_machine() -> None:
-    trainer = yaml.safe_load((ROOT / "configs/overlays/ddp.yaml").read_text())["trainer"]
-    assert trainer == {"accelerator": "gpu", "devices": "auto", "strategy": "ddp"}
+@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
+def test_ddp_and_fsdp2_ask_for_all_gpus_of_the_machine(name: str) -> None:
+    trainer = yaml.safe_load((ROOT / f"configs/overlays/{name}.yaml").read_text())["trainer"]
+    assert trainer == {"accelerator": "gpu", "devices": "auto", "strategy": name}
 
 
 # A run of one iteration through the console entry

@@ -23,6 +23,10 @@ class WatchedPolicy(Protocol):
     def num_evaluations_per_sample(self) -> int:
         """1, or 2 with guidance, where the first half of a model call is conditional."""
 
+    @property
+    def idle(self) -> bool:
+        """Whether the call that runs is padding between ranks, and none of the rollout's."""
+
     def attention_layers(self) -> Sequence[tuple[str, nn.Module]]:
         """Name and module of every attention layer, in the order of the network."""
 
@@ -193,7 +197,7 @@ class Recording:
 
     def _enter(self, name: str) -> Callable[[nn.Module, Any], None]:
         def hook(module: nn.Module, args: Any) -> None:
-            if threading.get_ident() == self._thread:
+            if threading.get_ident() == self._thread and not self._policy.idle:
                 self._stack.append(_Frame(name))
 
         return hook

@@ -13,6 +13,8 @@ Weights are counted exactly, everything else is an estimate. In bytes, for P par
 - decoding: the widest layer of the autoencoder's decoder
 - with `offload` the autoencoder while it decodes and the text encoders while they run, else both
   all the time
+- spread over n ranks by FSDP2: weights, gradients, optimizer, copies and reference divided by n,
+  and the whole weights of what runs (`gathered_bytes`)
 - probe: two fp32 copies of the attention scores of one layer, rows x heads x queries x keys
 - stored rollout: transitions x 3 latents (state, next state, mean) x 4
 
@@ -39,6 +41,7 @@ from aegpo.planning.activations import (
 )
 from aegpo.planning.policy_size import PolicySize
 from aegpo.policies.diffusers_policy import DiffusersPolicy
+from aegpo.policies.fsdp.sharding import gathered_bytes
 
 MAX_SCORES = 2**25
 """Attention scores that `attention_entropy` holds at once."""
@@ -59,6 +62,7 @@ class MemoryLoad:
         needs_reference: Whether the reference policy is ever run.
         weight_copies: Copies of the trained weights that the objective keeps.
         half_activations: Whether autocast computes in half precision.
+        spread_over: Ranks over which FSDP2 spreads the denoiser; 1 for a whole one on each.
     """
 
     micro_batch_rows: int
@@ -70,6 +74,7 @@ class MemoryLoad:
     needs_reference: bool
     weight_copies: int
     half_activations: bool
+    spread_over: int = 1
 
 
 @dataclass(frozen=True)
@@ -112,10 +117,13 @@ def estimate_memory(
         "trained weights, gradients, optimizer": size.trainable
         * (4 + 4 + optimizer_state_bytes(optimizer)),
         "copies of trained weights": 4.0 * size.trainable * load.weight_copies,
-        "stored rollout": float(load.transitions * 3 * latent * 4),
     }
     if policy.full_finetuning and load.needs_reference:
         stays["reference weights"] = 4.0 * size.trainable
+    if load.spread_over > 1:
+        stays = {name: part / load.spread_over for name, part in stays.items()}
+        stays["gathered weights and gradients"] = float(gathered_bytes(policy.trained))
+    stays["stored rollout"] = float(load.transitions * 3 * latent * 4)
     latents = torch.zeros(load.decoded, *policy.latent_shape, device="meta")
     widest = transient_bytes(policy.vae, lambda: policy.decode_latents(latents))
     turns = {"decoding": float(widest)}

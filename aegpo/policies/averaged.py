@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from aegpo.policies.base import Policy
+from aegpo.policies.fsdp.sharding import local_part, shard_like
 from aegpo.policies.trainable import require_fit
 
 
@@ -66,6 +67,11 @@ class AveragedWeights:
         trained = {
             name: parameter for name, parameter in policy.named_parameters() if name in weights
         }
+        if policy.lockstep is not None:
+            pairs = [(parameter, weights[name]) for name, parameter in trained.items()]
+            with policy.lockstep.weights(self, pairs):
+                yield
+            return
         own = {name: parameter.data for name, parameter in trained.items()}
         for name, parameter in trained.items():
             parameter.data = weights[name]
@@ -85,7 +91,7 @@ class AveragedWeights:
         """
         weights = self.of(policy)
         for name, trained in policy.trainable_state_dict().items():
-            self._move(weights[name], trained, decay)
+            self._move(local_part(weights[name]), local_part(trained), decay)
 
     def of(self, policy: Policy) -> dict[str, Tensor]:
         """The weights on the policy's device, at first a copy of its own.
@@ -104,7 +110,7 @@ class AveragedWeights:
             self._weights = {name: tensor.clone() for name, tensor in trained.items()}
         require_fit(trained, self._weights)
         for name, tensor in trained.items():
-            self._weights[name] = self._weights[name].to(tensor.device)
+            self._weights[name] = shard_like(self._weights[name], tensor).to(tensor.device)
         return self._weights
 
     def state_dict(self) -> dict[str, Tensor]:

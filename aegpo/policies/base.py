@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +16,12 @@ from aegpo.entropy.tokens import TokenLayout
 from aegpo.evaluations import EvaluationCounter
 from aegpo.policies.conditioning import Conditioning
 from aegpo.policies.embedding_cache import NEGATIVE, ConditioningCache
+from aegpo.policies.fsdp.lockstep import Call, Idle, Lockstep
 from aegpo.policies.trainable import copy_trainable_tensors, trainable_tensors
 from aegpo.utilities.halving import halving
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 __all__ = ["Conditioning", "Policy", "TokenLayout"]
 
@@ -40,6 +45,7 @@ class Policy(nn.Module, abc.ABC):
     Attributes:
         evaluations: Model evaluations spent, by purpose.
         at_retry: Called before a prediction that ran out of memory begins anew, all its rows.
+        lockstep: What keeps ranks together after `shard`; None before.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -66,6 +72,7 @@ class Policy(nn.Module, abc.ABC):
         self.decode_batch = decode_batch
         self.evaluations = EvaluationCounter()
         self.at_retry: list[Callable[[], None]] = []
+        self.lockstep: Lockstep | None = None
         self._embeddings = ConditioningCache(max_cached_prompts)
 
     # What a model may say about itself.
@@ -240,7 +247,44 @@ class Policy(nn.Module, abc.ABC):
             raise ValueError(f"{type(self).__name__} draws images of one size only")
         return nullcontext()
 
+    def shard(self, mesh: DeviceMesh) -> None:
+        """Spread the denoiser over ranks by FSDP2, once; from then on a call is one of all ranks.
+
+        Args:
+            mesh: All ranks, in one dimension.
+
+        Raises:
+            ValueError: If this policy cannot be spread.
+        """
+        del mesh
+        raise ValueError(
+            f"trainer.strategy=fsdp2 cannot spread a {type(self).__name__}; use ddp, or a policy "
+            "of a diffusers pipeline"
+        )
+
     # What follows from it.
+
+    @contextmanager
+    def together(self) -> Iterator[Idle]:
+        """Inside, ranks may call the policy as often as each likes, also never.
+
+        Every rank has to come here, whatever it holds, and no other collective may be inside. It
+        costs nothing unless the denoiser is spread over ranks; see `Lockstep`.
+
+        Yields:
+            What has to join a loss after the context.
+        """
+        with nullcontext(Idle()) if self.lockstep is None else self.lockstep.stage() as idle:
+            yield idle
+
+    @property
+    def idle(self) -> bool:
+        """Whether the call of the denoiser that runs is padding; see `Lockstep`."""
+        return self.lockstep is not None and self.lockstep.idle
+
+    def call_kind(self) -> Call:
+        """The kind of call that `predict` would be at present; see `Lockstep`."""
+        return Call(reference=False, gradient=torch.is_grad_enabled())
 
     @property
     def device(self) -> torch.device:
@@ -279,6 +323,8 @@ class Policy(nn.Module, abc.ABC):
             predictions = []
             for start in range(0, len(latents), samples):
                 rows = slice(start, start + samples)
+                if self.lockstep is not None:
+                    self.lockstep.take_turn(self.call_kind())
                 with self.attention_kernels():
                     predictions.append(call(latents[rows], sigma[rows], cond.select(rows)).float())
             return torch.cat(predictions) if predictions else torch.zeros_like(latents).float()

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from aegpo.noise import run_seed
 from aegpo.policies.conditioning import Conditioning
 from aegpo.policies.embedding_cache import EmbeddingFolder
 from aegpo.policies.exportable import Exportable
+from aegpo.policies.fsdp.lockstep import Call, Lockstep
+from aegpo.policies.fsdp.sharding import shard_module
 from aegpo.policies.lora import (
     ADAPTER,
     adapters_disabled,
@@ -163,6 +166,9 @@ class DiffusersPolicy(Exportable):
             denoiser.enable_gradient_checkpointing(checkpointed(attention_backend))
         if compile:
             denoiser.compile()
+        self._compiled = compile
+        self._denoiser_class = type(denoiser)
+        self._mesh: DeviceMesh | None = None
         # A list hides the reference from the module registry: it is no part of a checkpoint.
         self._reference: list[ModelMixin] = []
         self._inside_reference = False
@@ -325,13 +331,53 @@ class DiffusersPolicy(Exportable):
                 yield
             return
         if not self._reference:
-            loaded = load_denoiser(self._source, type(self.trained), self.denoiser_name)
+            loaded = load_denoiser(self._source, self._denoiser_class, self.denoiser_name)
             use_attention_backend(loaded, self.attention_backend)
+            if self._mesh is not None:
+                shard_module(loaded, self._mesh)
             self._reference.append(loaded)
-        self._reference[0].to(self.trained.device)
+        self._reference[0].to(self.device)
         before, self._inside_reference = self._inside_reference, True
         try:
             yield
+        finally:
+            self._inside_reference = before
+
+    def shard(self, mesh: DeviceMesh) -> None:
+        """Spread denoiser and reference over ranks; encoders and decoder stay whole.
+
+        See `Policy.shard`.
+        """
+        if self.quantize is not None or self._compiled:
+            given = f"quantize={self.quantize}" if self.quantize else "compile=true"
+            raise ValueError(
+                f"trainer.strategy=fsdp2 spreads weights over ranks, which does not go with "
+                f"model.policy.{given}; leave one of them out"
+            )
+        if self._mesh is None:
+            self._mesh = mesh
+            shard_module(self.trained, mesh)
+            for copy in self._reference:
+                shard_module(copy, mesh)
+            self.lockstep = Lockstep(self._idle_call, self.device)
+
+    def call_kind(self) -> Call:
+        """See `Policy.call_kind`: a reference that is a copy has weights of its own."""
+        return super().call_kind()._replace(reference=self._inside_reference)
+
+    def _idle_call(self, call: Call) -> Tensor:
+        """Predict one blank row, uncounted."""
+        latents = torch.zeros(1, *self.latent_shape, device=self.device)
+        before, self._inside_reference = self._inside_reference, False
+        try:
+            with (
+                self.reference() if call.reference else nullcontext(),
+                self.attention_kernels(),
+            ):
+                # Any noise level within the schedule of any model: 0 times infinity is no 0.
+                return self.predict(
+                    latents, latents.new_full((1,), 0.5), self.blank_conditioning(1)
+                )
         finally:
             self._inside_reference = before
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from aegpo.policies.fsdp.sharding import shard_like
+
 
 def trainable_tensors(module: nn.Module) -> dict[str, Tensor]:
     """The trainable tensors by name; they share memory with the module.
@@ -30,7 +32,8 @@ def copy_trainable_tensors(module: nn.Module, state: Mapping[str, Tensor]) -> No
 
     Args:
         module: A module of the same make.
-        state: A tensor of the right shape for every trainable parameter, and no other.
+        state: A tensor of the right shape for every trainable parameter, and no other; whole ones
+            also where the module's are spread over ranks.
 
     Raises:
         ValueError: If names or shapes differ; the module is then unchanged.
@@ -38,7 +41,7 @@ def copy_trainable_tensors(module: nn.Module, state: Mapping[str, Tensor]) -> No
     own = trainable_tensors(module)
     require_fit(own, state)
     for name, tensor in own.items():
-        tensor.copy_(state[name])
+        tensor.copy_(shard_like(state[name], tensor))
 
 
 def require_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:

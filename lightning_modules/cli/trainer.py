@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_info
 
+import lightning_modules.training.fsdp2  # noqa: F401  # --trainer.strategy fsdp2
 from aegpo.utilities.checkpoint_files import write_whole_checkpoints
 from lightning_modules.cli.process import busy_cores
 from lightning_modules.cli.ranks.together import EndTogether, prepare

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from aegpo.distributed import all_reduce_gradients, all_reduce_max
 
@@ -52,8 +53,12 @@ def optimizer_step(
     Returns:
         What became of it.
     """
-    all_reduce_gradients(parameters)
+    spread = any(isinstance(parameter, DTensor) for parameter in parameters)
+    if not spread:  # else every backward pass has summed its own
+        all_reduce_gradients(parameters)
     norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()
     # A loss may be infinite where its gradient is not: behind a clamp, for instance.
     broken = not bool(torch.isfinite(norm)) or not bool(losses.isfinite().all())
     taken = all_reduce_max(float(broken), losses.device) == 0

@@ -10,6 +10,7 @@ import lightning as L
 import torch
 
 from aegpo.distributed import all_gather_rows
+from aegpo.policies.fsdp.sharding import gathered
 
 LOCAL = ("seconds/", "memory/")
 """What belongs to a process or a machine."""
@@ -52,7 +53,7 @@ class RankTrace(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Check that the ranks hold the same tensors, and write."""
-        tensors = pl_module.policy.trainable_state_dict()
+        tensors = gathered(pl_module.policy.trainable_state_dict(), keep=True)
         flat = torch.cat([tensor.detach().double().flatten() for tensor in tensors.values()])
         ranks, _ = all_gather_rows(flat[None])
         assert all(torch.equal(row, ranks[0]) for row in ranks), "the ranks have drifted apart"

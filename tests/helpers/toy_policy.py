@@ -51,6 +51,7 @@ class ToyPolicy(nn.Module):
 
     num_evaluations_per_sample = 1
     latent_shape = (1, 2, 2)
+    lockstep = None
 
     def __init__(self) -> None:
         super().__init__()

@@ -26,6 +26,7 @@ from lightning_modules.commands.plan.measured_rate import MeasuredRate, read_rat
 from lightning_modules.commands.plan.page import page
 from lightning_modules.commands.plan.run_length import count_processes, run_length
 from lightning_modules.commands.plan.run_plan import RunPlan, sum_ranges
+from lightning_modules.training.fsdp2 import FSDP2
 
 NEEDED = ("batch_size", "batches_per_epoch", "val_images", "val_batch_size")
 TRIED = 4
@@ -75,8 +76,10 @@ def plan(
         processes = count_processes(wanted["accelerator"], wanted["devices"], wanted["num_nodes"])
     elif processes is None:
         processes = trainer.world_size
+    strategy = trainer.strategy if run is None else run.trainer["strategy"]
+    spread = strategy == FSDP2.strategy_name or isinstance(strategy, FSDP2)
     Console(markup=False).print(
-        page(make_plan(trainer, model, datamodule, processes, rate, measured))
+        page(make_plan(trainer, model, datamodule, processes, rate, measured, spread))
     )
 
 
@@ -87,6 +90,7 @@ def make_plan(
     processes: int = 1,
     rate: float | None = None,
     measured: str | None = None,
+    spread: bool = False,
 ) -> RunPlan:
     """Count what a run does and spends; no model is built.
 
@@ -97,6 +101,7 @@ def make_plan(
         processes: Ranks that share the prompts.
         rate: Model evaluations per second, all ranks together.
         measured: Log folder to read the rate from instead.
+        spread: Whether FSDP2 spreads the denoiser over the ranks.
 
     Returns:
         The plan.
@@ -168,6 +173,7 @@ def make_plan(
             needs_reference=evaluations is None or evaluations["reference"].high > 0,
             weight_copies=model.objective.weight_copies,
             half_activations=half,
+            spread_over=processes if spread else 1,
         )
         memory = estimate_memory(policy.size, load, model.optimizer_factory)
     return RunPlan(

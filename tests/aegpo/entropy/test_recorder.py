@@ -37,6 +37,7 @@ class FakePolicy:
     )
     mask: Tensor | None = None
     at_retry: list[Callable[[], None]] = field(default_factory=list)
+    idle: bool = False
 
     def attention_layers(self) -> list[tuple[str, nn.Module]]:
         return [

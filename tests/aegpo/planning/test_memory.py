@@ -77,6 +77,26 @@ def test_full_finetuning_keeps_a_reference_and_an_objective_its_copies(
     assert "reference weights" not in without.stays
 
 
+def test_what_is_spread_over_ranks_is_divided_and_gathered_block_by_block(
+    tiny_sd3_folder: Path,
+) -> None:
+    size = sizes(tiny_sd3_folder, full_finetuning=True)
+    whole = estimate_memory(size, load(weight_copies=1), ADAMW).stays
+    spread = estimate_memory(size, load(weight_copies=1, spread_over=8), ADAMW).stays
+    gathered = spread.pop("gathered weights and gradients")
+    encoders, stored = "text encoders and autoencoder", "stored rollout"
+    assert spread.keys() == whole.keys()
+    for name, bytes_of in spread.items():
+        assert bytes_of == whole[name] / (1 if name in (encoders, stored) else 8), name
+    denoiser = size.policy.trained
+    blocks = [
+        4 * sum(p.numel() for p in block.parameters()) for block in denoiser.transformer_blocks
+    ]
+    around = 4 * size.trainable - sum(blocks)
+    # Two blocks, the gradients of one, and what is around them with its gradients.
+    assert gathered == 3 * max(blocks) + 2 * around
+
+
 class AdamW8bit(torch.optim.SGD):
     """Named as the optimizers whose kernels need a GPU."""
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from diffusers import StableDiffusion3Pipeline
-from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
 from lightning_modules.aegpo_module import AEGPOModule
 from lightning_modules.cli import main as entry
@@ -165,10 +165,19 @@ def test_a_folder_that_is_no_pipeline_is_refused_before_its_weights_are_read(
     assert [part for part in expected if part not in line] == [], line
 
 
-def test_fsdp_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("strategy", "name"),
+    [
+        (FSDPStrategy, "fsdp"),
+        (ModelParallelStrategy, "ModelParallelStrategy"),
+        (DeepSpeedStrategy, "deepspeed"),
+    ],
+)
+def test_strategies_that_cannot_train_a_policy_name_fsdp2(strategy: type, name: str) -> None:
     # Lightning wants a GPU for the strategy's name, so the module's own check is called.
     module = PolicyModule(lambda: pytest.fail("built"), [], num_steps=4, seed=0)
-    module.trainer = SimpleNamespace(precision="32-true", strategy=FSDPStrategy())
-    with pytest.raises(ValueError, match=r"strategy=fsdp .* use ddp"):
+    module.trainer = SimpleNamespace(precision="32-true", strategy=object.__new__(strategy))
+    with pytest.raises(ValueError, match=rf"strategy={name} .* use fsdp2.* ddp$") as error:
         module.setup("fit")
+    assert "\n" not in str(error.value)
     assert AEGPOModule.__mro__[1] is PolicyModule

@@ -1,0 +1,104 @@
+"""Two warm processes that run one case after the other as ranks of one group."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+PIPELINE = "diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3"
+# What every rank needs is imported once, by the server that ranks are forked from: 10 s a rank.
+PRELOADED = ["lightning_modules.aegpo_module", "callbacks", "datamodules", "aegpo.policies"]
+
+
+class WarmRanks:
+    """Ranks that wait for work, so that a case costs no start of a process.
+
+    Args:
+        size: Number of ranks.
+        limit: Seconds that one case may take; all ranks are ended after it.
+    """
+
+    def __init__(self, size: int = 2, limit: float = 240.0) -> None:
+        multiprocessing.set_forkserver_preload([*PRELOADED, PIPELINE])
+        context = multiprocessing.get_context("forkserver")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.limit = limit
+        self._pipes: list[Connection] = []
+        self._ranks = []
+        for rank in range(size):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs, rank, size, port), daemon=True)
+            process.start()
+            theirs.close()
+            self._pipes.append(ours)
+            self._ranks.append(process)
+
+    def run(self, work: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """Call a function of a module on every rank.
+
+        Args:
+            work: The function.
+            *arguments: Its arguments; they are pickled.
+
+        Returns:
+            What each rank returned.
+
+        Raises:
+            AssertionError: If a rank raised, died or did not answer in time.
+        """
+        for pipe in self._pipes:
+            pipe.send((work, arguments))
+        answers = []
+        for rank, pipe in enumerate(self._pipes):
+            try:
+                assert pipe.poll(self.limit), f"rank {rank} did not answer"
+                answers.append(pipe.recv())
+            except (AssertionError, EOFError):
+                self.close()
+                raise AssertionError(f"rank {rank} hangs or has died; got {answers}") from None
+        errors = [text for failed, text in answers if failed]
+        assert not errors, errors[0]
+        return [answer for _, answer in answers]
+
+    def close(self) -> None:
+        """End the ranks."""
+        for process in self._ranks:
+            process.kill()
+            process.join()
+
+
+def _serve(pipe: Connection, rank: int, size: int, port: int) -> None:
+    """Run what comes through the pipe, under the environment that torchrun would give."""
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(size),
+        "LOCAL_WORLD_SIZE": str(size),
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "GROUP_RANK": "0",
+        "TORCHELASTIC_RUN_ID": "tests",
+    }
+    import torch
+
+    torch.set_num_threads(1)
+    if rank:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for the life of the process
+    while True:
+        try:
+            work, arguments = pipe.recv()
+        except EOFError:
+            return
+        try:
+            answer = (False, work(*arguments))
+        except BaseException:
+            answer = (True, f"rank {rank}: {traceback.format_exc()}")
+        pipe.send(answer)
