@@ -147,7 +147,7 @@ def hide_later_points(loggers: Sequence[Logger], iteration: int) -> None:
         iteration: Iterations done.
     """
     for logger in loggers:
-        writer = logger.experiment if isinstance(logger, TensorBoardLogger) else None
+        writer: Any = logger.experiment if isinstance(logger, TensorBoardLogger) else None
         # On the other ranks it is one that has every attribute and does nothing.
         if isinstance(writer, SummaryWriter) and writer.file_writer is not None:
             start = SessionLog(status=SessionLog.START)
