@@ -9,8 +9,8 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
+from aegpo.cores import CoreWatch
 from aegpo.training import Training
-from aegpo.utilities.cores import CoreWatch
 
 
 class FreeCores(L.Callback):

@@ -144,16 +144,10 @@ class HackingAlarm(L.Callback):
         if trainer.state.fn != TrainerFn.FITTING:
             return
         names = [*NORMS, *self._rewards(pl_module)]
-        own_keys = [
-            torch.zeros(0, 2, dtype=torch.int64, device="cpu"),
-            *(keys for keys, _ in self._rows),
-        ]
-        own_values = [
-            torch.zeros(0, len(names), device="cpu").double(),
-            *(values for _, values in self._rows),
-        ]
-        keys, _ = all_gather_rows(torch.cat(own_keys))
-        values, _ = all_gather_rows(torch.cat(own_values))
+        no_keys = torch.zeros(0, 2, dtype=torch.int64, device="cpu")
+        no_values = torch.zeros(0, len(names), dtype=torch.float64, device="cpu")
+        keys, _ = all_gather_rows(torch.cat([no_keys, *(keys for keys, _ in self._rows)]))
+        values, _ = all_gather_rows(torch.cat([no_values, *(values for _, values in self._rows)]))
         order = keys[:, 0].argsort()
         columns = dict(zip(names, values[order].unbind(1), strict=True))
         evaluation = HeldOutValues(pl_module.iteration, keys[order], columns)

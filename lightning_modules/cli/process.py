@@ -10,7 +10,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from aegpo.utilities.cores import CoreWatch, cpu_quota
+from aegpo.cores import CoreWatch, cpu_quota
 
 SPINS = "1000"
 """Turns that a thread of OpenMP waits for the next piece of work before it sleeps."""

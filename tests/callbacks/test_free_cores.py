@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny_training import tiny_data, tiny_module, tiny_trainer
 
-from aegpo.utilities.cores import CoreWatch
+from aegpo.cores import CoreWatch
 from callbacks.free_cores import FreeCores
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from aegpo.utilities import cores
-from aegpo.utilities.cores import CoreWatch
+from aegpo import cores
+from aegpo.cores import CoreWatch
 from lightning_modules.cli import process
 
 ROOT = Path(__file__).parents[3]

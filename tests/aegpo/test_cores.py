@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from aegpo.utilities import cores
-from aegpo.utilities.cores import CoreWatch, cpu_quota
+from aegpo import cores
+from aegpo.cores import CoreWatch, cpu_quota
 
 linux = pytest.mark.skipif(not cores.STAT.exists(), reason="only Linux counts cores' time there")
 
