@@ -201,7 +201,7 @@ class PolicyModule(L.LightningModule):
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
         """Draw one image for each of this rank's prompts, (n, 3, H, W) in [0, 1]."""
         size, rank = world()
-        images = self.draw(batch.select(torch.arange(rank, len(batch), size))).images
+        images = self.draw(batch.select(torch.arange(rank, len(batch), size, device="cpu"))).images
         assert images is not None
         return images
 

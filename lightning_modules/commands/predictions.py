@@ -53,7 +53,7 @@ class PredictionWriter(BasePredictionWriter):
         """Write and score this rank's part of a batch; the first rank lists all of it."""
         assert isinstance(pl_module, PolicyModule) and self.folder is not None
         size, rank = world()
-        own = batch.select(torch.arange(rank, len(batch), size))
+        own = batch.select(torch.arange(rank, len(batch), size, device="cpu"))
         scores = {
             reward.name: guarded_scores(reward, prediction, own.prompts, own.metadata).total
             for reward in pl_module.evaluation_rewards
