@@ -48,8 +48,8 @@ train: $(READY)  ## score the bundled model, align it (about 6 minutes on 2 core
 PYTEST    = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
             $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=20
 
-test: $(READY)  ## run the tests with coverage of aegpo/ (at least 90 %), and name the slowest twenty
-	$(PYTEST) --cov=aegpo --cov-report=term $(PYTEST_ARGS)
+test: $(READY)  ## run the tests with coverage of the packages (at least 90 %), and name the slowest twenty
+	$(PYTEST) $(addprefix --cov=,$(PACKAGES)) --cov-report=term $(PYTEST_ARGS)
 
 test-fast: $(READY)  ## run the method's arithmetic, the configs and one tiny training, in a minute
 	$(PYTEST) -m "not slow" $(FAST) $(PYTEST_ARGS)

@@ -1,11 +1,18 @@
-"""Every command of the README is accepted as written, and runs in miniature."""
+"""Every command of the README runs in miniature as written, and leaves what it is for."""
 
+import json
 import re
 import shlex
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
+from cli_runs import events
+from huggingface_hub import ModelCard
+from PIL import Image
+from safetensors.torch import load_file
 
 from lightning_modules.cli.main import main
 
@@ -15,11 +22,112 @@ BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
 LINES = [line.split("  #")[0].strip() for block in BLOCKS for line in block.splitlines()]
 COMMANDS = [shlex.split(line) for line in LINES if line.startswith("aegpo ")]
 MINIATURE = [
-    *("--trainer.max_epochs", "1", "--trainer.logger", "false"),
+    *("--trainer.max_epochs", "1", "--trainer.check_val_every_n_epoch", "1"),
     *("--data.init_args.batch_size", "2", "--data.init_args.batches_per_epoch", "1"),
     *("--data.init_args.shares", "null", "--data.init_args.val_images", "4"),
     *("--trainer.num_sanity_val_steps", "0", "--trainer.enable_model_summary", "false"),
 ]
+RUN = Path("runs/shapes")
+
+
+def checkpoint():
+    return torch.load(RUN / "checkpoints/last.ckpt", weights_only=True)
+
+
+def scalars(tag):
+    return events(RUN).Scalars(tag)
+
+
+def saved_config():
+    return yaml.safe_load((RUN / "config.yaml").read_text())["model"]["init_args"]
+
+
+def judge_fit(arguments, printed):
+    """What a training writes, and that it is the one asked for."""
+    saved, log = checkpoint(), events(RUN)
+    assert saved["aegpo"]["iteration"] == 1
+    assert any(float(value.abs().sum()) > 0 for name, value in saved["state_dict"].items())
+    assert [event.step for event in log.Scalars("reward/mean")] == [1]
+    assert [event.step for event in log.Scalars("val/shapes_judge")] == [1]
+    assert "held-out scores (val) after 1 iterations" in printed
+    picture = Image.open(RUN / "samples/held_out_00001.png")
+    assert min(picture.size) >= 32 and len(picture.getcolors(10**6) or []) > 16
+    curves = "entropy/curve" in log.Tags()["images"]
+    config = saved_config()
+    assert curves == ("grpo.yaml" not in " ".join(arguments))
+    assert config["num_steps"] == (20 if "--model.init_args.num_steps" in arguments else 10)
+    assert scalars("cost/rollout")[0].value == 24 * config["num_steps"]
+    own = "my_module.Brightness" in arguments
+    assert config["reward"]["class_path"].endswith("Brightness" if own else "ShapesMatch")
+    assert f"val/{'brightness' if own else 'shapes_match'}" in log.Tags()["scalars"]
+
+
+def judge_resume(arguments, printed):
+    saved = checkpoint()
+    assert saved["aegpo"]["iteration"] == 2  # one more than the run that it goes on with
+    assert [event.step for event in scalars("reward/mean")] == [1, 2]
+    cost = [event.value for event in scalars("cost/evaluations")]
+    assert cost[1] > cost[0] > 0
+
+
+def judge_scores(stage):
+    def judge(arguments, printed):
+        assert f"held-out scores ({stage})" in printed
+        done = checkpoint()["aegpo"]["iteration"]
+        last = scalars(f"{stage}/shapes_judge")[-1]
+        assert last.step == done and 0 <= last.value <= 1
+
+    return judge
+
+
+def judge_signals(arguments, printed):
+    report = json.loads(Path("runs/signals/signals.json").read_text())
+    assert report and len(list(Path("runs/signals").glob("*.md"))) >= 1
+    assert len(Path("runs/signals/steps.csv").read_text().splitlines()) > 1
+
+
+def judge_sample(arguments, printed):
+    rows = [json.loads(line) for line in Path("samples/scores.jsonl").read_text().splitlines()]
+    assert {row["prompt"] for row in rows} == {"a red circle", "two blue circles"}
+    files = {row["file"] for row in rows}
+    assert files == {str(file.relative_to("samples")) for file in Path("samples").glob("*/*.png")}
+    assert all(0 <= row["scores"]["shapes_judge"] <= 1 for row in rows)
+    assert Image.open("samples/grid.png").size[0] > 32
+
+
+def judge_export(arguments, printed):
+    out = Path("exports/shapes")
+    assert "trained weights differ by 0.0e+00" in printed
+    card = ModelCard.load(out / "README.md")
+    assert "shapes_judge" in card.text and "lora" in card.data.tags
+    assert any(load_file(file) for file in out.rglob("*.safetensors"))
+    assert (out / "config.yaml").is_file()
+
+
+def judge_print_config(arguments, printed):
+    config = yaml.safe_load(printed)
+    assert config["model"]["class_path"].endswith("AEGPOModule")
+    assert config["trainer"]["max_epochs"] == 14
+
+
+def says(*words):
+    def judge(arguments, printed):
+        assert all(word in printed for word in words), printed
+
+    return judge
+
+
+JUDGES = {
+    "fit": judge_fit,
+    "validate": judge_scores("val"),
+    "test": judge_scores("test"),
+    "doctor": says("max |log ratio|", "over 90 tensors"),
+    "plan": says("280", "evaluations"),
+    "signals": judge_signals,
+    "sample": judge_sample,
+    "export": judge_export,
+    "check-reward": says("0 failed"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +146,16 @@ def test_the_readme_shows_commands():
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=[" ".join(words[1:]) for words in COMMANDS])
-def test_readme_command_runs(command, folder, monkeypatch):
+def test_readme_command_writes_what_it_is_for(command, folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     _, subcommand, *arguments = command
     miniature = [] if "--print_config" in arguments else MINIATURE
+    judge = JUDGES[subcommand]
+    resumes = subcommand == "fit" and "--ckpt_path" in arguments
+    if resumes:
+        miniature, judge = [*MINIATURE, "--trainer.max_epochs", "2"], judge_resume
+    elif "--print_config" in arguments:
+        judge = judge_print_config
     if subcommand in ("plan", "check-reward", "export"):
         miniature = []
     if subcommand == "doctor":
@@ -51,11 +165,12 @@ def test_readme_command_runs(command, folder, monkeypatch):
     if subcommand == "signals":
         miniature = ["--prompts", "3", "--images", "2", "--trajectories", "2", "--rows", "8"]
         miniature += ["--model.init_args.num_steps", "5"]
-    fresh = subcommand == "fit" and "--ckpt_path" not in arguments
-    if fresh and Path("runs/shapes").exists():  # as the README says
-        Path("runs/shapes").rename(f"runs/{len(list(Path('runs').iterdir()))}")
+    fresh = subcommand == "fit" and not resumes and "--print_config" not in arguments
+    if fresh and RUN.exists():  # as the README says
+        RUN.rename(f"runs/{len(list(Path('runs').iterdir()))}")
     monkeypatch.setattr("sys.argv", ["aegpo", subcommand, *arguments, *miniature])
     with pytest.raises(SystemExit) as stopped:
         main()
         raise SystemExit(0)  # main returns where all went well
     assert stopped.value.code in (0, None)
+    judge(arguments, capsys.readouterr().out)
