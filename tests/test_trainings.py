@@ -50,15 +50,17 @@ def methods() -> list[tuple[str, str]]:
 
 
 def fit(*arguments: str) -> Any:
-    return AEGPOCLI(["fit", *arguments, *SHRUNKEN])
+    trials = any("oracle_steps" in argument for argument in arguments)  # of four prompts
+    batch = ["--data.batch_size=4"] if trials else []
+    return AEGPOCLI(["fit", *arguments, *SHRUNKEN, *batch])
 
 
-def require_trained(cli: Any, batch_size: int = 2) -> None:
+def require_trained(cli: Any) -> None:
     """One iteration was drawn, scored, compared, and moved the weights."""
     module, logged = cli.model, cli.trainer.callback_metrics
     assert module.iteration == 1
     sizes = module.last.group_sizes
-    assert len(sizes) == batch_size and len(module.last.tree) == int(sizes.sum()) == 24
+    assert len(module.last.tree) == int(sizes.sum()) == 12 * cli.datamodule.batch_size
     assert bool(module.last.rewards.isfinite().all())
     assert logged["update/transitions"] > 0
     assert all(math.isfinite(float(value)) for key, value in logged.items() if "update" in key)
