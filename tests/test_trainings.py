@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -88,8 +88,7 @@ def test_an_overlay_trains(file: Path, folder: Path) -> None:
 
 @pytest.mark.parametrize(("name", "method"), methods(), ids=lambda one: one)
 def test_a_method_of_a_comparison_trains(name: str, method: str, folder: Path) -> None:
-    comparison = copy.deepcopy(comparisons()[name])
-    comparison.out = str(folder / "out")
+    comparison = dataclasses.replace(comparisons()[name], out=str(folder / "out"))
     arguments = comparison.arguments(ROOT / "configs/compare")[method]
     require_trained(fit(*arguments))
 
