@@ -149,6 +149,7 @@ def hide_later_points(loggers: Sequence[Logger], iteration: int) -> None:
     for logger in loggers:
         writer: Any = logger.experiment if isinstance(logger, TensorBoardLogger) else None
         # On the other ranks it is one that has every attribute and does nothing.
-        if isinstance(writer, SummaryWriter) and writer.file_writer is not None:
+        file: Any = writer.file_writer if isinstance(writer, SummaryWriter) else None
+        if file is not None:
             start = SessionLog(status=SessionLog.START)
-            writer.file_writer.add_event(Event(step=iteration + 1, session_log=start))
+            file.add_event(Event(step=iteration + 1, session_log=start))
