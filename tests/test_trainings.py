@@ -24,7 +24,7 @@ SHRUNKEN = [
         "--trainer.limit_val_batches=0",
         "--trainer.num_sanity_val_steps=0",
     ),
-    "--trainer.logger=false",
+    *("--trainer.logger=lightning.pytorch.loggers.CSVLogger", "--trainer.logger.save_dir=log"),
     *("--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"),
 ]
 """Two prompts, one iteration; steps, groups and parts are those of the files."""
