@@ -17,6 +17,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from aegpo import __version__
 from aegpo.policies.exportable import denoiser_of
 from aegpo.policies.pretrained import BUNDLED, find_pipeline
+from aegpo.utilities.names import markdown_code, markdown_text
 from aegpo.utilities.tables import markdown_table
 
 if TYPE_CHECKING:
@@ -92,6 +93,8 @@ def model_card(facts: Facts) -> ModelCard:
         data,
         template_path=str(TEMPLATE),
         facts=facts,
+        title=markdown_text(facts.name),
+        base=markdown_code(facts.base),
         scores=_score_table(facts.scores),
         training=markdown_table(("", ""), _method(facts), text_columns=2),
     )
@@ -196,7 +199,7 @@ def _method(facts: Facts) -> list[tuple[str, str]]:
     """Rows of the training table, most of them from the config."""
     settings = facts.config.get("model", {}).get("init_args", {})
     rows = {key: settings.get(key) for key in (*REWARD_KEYS, *METHOD_KEYS)}
-    described = {key: f"`{describe(value)}`" for key, value in rows.items() if value}
+    described = {key: markdown_code(describe(value)) for key, value in rows.items() if value}
     if rows["objective"] is None and "clip_range" in settings:
         described["objective"] = (
             f"clipped policy gradient, `clip_range={settings['clip_range']}`, "
@@ -205,7 +208,7 @@ def _method(facts: Facts) -> list[tuple[str, str]]:
     callbacks = facts.config.get("trainer", {}).get("callbacks") or []
     names = [str(callback["class_path"]).rpartition(".")[2] for callback in callbacks]
     if names:
-        described["callbacks"] = ", ".join(f"`{name}`" for name in names)
+        described["callbacks"] = ", ".join(map(markdown_code, names))
     if "num_steps" in settings:
         described["denoising steps"] = str(settings["num_steps"])
     spent = ", ".join(f"{name} {count:,}" for name, count in facts.evaluations.items() if count)
@@ -224,7 +227,7 @@ def _score_table(scores: Mapping[str, Mapping[int, float]]) -> str:
             if last > first:
                 change = f"{values[last] - values[first]:+.4f}"
                 after = [f"{values[last]:.4f} (iteration {last})", change]
-            rows.append([reward, f"{values[first]:.4f} (iteration {first})", *after])
+            rows.append([markdown_text(reward), f"{values[first]:.4f} (iteration {first})", *after])
     return markdown_table(("reward", "before", "after", "change"), rows) if rows else ""
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from aegpo.prompts.sets import bundled_records, bundled_sources, is_bundled
+from aegpo.utilities.files import read_utf8
 
 Row = tuple[int, dict[str, Any] | str]
 """Line number from 1, and a record or the reason why there is none."""
@@ -56,22 +57,30 @@ def read_prompts(source: str, column: str) -> list[dict[str, Any]]:
     records = list(_valid(rows, "prompt" if kind == ".txt" else column, source))
     if not records:
         raise ValueError(f"prompt file {source!r} holds no prompt")
+    _warn_of_what_was_hardly_meant([record["prompt"] for record in records], kind, source)
     return records
+
+
+def _warn_of_what_was_hardly_meant(texts: Sequence[str], kind: str, source: str) -> None:
+    """Say that texts occur more than once, or look like comments, which no format here has."""
+    different = len(set(texts))
+    if different < len(texts):
+        warnings.warn(
+            f"{source}: {len(texts)} prompts, {different} of them different", stacklevel=3
+        )
+    marked = [text for text in texts if text.startswith("#")]
+    comments = marked if len(marked) == len(texts) else [t for t in marked if t[1:2] in ("", " ")]
+    if comments and kind == ".txt":
+        warnings.warn(
+            f"{source}: {len(comments)} of {len(texts)} prompts start with '#' and are drawn like "
+            "the others; a .txt file has no comments: remove what is none of your prompts",
+            stacklevel=3,
+        )
 
 
 def _lines(path: Path, source: str) -> list[str]:
     """The file's lines: what a line feed ends, with or without a carriage return before it."""
-    content = path.read_bytes()
-    _refuse_other_kinds(content, source)
-    try:
-        # Editors on Windows put a byte-order mark before the text; it is no part of it.
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise ValueError(
-            f"{source}:{line}: byte 0x{content[error.start]:02x} is not UTF-8; save the file as "
-            "UTF-8 (from Latin-1: iconv -f latin1 -t utf8)"
-        ) from None
+    text = read_utf8(path, source)
     if "\r" in text and "\n" not in text:
         raise ValueError(
             f"{source}: the lines end with a carriage return alone and would be one prompt; save "
@@ -79,25 +88,6 @@ def _lines(path: Path, source: str) -> list[str]:
         )
     # Not splitlines: a text may hold a line separator (U+2028) or a form feed.
     return text.replace("\r\n", "\n").removesuffix("\n").split("\n") if text else []
-
-
-def _refuse_other_kinds(content: bytes, source: str) -> None:
-    """Name what is no text in UTF-8, whatever the file's ending says."""
-    utf16 = "UTF-16; save the file as UTF-8 (iconv -f utf-16 -t utf8)"
-    for start, kind in (
-        (b"\x1f\x8b", "compressed by gzip; unpack it first"),
-        (b"PK\x03\x04", "a zip archive or a spreadsheet; unpack it, or save it as CSV in UTF-8"),
-        (b"\xff\xfe", utf16),
-        (b"\xfe\xff", utf16),
-    ):
-        if content.startswith(start):
-            raise ValueError(f"{source} is {kind}")
-    if b"\x00" in content:
-        line = content.count(b"\n", 0, content.index(b"\x00")) + 1
-        raise ValueError(
-            f"{source}:{line}: a zero byte, which no prompt holds; save the file as UTF-8 (from "
-            "UTF-16 without a mark: iconv -f utf-16le -t utf8)"
-        )
 
 
 def _read_text(lines: Sequence[str], source: str) -> Iterator[Row]:

@@ -1,4 +1,7 @@
-"""A file that takes another's place: the old one is whole until the new one is."""
+"""Files of users: never half written, and read as they were meant or refused.
+
+A file that takes another's place is whole before the old one goes.
+"""
 
 from __future__ import annotations
 
@@ -123,3 +126,49 @@ def set_aside(path: Path, suffix: str) -> list[Path]:
         if name == path.name and len(unique) == 32 and not set(unique) - set("0123456789abcdef"):
             found.append(other)
     return found
+
+
+def read_utf8(path: Path, source: str) -> str:
+    """Read a text file.
+
+    Args:
+        path: The file.
+        source: Its name as the user gave it, for messages.
+
+    Returns:
+        Its text, with line ends as they are; a byte-order mark, which editors on Windows put before
+        a text, is no part of it.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it is not UTF-8, with the line and the byte, or is a file of another kind.
+    """
+    content = path.read_bytes()
+    _refuse_other_kinds(content, source)
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{source}:{line}: byte 0x{content[error.start]:02x} is not UTF-8; save the file as "
+            "UTF-8 (from Latin-1: iconv -f latin1 -t utf8)"
+        ) from None
+
+
+def _refuse_other_kinds(content: bytes, source: str) -> None:
+    """Name what is no text in UTF-8, whatever the file's ending says."""
+    utf16 = "UTF-16; save the file as UTF-8 (iconv -f utf-16 -t utf8)"
+    for start, kind in (
+        (b"\x1f\x8b", "compressed by gzip; unpack it first"),
+        (b"PK\x03\x04", "a zip archive or a spreadsheet; unpack it, or save it as CSV in UTF-8"),
+        (b"\xff\xfe", utf16),
+        (b"\xfe\xff", utf16),
+    ):
+        if content.startswith(start):
+            raise ValueError(f"{source} is {kind}")
+    if b"\x00" in content:
+        line = content.count(b"\n", 0, content.index(b"\x00")) + 1
+        raise ValueError(
+            f"{source}:{line}: a zero byte, which no text holds; save the file as UTF-8 (from "
+            "UTF-16 without a mark: iconv -f utf-16le -t utf8)"
+        )

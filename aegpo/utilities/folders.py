@@ -7,12 +7,35 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from aegpo.utilities.files import aside, set_aside, sync
 
 WRITTEN = ".written"
 """File in a folder that may be replaced: the names of all files that were written into it."""
 
 PREVIOUS = "previous"
+
+
+def check_folder(out: str) -> Path:
+    """Refuse a folder that cannot be there, before anything is measured or drawn.
+
+    Args:
+        out: The folder that was asked for; it need not exist.
+
+    Returns:
+        Its path.
+
+    Raises:
+        ValueError: If it is a file, or would lie in one.
+    """
+    folder = Path(out).expanduser()
+    there = next((path for path in (folder, *folder.parents) if path.exists()), folder.parent)
+    if there == folder and not folder.is_dir():
+        raise ValueError(f"--out {out} is a file; give a folder")
+    if there.exists() and not there.is_dir():
+        raise ValueError(f"--out {out}: {there} is a file; give another folder")
+    return folder
 
 
 def check_new_folder(out: str) -> Path:
@@ -27,9 +50,7 @@ def check_new_folder(out: str) -> Path:
     Raises:
         ValueError: If it is a file, or a folder that is not empty.
     """
-    folder = Path(out).expanduser()
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--out {out} is a file; give a new folder")
+    folder = check_folder(out)
     if folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"--out {out} exists and is not empty; give a new folder or remove it")
     return folder
@@ -93,6 +114,10 @@ def published(folder: Path, replace: bool = False) -> Iterator[Path]:
             if final.exists():
                 final.rmdir()
             partial.rename(final)
+    except SafetensorError as error:  # of the disk; the error of a file that is none has no "I/O"
+        if "I/O error" not in str(error):
+            raise
+        raise OSError(f"{folder} cannot be written: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -60,6 +60,27 @@ def markdown_text(text: str) -> str:
     return escaped.translate(_ENTITIES_IN_MARKDOWN)
 
 
+def markdown_code(text: str) -> str:
+    """Write a text as Markdown's code, on one line.
+
+    Args:
+        text: Any text, such as a part of a config; it may hold backticks.
+
+    Returns:
+        A code span that shows the text and ends where it ends; "" for an empty text.
+
+    Examples:
+        >>> print(markdown_code("top_k=4"), markdown_code("Rate `{prompt}`"))
+        `top_k=4` `` Rate `{prompt}` ``
+    """
+    line = " ".join(text.split())
+    if not line:
+        return ""
+    longest = max((len(run) for run in re.findall("`+", line)), default=0)
+    fence, space = "`" * (longest + 1), " " if "`" in (line[0], line[-1]) else ""
+    return f"{fence}{space}{line}{space}{fence}"
+
+
 def figure_text(text: str) -> str:
     """Write a text so that a figure shows it as it is.
 

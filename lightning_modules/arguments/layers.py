@@ -88,26 +88,9 @@ def contradicting_layers(files: Sequence[str]) -> str | None:
     return None
 
 
-def config_files(arguments: Sequence[str]) -> list[str]:
-    """Find the config files among the arguments of a command.
-
-    Args:
-        arguments: Arguments of the process.
-
-    Returns:
-        The values of ``--config`` and ``-c``, in their order.
-    """
-    files = []
-    for number, argument in enumerate(arguments):
-        name, equals, value = argument.partition("=")
-        if name in ("--config", "-c"):
-            files += [value] if equals else list(arguments[number + 1 : number + 2])
-    return files
-
-
 def _read(file: str) -> _Layer | None:
     try:
-        content = yaml.safe_load(Path(file).read_text())
+        content = yaml.safe_load(Path(file).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, yaml.YAMLError):
         return None  # the parser says what is wrong with it
     return _Layer(file, content) if isinstance(content, dict) else None

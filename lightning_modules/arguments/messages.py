@@ -87,7 +87,9 @@ def explain_exception(error: BaseException) -> str:
         original = original.__cause__
     text = describe(original)
     if isinstance(original, OSError) and original.strerror and original.errno is not None:
-        text = original.strerror + (f": {original.filename}" if original.filename else "")
+        name = original.filename  # of TensorBoard's files it is bytes
+        name = os.fsdecode(name) if isinstance(name, bytes) else name
+        text = original.strerror + (f": {name}" if name else "")
     return _one_line(text) or type(original).__name__
 
 
@@ -137,6 +139,11 @@ def _unknown_option(complaint: str, options: Sequence[str]) -> str | None:
         root = unknown[1].partition(".")[0]
         known = did_you_mean(unknown[1], options) if root in roots else did_you_mean(root, roots)
         return f"there is no option {unknown[1]!r}{known}"
+    if loose := re.match(r"unrecognized arguments: (?!--)(-?)([^ =]+)", complaint):
+        root = loose[2].partition(".")[0]
+        roots = {option.partition(".")[0] for option in options}
+        meant = loose[2] if root in roots else "name"
+        return f"{loose[1] + loose[2]!r} belongs to no option; give options as --{meant} value"
     unknown = re.match(r"unrecognized arguments: (?:--)?([^ =]+)", complaint)
     if unknown := unknown or re.match(r"Unexpected config: (\w+):", complaint):
         return f"there is no option {unknown[1]!r}{did_you_mean(unknown[1], options)}"

@@ -6,7 +6,8 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
+from itertools import pairwise
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, NoReturn, get_args
@@ -14,6 +15,11 @@ from typing import TYPE_CHECKING, Any, NoReturn, get_args
 import yaml
 from jsonargparse import ArgumentParser
 
+from lightning_modules.arguments.config_files import (
+    config_files,
+    mistake_in_file,
+    mistake_in_value,
+)
 from lightning_modules.arguments.messages import debugging, explain_parsing, fail
 
 if TYPE_CHECKING:
@@ -42,6 +48,8 @@ class OneLineErrors(_Parser):
         """
         if getattr(self, "_inner_parser", False) and args is not None:
             args = [self._with_null(argument) for argument in args]
+        elif self.exit_on_error:
+            _refuse_mistakes(sys.argv[1:] if args is None else list(args))
         return super().parse_args(args, *positional, **settings)
 
     def validate(self, namespace: Any, *positional: Any, **settings: Any) -> None:
@@ -87,8 +95,23 @@ class OneLineErrors(_Parser):
         if not self.exit_on_error or debugging():
             super().error(message, ex)
         parser: argparse.ArgumentParser = getattr(ex, "subcommand_parser", None) or self
+        if lacking := re.match(r"argument (?:-\w/)?--([\w.]+): expected one argument", message):
+            fail(f"{_without_value(lacking[1])} needs a value")
         line = explain_parsing(message, [action.dest for action in parser._actions])
         fail(line.replace("<unicode string>", _unreadable_config() or "<unicode string>"))
+
+
+def _refuse_mistakes(args: Sequence[str]) -> None:
+    """Refuse what YAML or jsonargparse would take in silence, or without naming the file."""
+    mistakes = [mistake_in_file(file) for file in config_files(args)]
+    for before, word in zip(("", *args), args, strict=False):
+        name, equals, value = word.partition("=")
+        if name.startswith("--") and equals:
+            mistakes.append(mistake_in_value(name, value))
+        elif before.startswith("--"):
+            mistakes.append(mistake_in_value(before, word))
+    for mistake in filter(None, mistakes):
+        fail(mistake)
 
 
 def _takes_null(typehint: Any) -> bool:
@@ -134,6 +157,22 @@ def join_texts(args: list[str], options: Sequence[str]) -> list[str]:
     return args
 
 
+def second_command(args: Sequence[str], commands: Container[str]) -> str | None:
+    """Find a command that stands behind another, where jsonargparse looks for an option.
+
+    Args:
+        args: The arguments, a command first.
+        commands: Names of all commands.
+
+    Returns:
+        One line, or None.
+    """
+    for before, word in pairwise(args):
+        if word in commands and not before.startswith("-"):
+            return f"give one command: {args[0]} or {word}; each is a line of its own"
+    return None
+
+
 def _is_option(word: str) -> bool:
     return word in ("-c", "-h") or (
         word.startswith("--") and not re.search(r"\s", word.partition("=")[0])
@@ -153,6 +192,14 @@ def _json(texts: list[str]) -> str:
     plain = json.dumps(texts, ensure_ascii=False)
     unseen = {ord(c) for c in plain if not c.isprintable() and ord(c) < 0x10000}
     return plain.translate({number: f"\\u{number:04x}" for number in unseen})
+
+
+def _without_value(option: str) -> str:
+    """Find the option as it was typed: argparse names the root of a dotted one alone."""
+    for word, after in pairwise([*sys.argv[1:], "--"]):
+        if f"{word}.".startswith(f"--{option}.") and after.startswith("--"):
+            return word
+    return f"--{option}"
 
 
 def _unreadable_config() -> str | None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
 
 from lightning_modules.aegpo_module import AEGPOModule
 from lightning_modules.cli.checkpoints import find_checkpoint, what_is_done
@@ -52,8 +54,10 @@ def is_ready(trainer: Trainer, model: LightningModule, command: str, section: Na
 
 def _may_train(trainer: Trainer, model: LightningModule, section: Namespace) -> bool:
     """Whether a training has something left to do."""
+    _refuse_no_interval(trainer)
     if isinstance(model, AEGPOModule):
         _refuse_unused_settings(trainer)
+        _try_optimizer(model)
     if section["ckpt_path"] is not None:
         done = what_is_done(trainer, section["ckpt_path"], section.get("weights_only"))
         if done is not None:
@@ -63,6 +67,20 @@ def _may_train(trainer: Trainer, model: LightningModule, section: Namespace) -> 
     elif not section.get("trainer.fast_dev_run"):
         refuse_taken_folders(trainer)
     return True
+
+
+def _refuse_no_interval(trainer: Trainer) -> None:
+    """Refuse intervals by which Lightning would divide in the middle of a run."""
+    for name in ("check_val_every_n_epoch", "val_check_interval"):
+        value = getattr(trainer, name)
+        if isinstance(value, int | float) and value <= 0:
+            raise ValueError(
+                f"trainer.{name}={value} must be above 0; trainer.limit_val_batches 0 switches the "
+                "evaluation off"
+            )
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    if every < 0:
+        raise ValueError(f"trainer.log_every_n_steps={every} must not be below 0")
 
 
 def _refuse_unused_settings(trainer: Trainer) -> None:
@@ -79,3 +97,10 @@ def _refuse_unused_settings(trainer: Trainer) -> None:
             "accumulates over all its images by itself; for more of them set data.batch_size, or "
             "the images per prompt of model.allocator"
         )
+
+
+def _try_optimizer(model: AEGPOModule) -> None:
+    """Have the optimizer and the schedule refuse their settings before the policy is loaded."""
+    optimizer = model.optimizer_factory([nn.Parameter(torch.zeros(1, device="cpu"))])
+    if model.lr_scheduler_factory is not None:
+        model.lr_scheduler_factory(optimizer)

@@ -6,6 +6,7 @@ import logging
 import traceback
 import warnings
 from pathlib import Path
+from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
@@ -73,17 +74,42 @@ def is_user_error(error: BaseException) -> bool:
 
     Returns:
         True for what a ``raise`` in our own packages or Lightning's checks said, and for files and
-        disks that failed. An error from inside torch is a fault and keeps its traceback.
+        disks that failed, and for what a constructor refused, such as an optimizer's. Another error
+        from inside torch is a fault and keeps its traceback.
     """
     if isinstance(error, OSError | MisconfigurationException):
         return True
     frames = traceback.extract_tb(error.__traceback__)
     if not frames:
         return False
+    if refusing_class(error) is not None:
+        return True
     roots = [Path(aegpo.__file__).parents[1] / name for name in OUR_PACKAGES]
     ours = any(root in Path(frames[-1].filename).parents for root in roots)
     # An operation of torch fails in the frame that called it, so the frame alone does not tell.
     return ours and (frames[-1].line or "").startswith("raise ")
+
+
+def refusing_class(error: BaseException) -> type[Any] | None:
+    """Say whose constructor refused its arguments, which stand in the config.
+
+    Args:
+        error: What ended the run.
+
+    Returns:
+        The class, such as an optimizer's; None if the error was raised elsewhere, or by a class of
+        ours, which says what to do by itself.
+    """
+    innermost = error.__traceback__
+    while innermost is not None and innermost.tb_next is not None:
+        innermost = innermost.tb_next
+    if innermost is None or not isinstance(error, ValueError):
+        return None
+    line = traceback.extract_tb(innermost)[0].line or ""
+    if innermost.tb_frame.f_code.co_name != "__init__" or not line.startswith("raise "):
+        return None
+    refusing = type(innermost.tb_frame.f_locals.get("self"))
+    return None if refusing.__module__.partition(".")[0] in OUR_PACKAGES else refusing
 
 
 def quieten_lightning() -> None:

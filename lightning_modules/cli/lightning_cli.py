@@ -12,7 +12,6 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -21,9 +20,11 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import aegpo
+from aegpo.utilities.checkpoint_files import CheckpointFiles
 from aegpo.utilities.halving import is_out_of_memory
+from lightning_modules.arguments.config_files import config_files
 from lightning_modules.arguments.configs import differing_hyperparameters, unknown_empty_keys
-from lightning_modules.arguments.layers import config_files, contradicting_layers
+from lightning_modules.arguments.layers import contradicting_layers
 from lightning_modules.arguments.messages import (
     UserError,
     debugging,
@@ -31,7 +32,7 @@ from lightning_modules.arguments.messages import (
     explain_exception,
     fail,
 )
-from lightning_modules.arguments.parser import OneLineErrors, join_texts
+from lightning_modules.arguments.parser import OneLineErrors, join_texts, second_command
 from lightning_modules.arguments.user_code import place_in_user_code
 from lightning_modules.cli.before_running import is_ready
 from lightning_modules.cli.failures import (
@@ -107,9 +108,9 @@ class AEGPOCLI(LightningCLI):
         typed = sys.argv[1:] if args is None else args
         if isinstance(typed, list) and typed and typed[0] in COMMANDS:
             typed = join_texts(typed, COMMANDS[typed[0]].texts)
-            contradiction = contradicting_layers(config_files(typed))
-            if contradiction is not None:
-                fail(contradiction)
+            mistake = second_command(typed, COMMANDS) or contradicting_layers(config_files(typed))
+            if mistake is not None:
+                fail(mistake)
         if args is None:
             sys.argv[1:], typed = typed, None
         super().parse_arguments(parser, typed)
@@ -119,7 +120,8 @@ class AEGPOCLI(LightningCLI):
         if isinstance(seed, int) and not 0 <= int(seed) <= LARGEST_SEED:
             fail(f"seed_everything={seed} must be between 0 and {LARGEST_SEED}")
         for file in section.get("config") or []:
-            for key in unknown_empty_keys(yaml.safe_load(Path(file).read_text()), parsed):
+            raw = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+            for key in unknown_empty_keys(raw, parsed):
                 parent, _, name = key.rpartition(".")
                 known = _at(parsed, parent)
                 fail(f"there is no option {key!r} (in {file}){did_you_mean(name, known)}")
@@ -135,10 +137,10 @@ class AEGPOCLI(LightningCLI):
         if not path or not Path(path).is_file() or "model" not in section:
             return
         try:
-            saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            saved = CheckpointFiles().load_checkpoint(path, lazy=True)
+            hyperparameters = dict(saved.get("hyper_parameters") or {})
         except Exception:
             return  # the trainer will say what is wrong with the file
-        hyperparameters = dict(saved.get("hyper_parameters") or {})
         for line in differing_hyperparameters(hyperparameters, section["model"].as_dict()):
             rank_zero_info(line)
 

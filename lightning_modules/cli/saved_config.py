@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
 from aegpo.utilities.files import replacing
@@ -52,6 +54,19 @@ class SaveRunConfig(SaveConfigCallback):
         """
         self._write(trainer)
 
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Leave no event file of a run that was refused before it began.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+            exception: What ended it.
+        """
+        if not self.already_saved:
+            forget_event_files(trainer)
+
     def _write(self, trainer: L.Trainer) -> None:
         """Write it on the first rank, once."""
         if self.already_saved or not trainer.loggers:  # the same on every rank
@@ -70,6 +85,22 @@ class SaveRunConfig(SaveConfigCallback):
         text = self.parser.dump(self.config, skip_none=False)
         with replacing(path) as partial:
             partial.write_text(f"{_MARK}{_fingerprint(text)}\n{text}", encoding="utf-8")
+
+
+def forget_event_files(trainer: L.Trainer) -> None:
+    """Remove the event files that this process has begun; TensorBoard makes them at its first word.
+
+    Args:
+        trainer: The trainer of a run that drew nothing.
+    """
+    for logger in trainer.loggers:
+        writer: Any = logger._experiment if isinstance(logger, TensorBoardLogger) else None
+        if writer is None or getattr(writer, "file_writer", None) is None:
+            continue
+        file = Path(writer.file_writer.event_writer._file_name)
+        writer.close()
+        file.unlink(missing_ok=True)
+        logger._experiment = None  # type: ignore[attr-defined]
 
 
 def free_place(wanted: Path) -> Path:

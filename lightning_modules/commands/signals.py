@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from aegpo.study.signal_report import (
     write_report,
 )
 from aegpo.utilities.checkpoint_files import CheckpointFiles
+from aegpo.utilities.folders import check_folder
 from lightning_modules.commands.inside_trainer import inside_trainer
 from lightning_modules.training.resuming import PREFIX, policy_tensors
 
@@ -69,8 +69,8 @@ def signals(
         What was written.
 
     Raises:
-        ValueError: If the module has no policy, SDE, reward and selector, there are no prompts, or
-            `ckpt_before` stands alone.
+        ValueError: If the module has no policy, SDE, reward and selector, there are no prompts,
+            `ckpt_before` stands alone, or `out` is a file.
     """
     module: Any = model
     missing = [name for name in NEEDED if not hasattr(model, name)]
@@ -81,6 +81,7 @@ def signals(
         )
     if ckpt_before is not None and ckpt_path is None:
         raise ValueError("--ckpt_before is the earlier of two checkpoints; give --ckpt_path too")
+    folder = check_folder(out)
     earlier = None if ckpt_before is None else _trainable_state(ckpt_before)
     if top_k is None:
         top_k = getattr(module.step_selector, "top_k", min(4, module.num_steps - 1))
@@ -122,7 +123,7 @@ def signals(
 
     inside_trainer(trainer, model, batch, measure, ckpt_path, weights_only)
     report = reports[0]
-    files = write_report(report, Path(out))
+    files = write_report(report, folder)
     print_report(report, console)
     console.print(f"{report.cost} in {time.perf_counter() - started:.0f} seconds")
     console.print("written: " + ", ".join(map(str, files)))

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from aegpo.distributed import all_reduce_max, world
 from aegpo.utilities.halving import is_out_of_memory
 from lightning_modules.arguments.messages import explain_exception
-from lightning_modules.cli.failures import explain_memory, is_user_error
+from lightning_modules.cli.failures import explain_memory, is_user_error, refusing_class
 from lightning_modules.cli.ranks.links import connect
 from lightning_modules.cli.ranks.places import of_error, waited
 from lightning_modules.cli.ranks.watch import LAUNCHER, Watch
@@ -224,5 +224,6 @@ def explain_failure(error: BaseException) -> str:
         advice = "; raise trainer.rank_timeout if one of them may take longer" if late else ""
         return f"{what}: {of_error(error)}{advice} ({first})"
     if isinstance(error, Exception) and is_user_error(error):
-        return explain_exception(error)
+        refused = refusing_class(error)
+        return f"{refused.__name__}: {first}" if refused else explain_exception(error)
     return f"{type(error).__name__} in {of_error(error)}: {first}"

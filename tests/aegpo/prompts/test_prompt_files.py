@@ -22,6 +22,7 @@ def read(path: Path, column: str = "prompt") -> list[str]:
     """The prompts of a file that nothing is wrong with."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "(?s).*(of them different|start with '#')")
         return [record["prompt"] for record in read_prompts(str(path), column)]
 
 
@@ -141,3 +142,24 @@ def test_a_folder_is_no_prompt_file(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").mkdir()
     with pytest.raises(ValueError, match="is a folder; name a file in it"):
         read_prompts(str(tmp_path / "prompts.txt"), "prompt")
+
+
+def test_what_was_hardly_meant_is_told(tmp_path: Path) -> None:
+    def told(name: str, content: str) -> list[str]:
+        file = tmp_path / name
+        file.write_text(content)
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            read_prompts(str(file), "prompt")
+        return [str(one.message).removeprefix(f"{file}: ") for one in found]
+
+    assert told("a.txt", "red\nblue\nred\nred\n") == ["4 prompts, 2 of them different"]
+    same = '{"prompt": "red", "category": "a"}\n{"prompt": "red", "category": "b"}\n'
+    assert told("a.jsonl", same) == ["2 prompts, 1 of them different"]
+    assert told("a.csv", "prompt\nred\nred\n") == ["2 prompts, 1 of them different"]
+    (comment,) = told("b.txt", "# one\n#two\nred\n#\n")
+    assert comment.startswith("2 of 4 prompts start with '#' and are drawn like the others")
+    (comments,) = told("c.txt", "#one\n#two\n")
+    assert comments.startswith("2 of 2 prompts start with '#'")
+    assert told("d.txt", "#1 dad\nred # blue\n") == []
+    assert told("d.csv", "prompt\n# one\nblue\n") == []

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from aegpo.utilities.folders import check_new_folder, published
+from aegpo.utilities.folders import check_folder, check_new_folder, published
 
 
 def fill(folder: Path, text: str, **settings: bool) -> None:
@@ -148,7 +148,33 @@ def test_a_link_to_a_folder_stays_a_link(tmp_path: Path) -> None:
 def test_a_command_refuses_what_is_taken(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert check_new_folder(str(tmp_path / "new")) == tmp_path / "new"
-    with pytest.raises(ValueError, match="is a file; give a new folder"):
+    with pytest.raises(ValueError, match="is a file; give a folder"):
         check_new_folder(str(tmp_path / "file"))
+    with pytest.raises(ValueError, match=r"sub/deep: .*/file is a file; give another folder"):
+        check_new_folder(str(tmp_path / "file/sub/deep"))
+    assert check_folder(str(tmp_path)) == tmp_path  # one that may hold something already
     with pytest.raises(ValueError, match="exists and is not empty"):
         check_new_folder(str(tmp_path))
+
+
+def test_a_disk_that_is_full_is_told_by_the_folders_name_and_nothing_is_left(
+    tmp_path: Path,
+) -> None:
+    program = """
+import resource, sys, torch
+from pathlib import Path
+from safetensors.torch import save_file
+from aegpo.utilities.folders import published
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+try:
+    with published(Path(sys.argv[1])) as folder:
+        save_file({"a": torch.zeros(100_000)}, folder / "x.safetensors")
+except OSError as error:
+    print(error)
+"""
+    out = tmp_path / "out"
+    ended = subprocess.run(
+        [sys.executable, "-c", program, str(out)], capture_output=True, text=True, timeout=300
+    )
+    assert ended.stdout.startswith(f"{out} cannot be written: Error while serializing: I/O error")
+    assert ended.returncode == 0 and names(tmp_path) == []

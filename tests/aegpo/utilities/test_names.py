@@ -9,10 +9,11 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 from matplotlib.figure import Figure
 from tensorboard.plugin_util import markdown_to_safe_html
 
-from aegpo.utilities.names import figure_text, markdown_text, tag_name, tag_part
+from aegpo.utilities.names import figure_text, markdown_code, markdown_text, tag_name, tag_part
 from aegpo.utilities.tables import markdown_table
 
 NASTY = [
@@ -43,6 +44,15 @@ def test_a_cell_shows_the_text_as_it_is(text: str) -> None:
     page = markdown_to_safe_html(markdown_table(("prompt", "n"), [(markdown_text(text), "1")]))
     cells = re.findall(r"<td[^>]*>(.*?)</td>", page, re.DOTALL)
     assert [html.unescape(cell) for cell in cells] == [text, "1"]
+
+
+@pytest.mark.parametrize("text", [*NASTY, "`", "a `` b", "``` c", "a|`b`", "two\nlines"])
+def test_code_in_a_cell_ends_where_the_text_ends(text: str) -> None:
+    table = markdown_table(("code", "n"), [(markdown_code(text), "1")])
+    page = MarkdownIt("commonmark").enable("table").render(table)  # as pages of models are shown
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", page, re.DOTALL)
+    code = cells[0].removeprefix("<code>").removesuffix("</code>")
+    assert len(cells) == 2 and html.unescape(code) == " ".join(text.split())
 
 
 def test_a_text_of_several_lines_stays_in_its_cell() -> None:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from user_folder import refusal
 
-from lightning_modules.arguments.layers import config_files, contradicting_layers
+from lightning_modules.arguments.layers import contradicting_layers
 
 ROOT = Path(__file__).parents[3]
 BASE = str(ROOT / "configs/shapes.yaml")
@@ -75,11 +75,6 @@ def test_every_comparison_is_free_of_contradictions() -> None:
         for files in yaml.safe_load(file.read_text())["methods"].values():
             named = [str(file.parent / one) for one in files if isinstance(one, str)]
             assert contradicting_layers([BASE, *named]) is None
-
-
-def test_config_files_are_found_as_they_are_typed() -> None:
-    typed = ["fit", "--config", "a.yaml", "--config=b.yaml", "-c", "c.yaml", "--x", "d", "--config"]
-    assert config_files(typed) == ["a.yaml", "b.yaml", "c.yaml"]
 
 
 def test_the_command_line_says_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

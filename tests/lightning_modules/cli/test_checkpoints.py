@@ -77,15 +77,15 @@ def test_a_finished_run_says_what_to_raise_and_writes_nothing(
     assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 4
 
 
-def test_a_refused_resume_leaves_the_runs_config(run: Path) -> None:
-    before = (run / "config.yaml").read_bytes()
+def test_a_refused_resume_leaves_the_run_as_it_was(run: Path) -> None:
+    before = content(run)
     other = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
     other["state_dict"] = {name: torch.zeros(7) for name in other["state_dict"]}
     torch.save(other, "other.ckpt")
     more = ("--trainer.max_epochs", "2", "--model.lr", "0.25")
     with pytest.raises(RuntimeError, match="size mismatch"):
         main(["fit", *GIVEN, *more, "--ckpt_path", "other.ckpt"])
-    assert (run / "config.yaml").read_bytes() == before
+    assert content(run) == before
     main(["fit", *GIVEN, *more, "--ckpt_path", "last"])
     assert "lr: 0.25" in (run / "config.yaml").read_text()
 
@@ -102,6 +102,16 @@ def test_a_copied_runs_config_does_not_load_the_other_run(
     assert f"{copy}/checkpoints/last.ckpt lies beside the config" in line
     run.symlink_to(copy)  # behind a link it is the run itself
     main(["validate", "--config", str(run / "config.yaml"), "--ckpt_path", "last"])
+
+
+@pytest.mark.parametrize("content", [("no", "dict"), {"hyper_parameters": 3}, [1]])
+def test_what_is_no_checkpoint_is_told_in_one_line(
+    run: Path, capsys: pytest.CaptureFixture[str], content: object
+) -> None:
+    torch.save(content, "other.ckpt")
+    for command in ("validate", "fit"):
+        line = refusal(capsys, command, *GIVEN, "--ckpt_path", "other.ckpt")
+        assert "is no checkpoint of a training; give one that aegpo fit wrote" in line
 
 
 @pytest.mark.parametrize("logger", ["TensorBoardLogger", "CSVLogger"])

@@ -407,7 +407,7 @@ def test_export_and_sample_from_the_command_line_without_the_data(
     paths = set(re.findall(rf"{re.escape(str(tmp_path))}\S*", Path("lora/config.yaml").read_text()))
     assert all(path in typed for path in paths)
     card = Path("lora/README.md").read_text()
-    assert 'find_pipeline("shapes")' in card and "| shapes_judge | " in card
+    assert 'find_pipeline("shapes")' in card and "| shapes\\_judge | " in card
     assert str(tmp_path) not in card
 
     # The same folder again is refused on one line, before anything is loaded.

@@ -62,9 +62,12 @@ def test_wrong_requests_are_refused_in_words(tiny_sd3_folder: Path, tmp_path: Pa
     with pytest.raises(ValueError, match="give --ckpt_path too"):
         measured(tmp_path, tiny_sd3_folder, "out", ckpt_before="a.ckpt")
     empty = tmp_path / "empty.ckpt"
-    torch.save({"state_dict": {}}, empty)
+    torch.save({"state_dict": {}, "pytorch-lightning_version": "2"}, empty)
     with pytest.raises(ValueError, match=r"empty\.ckpt holds no weights of a policy"):
         measured(tmp_path, tiny_sd3_folder, "out", ckpt_path="b.ckpt", ckpt_before=str(empty))
+    for taken in ("empty.ckpt", "empty.ckpt/deep"):
+        with pytest.raises(ValueError, match="is a file; give"):
+            measured(tmp_path, tiny_sd3_folder, taken)
     module = tiny_module(tiny_sd3_folder)
     del module.sde
     with pytest.raises(ValueError, match="AEGPOModule lacks sde"):
