@@ -7,6 +7,7 @@ import json
 import re
 import sys
 from collections.abc import Container, Sequence
+from enum import Enum
 from itertools import pairwise
 from pathlib import Path
 from types import NoneType
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
     _Parser = ArgumentParser
 else:
     _Parser = object
+
+
+# An enumeration's member is a default in some classes, such as Lightning's Timer; YAML's has none.
+yaml.representer.SafeRepresenter.add_multi_representer(
+    Enum, lambda dumper, member: dumper.represent_data(member.value)
+)
 
 
 class OneLineErrors(_Parser):

@@ -60,6 +60,20 @@ def test_a_config_is_replaced_until_someone_changes_it(user_folder: Path) -> Non
     assert free_place(saved) == saved.with_name("config_1.yaml")
 
 
+def test_a_default_that_is_no_plain_value_is_saved_as_one(
+    user_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ("--config", "base.yaml", "--trainer.callbacks", '[{"class_path": "Timer"}]')
+    main(["fit", *given, *LOGGED])
+    saved = str(user_folder / "runs/mine/config.yaml")
+    (timer,) = yaml.safe_load(Path(saved).read_text())["trainer"]["callbacks"]
+    assert timer["init_args"]["interval"] == "step"
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", "--config", saved, "--print_config"])
+    assert stopped.value.code == 0 and "interval: step" in capsys.readouterr().out
+
+
 def test_a_runs_config_is_that_of_fit_and_every_command_accepts_it(user_folder: Path) -> None:
     (user_folder / "checkpoints.yaml").write_text(CHECKPOINTS)
     given = ("--config", "base.yaml", "--config", "checkpoints.yaml", *LOGGED)
