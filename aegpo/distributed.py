@@ -16,6 +16,19 @@ def world() -> tuple[int, int]:
     return 1, 0
 
 
+def own_rows(count: int) -> Tensor:
+    """Rows that are this rank's when they are dealt in turn; with fewer than ranks some have none.
+
+    Args:
+        count: How many rows there are.
+
+    Returns:
+        Row numbers rank, rank + size, … below `count`, shape (n,) int64, on the CPU.
+    """
+    size, rank = world()
+    return torch.arange(count, device="cpu")[rank::size]
+
+
 def all_gather_rows(rows: Tensor) -> tuple[Tensor, slice]:
     """Concatenate every rank's rows in rank order; ranks may hold different numbers of them.
 

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from aegpo.distributed import all_gather_rows, world
+from aegpo.distributed import all_gather_rows, own_rows
 from aegpo.entropy.reading import EntropyReading, delta_entropy
 from aegpo.entropy.recorder import EntropyRecorder
 from aegpo.entropy.recording import Recording
@@ -110,8 +110,7 @@ class EntropyProbe(L.Callback, PlansEvaluations):
             if self.source == "rollouts":
                 pl_module.recorder = self.recorder if due else None
             elif due:
-                size, rank = world()
-                own = batch.select(torch.arange(rank, len(batch), size, device="cpu"))
+                own = batch.select(own_rows(len(batch)))
                 schedule = ExplorationSchedule.deterministic(len(own), pl_module.num_steps)
                 # Hooks run outside the precision context that training_step has.
                 with trainer.precision_plugin.forward_context():

@@ -9,7 +9,7 @@ import lightning as L
 import numpy as np
 import torch
 
-from aegpo.distributed import all_gather_rows, world
+from aegpo.distributed import all_gather_rows, own_rows
 from aegpo.prompts import PromptBatch
 from aegpo.training import Training
 from aegpo.utilities.images import image_grid, save_png
@@ -49,8 +49,7 @@ class SampleLogger(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep this rank's part of the first images."""
-        size, rank = world()
-        place = len(self._prompts) + torch.arange(rank, len(batch), size, device="cpu")
+        place = len(self._prompts) + own_rows(len(batch))
         first = int((place < self.num_images).sum())
         columns = [place[:first].double()]
         columns += [score[:first].double().cpu() for score in outputs.scores.values()]

@@ -8,7 +8,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from aegpo.distributed import all_gather_rows, all_reduce_sum, world
+from aegpo.distributed import all_gather_rows, all_reduce_sum, own_rows
 from aegpo.entropy.reading import EntropyReading
 from aegpo.planning.counts import PlansEvaluations, Range, RunShape
 from aegpo.prompts import PromptBatch
@@ -147,8 +147,7 @@ class TrialSpread(StepSpread):
                 f"TrialSpread has prompts={count}, but a batch has {len(batch)}; lower it, or use "
                 "null for all prompts"
             )
-        size, rank = world()
-        own = batch.select(torch.arange(rank, count, size, device="cpu"))
+        own = batch.select(own_rows(count))
         if len(own) == 0:
             nothing = torch.zeros(0, pl_module.num_steps, dtype=torch.float64, device="cpu")
             return own.index, VarianceTerms(nothing, nothing)

@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from aegpo.distributed import world
+from aegpo.distributed import own_rows
 from aegpo.evaluations import evaluations_by_purpose
 from aegpo.noise import KeyedNoise, run_seed
 from aegpo.policies.base import Policy
@@ -157,8 +157,7 @@ class PolicyModule(L.LightningModule):
         self, batch: PromptBatch, batch_idx: int
     ) -> Evaluated:
         """Draw this rank's part of the held-out images and score them with every reward."""
-        size, rank = world()
-        own = batch.select(torch.arange(rank, len(batch), size, device="cpu"))
+        own = batch.select(own_rows(len(batch)))
         tree = self.draw(own)
         scores = {
             reward.name: guarded_scores(reward, tree.images, own.prompts, own.metadata).total
@@ -200,8 +199,7 @@ class PolicyModule(L.LightningModule):
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
         """Draw one image for each of this rank's prompts, (n, 3, H, W) in [0, 1]."""
-        size, rank = world()
-        images = self.draw(batch.select(torch.arange(rank, len(batch), size, device="cpu"))).images
+        images = self.draw(batch.select(own_rows(len(batch)))).images
         assert images is not None
         return images
 

@@ -81,3 +81,16 @@ def tiny_sdxl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny_unet import save_tiny_sdxl
 
     return save_tiny_sdxl(tmp_path_factory.mktemp("tiny_sdxl"))
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for PickScore and the aesthetic predictor."""
+    from tiny_rewards import head_tensors, save_tiny_clip
+
+    from aegpo.rewards.learned.aesthetic import AestheticV2
+
+    folder = save_tiny_clip(tmp_path_factory.mktemp("tiny_clip"))
+    head = head_tensors(16, "", torch.Generator().manual_seed(1))
+    torch.save(head, folder / AestheticV2.filename)
+    return folder

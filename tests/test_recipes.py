@@ -13,12 +13,11 @@ import yaml
 from another_device import BuildsOnMeta
 from cli_runs import ROOT, build, configs, events, run
 from tiny_flux import tiny_flux
-from tiny_rewards import head_tensors, save_tiny_clip, tiny_hpsv2
+from tiny_rewards import tiny_hpsv2
 
 from aegpo import rewards
 from aegpo.prompts.sets.geneval import CLASSES, COLORS
 from aegpo.rewards.geneval.clauses import DetectedObject
-from aegpo.rewards.learned.aesthetic import AestheticV2
 from aegpo.rewards.learned.hpsv2 import HPSv21
 
 RECIPES = [
@@ -118,15 +117,6 @@ def tiny_models(
         "sdxl": tiny_sdxl_folder,
         "sd15": tiny_sd15_folder,
     }
-
-
-@pytest.fixture(scope="session")
-def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One folder for PickScore and the aesthetic predictor."""
-    folder = save_tiny_clip(tmp_path_factory.mktemp("tiny_clip"))
-    head = head_tensors(16, "", torch.Generator().manual_seed(1))
-    torch.save(head, folder / AestheticV2.filename)
-    return folder
 
 
 class Segmenter:

@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
-from aegpo.distributed import world
+from aegpo.distributed import own_rows, world
 from aegpo.prompts import PromptBatch
 from aegpo.rewards.guarded import guarded_scores
 from aegpo.utilities.images import save_picture
@@ -52,8 +52,7 @@ class PredictionWriter(BasePredictionWriter):
     ) -> None:
         """Write and score this rank's part of a batch; the first rank lists all of it."""
         assert isinstance(pl_module, PolicyModule) and self.folder is not None
-        size, rank = world()
-        own = batch.select(torch.arange(rank, len(batch), size, device="cpu"))
+        own = batch.select(own_rows(len(batch)))
         scores = {
             reward.name: guarded_scores(reward, prediction, own.prompts, own.metadata).total
             for reward in pl_module.evaluation_rewards
@@ -64,7 +63,7 @@ class PredictionWriter(BasePredictionWriter):
             save_picture(prediction[row], self.folder / name, {"prompt": prompt})
             values = finite({reward: float(score[row]) for reward, score in scores.items()})
             records.append({"file": name, "prompt": prompt, "scores": values})
-        self._list(records, size)
+        self._list(records, world()[0])
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the table and say where all is."""

@@ -16,6 +16,7 @@ from aegpo.distributed import (
     all_reduce_max,
     all_reduce_sum,
     is_sharded,
+    own_rows,
     world,
 )
 
@@ -26,6 +27,10 @@ def in_two_processes(rank: int, store: str) -> None:
     """Every assertion runs on both ranks; one that fails fails the test."""
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     assert world() == (2, rank)
+
+    assert own_rows(5).tolist() == ([1, 3] if rank else [0, 2, 4])
+    assert own_rows(1).tolist() == ([] if rank else [0])
+    assert own_rows(0).shape == (0,)  # arange refuses a start that lies beyond the end
 
     # Three rows here, one there; integers stay exact and columns stay together.
     rows = torch.tensor([[1, -1], [2, -2], [3, -3]]) if rank == 0 else torch.tensor([[2**40, 7]])

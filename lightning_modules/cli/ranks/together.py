@@ -109,6 +109,8 @@ class EndTogether(L.Callback):
 
 
 def _finalize(trainer: L.Trainer) -> None:
+    for rank in getattr(trainer.strategy.launcher, "procs", []):
+        rank.send_signal(signal.SIGCONT)  # one that was stopped would never hear of the end
     for logger in trainer.loggers:
         logger.finalize("failed")
 
