@@ -1,4 +1,4 @@
-"""Shipped configs and commands on two real ranks against one: tensors, logged numbers, costs.
+"""Shipped configs on two real ranks against one: tensors, logged numbers, costs.
 
 One process runs the list of configs, two run it together; then each pair of runs is compared.
 A pair costs 14 seconds of a core, so only some are run; with ALL_RANK_RUNS in the environment, all.
@@ -6,10 +6,7 @@ A pair costs 14 seconds of a core, so only some are run; with ALL_RANK_RUNS in t
 
 from __future__ import annotations
 
-import json
 import os
-import re
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -169,63 +166,3 @@ def assert_all_same(folders: tuple[Path, Path], names: list[str]) -> None:
         except AssertionError as error:
             wrong.append(f"{name}: {error}")
     assert not wrong, "\n".join(wrong)
-
-
-def scores(output: str) -> list[tuple[str, float]]:
-    """The metrics in the tables that Lightning prints."""
-    found = re.findall(r"((?:val|test)/\w+)\s+\S?\s*(-?[\d.]+(?:e-?\d+)?)", output)
-    return sorted((name, float(value)) for name, value in found)
-
-
-def test_what_follows_a_run_may_have_another_number_of_ranks(
-    two_folders: tuple[Path, Path],
-) -> None:
-    one, two = two_folders
-    where, trained = fit(two / "half", *TWO, *RAGGED)
-    alone = [*trained[1:], "--trainer.devices", "1", "--trainer.strategy", "auto"]
-    last, long = ("--ckpt_path", "last"), ("--trainer.max_epochs", "2")
-    looks = ("validate", "test", "predict")
-    after = [(where, [name, *trained[1:], *last]) for name in looks]
-    on_two = on_ranks(two, (where, trained), *after)
-    shutil.copytree(where, one / "half")
-    after = [(one / "half", [name, *alone, *last]) for name in looks]
-    goes_on = (one / "half", ["fit", *alone, *last, *long])
-    on_one = on_ranks(one, fit(one / "whole", *RAGGED, *long), *after, goes_on, ranks=1)
-    on_ranks(two, (where, [*trained, *last, *long]))
-
-    for folder in two_folders:
-        resumed = folder / "half/trace.json"
-        assert len(json.loads(resumed.read_text())) == 3  # two iterations and a validation
-        assert_same_run(one / "whole/trace.json", resumed, resumed=True)
-    shown = [scores(ended[0].output) for ended in (on_one, on_two)]
-    assert {"val/shapes_match", "test/shapes_match"} <= dict(shown[0]).keys()
-    assert [name for name, _ in shown[0]] == [name for name, _ in shown[1]]
-    for (name, expected), (_, shared) in zip(*shown, strict=True):
-        assert shared == pytest.approx(expected, rel=1e-3, abs=1e-5), name
-    drawn = [json.loads(line) for line in predictions(where)]
-    compared = [json.loads(line) for line in predictions(one / "half")[-5:]]
-    assert [row["file"] for row in drawn] == [f"{number:04d}.png" for number in range(5)]
-    for row, expected in zip(drawn, compared, strict=True):
-        assert (row["file"], row["prompt"]) == (expected["file"], expected["prompt"])
-        assert row["scores"] == pytest.approx(expected["scores"], abs=1e-3)
-
-
-def predictions(folder: Path) -> list[str]:
-    """What the last `predict` of a folder wrote."""
-    return sorted(folder.rglob("scores.jsonl"))[-1].read_text().splitlines()
-
-
-def test_other_commands_say_that_they_run_on_one_process(tmp_path: Path) -> None:
-    where, (_, *trained) = fit(tmp_path / "run", *RAGGED)
-    asked = [*trained, *TWO]
-    few = ("--prompts", "2", "--images", "2", "--trajectories", "2", "--rows", "8")
-    commands = {
-        "fit": trained,
-        "sample": [*asked, "--ckpt_path", "last", "--prompts", "a red circle", "--out", "drawn"],
-        "export": [*asked, "--ckpt_path", "last", "--out", "exported"],
-        "doctor": asked,
-        "signals": [*asked, *few],
-    }
-    (ended,) = on_ranks(tmp_path, *((where, [name, *commands[name]]) for name in commands), ranks=1)
-    for name in ("sample", "export", "doctor", "signals"):
-        assert f"{name} runs on one process, not on 2 devices" in ended.output, ended.output
