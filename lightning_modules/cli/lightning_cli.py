@@ -163,7 +163,7 @@ class AEGPOCLI(LightningCLI):
         """
         section, parser = self.config[self.subcommand], self._parser(self.subcommand)
         if "run" in self._takes():
-            config = yaml.safe_load(parser.dump(section, skip_none=False))
+            config = yaml.safe_load(parser.dump(section, skip_unset=False))
             self._run_config = {key: config[key] for key in RUN_KEYS if key in config}
             self._data_config = Namespace(data=section.get("data"))  # type: ignore[no-untyped-call]
         if "datamodule" not in self._takes():

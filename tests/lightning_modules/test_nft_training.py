@@ -201,7 +201,7 @@ class HalfBroken(Redness):
         return scores
 
 
-@pytest.mark.filterwarnings("ignore:reward 'redness'")
+@pytest.mark.filterwarnings("ignore:reward 'half_broken'")
 def test_failed_rewards_are_not_trained_on(tmp_path, tiny_sd3_folder):
     module = nft_module(tiny_sd3_folder, reward=HalfBroken(), max_missing=0.6)
     logged = fit(tmp_path, module, limit_train_batches=1).callback_metrics
