@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
+import lightning as L
 import pytest
-import torch
+from peft.tuners.lora import LoraLayer
 from tiny_training import Redness, entropy_callbacks, tiny_data, tiny_module, tiny_trainer
 
 from aegpo.allocation import MedianSplitAllocator
@@ -49,35 +49,41 @@ def test_the_limits_of_the_trainer_end_the_run_that_is_announced(
     assert end in printed[0]
 
 
-def test_the_arithmetic_of_a_batch_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_arithmetic_of_a_batch_by_hand(
+    tmp_path: Path, tiny_sd3_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     printed: list[str] = []
     monkeypatch.setattr(cost_logger, "rank_zero_info", printed.append)
-    parameters = [torch.zeros(1000), torch.zeros(2, 3)]
-    module = SimpleNamespace(
+    module = tiny_module(
+        tiny_sd3_folder,
         allocator=MedianSplitAllocator(8, 16),
+        num_steps=10,
         inner_epochs=2,
         updates_per_epoch=3,
-        num_steps=10,
         micro_batch_size=64,
-        policy=SimpleNamespace(trainable_parameters=lambda: parameters),
     )
-    data = SimpleNamespace(batch_size=6, batches_per_epoch=20, val_images=512)
-    trainer = SimpleNamespace(
-        datamodule=data,
+    module.configure_model()
+    sizes = {"batch_size": 6, "batches_per_epoch": 20, "val_images": 512}
+    trainer = L.Trainer(  # of two ranks, and not launched
+        accelerator="cpu",
+        devices=2,
+        strategy="ddp",
         max_epochs=5,
-        max_steps=-1,
-        limit_train_batches=1.0,
-        callbacks=[],
-        world_size=2,
         check_val_every_n_epoch=2,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
     )
+    trainer.datamodule = tiny_data(tmp_path, **sizes)
     CostLogger().on_fit_start(trainer, module)
+    layers = [layer for layer in module.policy.modules() if isinstance(layer, LoraLayer)]
+    weights = sum(4 * (layer.in_features + layer.out_features) for layer in layers)  # rank 4
     assert printed == [
         "one iteration: 6 prompts, 72 images (12 per prompt) of 10 steps, 6 optimizer steps in "
         "micro-batches of 64 transitions, on 2 process(es)\n"
         "one epoch: 20 iterations; 512 held-out images every 2 epoch(s); 5 epochs "
         "make 100 iterations and 7200 images\n"
-        "trainable parameters: 1,006"
+        f"trainable parameters: {weights:,}"
     ]
 
 

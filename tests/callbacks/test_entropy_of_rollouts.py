@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ from aegpo.entropy import EntropyRecorder
 from aegpo.exploration import ExplorationSchedule, FixedSteps
 from aegpo.rollout import rollout
 from aegpo.sde import FlowSDE
+from aegpo.training import Iteration
 from lightning_modules.training.decision import Decision
 
 STEPS = 5
@@ -44,7 +44,7 @@ def visit(
     decision = Decision(noise, schedule, sizes, torch.arange(len(rows)))
     tree = module.explore(prompts, module.encode(prompts), decision).tree
     hook.remove()
-    module.last = SimpleNamespace(batch=prompts, schedule=schedule, tree=tree)
+    module.last = Iteration(prompts, schedule, sizes, tree, torch.zeros(len(tree)))
     module.iteration += 1
     own.on_train_batch_end(TRAINER, module, None, prompts, 0)
     return seen

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import io
-from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from tiny_training import PROMPTS, tiny_module
@@ -18,7 +17,10 @@ from aegpo.noise import KeyedNoise
 from aegpo.prompts import PromptBatch
 from callbacks.entropy_probe import EntropyProbe
 
-TRAINER = SimpleNamespace(precision_plugin=SimpleNamespace(forward_context=nullcontext))
+TRAINER = L.Trainer(
+    accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
+)
+"""Lightning's own; the hooks are called by hand, to choose each iteration's prompts."""
 
 
 def batch(*rows: int) -> PromptBatch:

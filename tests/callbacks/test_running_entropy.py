@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import io
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
+from test_entropy_probe import TRAINER, probe
+from tiny_training import tiny_data, tiny_module, tiny_trainer
 from torch import Tensor
 
 from aegpo.entropy.reading import EntropyReading
 from aegpo.exploration import EntropyPeaks
 from aegpo.noise import KeyedNoise
+from aegpo.prompts import PromptBatch
 from callbacks.cost_logger import CostLogger
 from callbacks.entropy_probe import EntropyProbe
 from callbacks.running_entropy import RunningEntropy
 
 INDEX = torch.arange(3)
+BATCH = PromptBatch(["a", "b", "c"], INDEX, [{}] * 3)
 
 
 def curves(iterations: int, seed: int = 0) -> Tensor:
@@ -29,11 +34,12 @@ def curves(iterations: int, seed: int = 0) -> Tensor:
 
 
 def published(running: RunningEntropy, readings: Tensor) -> list[EntropyReading]:
-    """What the selector finds in each iteration."""
+    """What the selector finds in each iteration; curves by hand are as fast as many are needed."""
     found = []
+    module = tiny_module(Path("never built"))
     for curve in readings:
-        module = SimpleNamespace(entropy=EntropyReading(curve, torch.tensor([0.1, 0.3, 0.2])))
-        running.on_train_batch_start(None, module, None, 0)  # type: ignore[arg-type]
+        module.entropy = EntropyReading(curve, torch.tensor([0.1, 0.3, 0.2]))
+        running.on_train_batch_start(TRAINER, module, BATCH, 0)
         found.append(module.entropy)
     return found
 
@@ -81,18 +87,41 @@ def test_a_resumed_mean_goes_on_bit_for_bit() -> None:
 
 
 def test_before_the_first_reading_nothing_is_published() -> None:
-    running, module = RunningEntropy(), SimpleNamespace(entropy=None)
-    running.on_train_batch_start(None, module, None, 0)  # type: ignore[arg-type]
+    running, module = RunningEntropy(), tiny_module(Path("never built"))
+    running.on_train_batch_start(TRAINER, module, BATCH, 0)
     assert module.entropy is None and running.state_dict()["weight"] == 0.0
 
 
-def test_it_stands_after_the_probe() -> None:
-    running: Any = RunningEntropy()
-    trainer: Any = SimpleNamespace(callbacks=[CostLogger(), running, EntropyProbe()])
+def test_it_stands_after_the_probe(tmp_path: Path, tiny_sd3_folder: Path) -> None:
+    trainer = tiny_trainer(tmp_path, [CostLogger(), RunningEntropy(), EntropyProbe()])
     with pytest.raises(ValueError, match=r"RunningEntropy replaces .* only \['CostLogger'\]"):
-        running.setup(trainer, None, "fit")
-    trainer.callbacks = [EntropyProbe(), running]
-    running.setup(trainer, None, "fit")
+        trainer.fit(tiny_module(tiny_sd3_folder), tiny_data(tmp_path))
+
+
+class Curves(L.Callback):
+    """Notes the curves that are published when its turn comes."""
+
+    def __init__(self) -> None:
+        self.curves: list[Tensor] = []
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, *_: object) -> None:
+        self.curves.append(pl_module.entropy.curve)
+
+
+def test_a_training_explores_by_the_mean_of_what_the_probe_reads(
+    tmp_path: Path, tiny_sd3_folder: Path
+) -> None:
+    module, before, after = tiny_module(tiny_sd3_folder), Curves(), Curves()
+    callbacks = [probe(), before, RunningEntropy(0.5), after]
+    tiny_trainer(tmp_path, callbacks, max_epochs=1, limit_val_batches=0).fit(
+        module, tiny_data(tmp_path)
+    )
+    first, second = (curve.mean(0) for curve in before.curves)
+    assert float((first - second).abs().max()) > 1e-4
+    expected = (0.5 * first + second) / 1.5
+    torch.testing.assert_close(after.curves[1], expected.expand(4, -1), rtol=0, atol=1e-6)
+    assert torch.equal(module.entropy.curve, after.curves[1])
+    assert len({tuple(row.tolist()) for row in module.last.schedule.stochastic}) == 1
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.1])

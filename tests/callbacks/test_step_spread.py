@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
+from test_entropy_probe import TRAINER
 from tiny_training import PROMPTS, Redness, tiny_data, tiny_module, tiny_trainer
 
 from aegpo.allocation import MedianSplitAllocator, UniformAllocator
@@ -26,7 +25,6 @@ from callbacks.reward_spread import RewardSpread
 from callbacks.rollout_checkpoint import RolloutCheckpoint
 from callbacks.step_spread import TreeSpread, TrialSpread
 
-TRAINER = SimpleNamespace(precision_plugin=SimpleNamespace(forward_context=nullcontext))
 T = 5
 
 

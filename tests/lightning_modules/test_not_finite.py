@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -93,14 +92,14 @@ class Witness(L.Callback):
             [weight.flatten() for weight in pl_module.policy.trainable_state_dict().values()]
         )
         both = pl_module.all_gather(weights)
-        seen = SimpleNamespace(
+        seen = dict(
             skipped=self.poison.skipped,
             moved=self.poison.moved,
             micro_batch_size=pl_module.micro_batch_size,
             max_batch=pl_module.policy.max_batch,
             equal=bool(both[0].equal(both[1])),
         )
-        torch.save(vars(seen), self.folder / f"rank{trainer.global_rank}.pt")
+        torch.save(seen, self.folder / f"rank{trainer.global_rank}.pt")
 
 
 def test_what_happens_to_one_rank_keeps_both_in_step(tiny_sd3_folder: Path, tmp_path: Path) -> None:
