@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import csv
+import dataclasses
 import math
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
+from tiny_training import tiny_data, tiny_module, tiny_trainer
 from torch import Tensor
 
+from aegpo.allocation import UniformAllocator
+from aegpo.exploration import FixedSteps
 from aegpo.prompts import PromptBatch
 from aegpo.rewards.base import Reward
 from aegpo.rewards.group import group_diversity
@@ -72,40 +79,63 @@ class Raises(Reward):
         return torch.full((len(prompts),), 0.5)
 
 
+class Painted(L.Callback):
+    """Puts images by hand, of three prompts, in the place of those that were drawn."""
+
+    def __init__(self) -> None:
+        images = torch.stack([halves(), torch.zeros(3, 4, 4), halves(), halves()])
+        broken = images.clone()
+        broken[0, 0, 0, 0] = float("nan")  # one broken image costs no statistic its number
+        self.images = [images, broken, images[:0]]
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: object) -> None:
+        images = self.images.pop(0)
+        prompts = PromptBatch(["a", "b", "c"], torch.tensor([4, 9, 2]), [{}] * 3)
+        if len(images) == 0:  # a rank without prompts
+            prompts = PromptBatch([], torch.zeros(0, dtype=torch.int64), [])
+        row = torch.tensor([0, 0, 1, 2])[: len(images)]
+        tree = dataclasses.replace(pl_module.last.tree, images=images, row=row)
+        sizes, schedule = torch.tensor([2, 1, 1])[: len(prompts)], pl_module.last.schedule
+        rewards = torch.zeros(len(images))
+        pl_module.last = Iteration(prompts, schedule, sizes, tree, rewards)
+
+
+def logged(tmp_path: Path, folder: Path, rewards: list[Reward]) -> list[dict[str, float]]:
+    """The canary's numbers of each of three iterations, as the log has them."""
+    module = tiny_module(
+        folder, num_steps=2, step_selector=FixedSteps([0]), allocator=UniformAllocator(2)
+    )
+    data = tiny_data(tmp_path, batch_size=2, batches_per_epoch=3)
+    settings = {"logger": CSVLogger(tmp_path, "log", ""), "log_every_n_steps": 1}
+    callbacks = [Painted(), Canary(rewards)]
+    tiny_trainer(tmp_path, callbacks, max_epochs=1, limit_val_batches=0, **settings).fit(
+        module, data
+    )
+    with (tmp_path / "log/metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return [
+        {name.removeprefix("canary/"): float(row[name]) for name in row if "canary/" in name}
+        for row in rows
+    ]
+
+
 @pytest.mark.filterwarnings("ignore:reward '")
-def test_the_callback_logs_means_over_images_and_groups() -> None:
-    logged: dict[str, float] = {}
-    images = torch.stack([halves(), torch.zeros(3, 4, 4), halves(), halves()])
-    row = torch.tensor([0, 0, 1, 2])
-    batch = PromptBatch(["a", "b", "c"], torch.tensor([4, 9, 2]), [{}] * 3)
+def test_the_callback_logs_means_over_images_and_groups(
+    tmp_path: Path, tiny_sd3_folder: Path
+) -> None:
+    whole, broken, none = logged(tmp_path, tiny_sd3_folder, [Prompted(), Raises()])
+    assert whole["edge_density"] == pytest.approx(3 / 4 / 6)
+    assert whole["color_entropy"] == pytest.approx(0.75 * math.log(2))
+    assert whole["group_diversity"] == pytest.approx(math.sqrt(1 / 8) / 3)
+    assert whole["prompted"] == pytest.approx((0.25 + 0.25 + 0.75) / 3)
+    assert whole["raises"] == pytest.approx(0.5) and whole["missing"] == 1 + 2
 
-    def run(canary: Canary) -> None:
-        tree: Any = SimpleNamespace(images=images, row=row)
-        schedule: Any = None
-        last = Iteration(batch, schedule, torch.tensor([2, 1, 1]), tree, torch.zeros(4))
-        module = SimpleNamespace(
-            last=last, log_dict=lambda metrics, rank_zero_only: logged.update(metrics)
-        )
-        canary.on_train_batch_end(None, module, None, None, 0)
+    assert broken["edge_density"] == pytest.approx(2 / 3 / 6)
+    assert broken["color_entropy"] == pytest.approx(2 / 3 * math.log(2))
+    assert broken["group_diversity"] == 0
+    assert broken["raises"] == pytest.approx(0.5) and broken["missing"] == 3
 
-    run(Canary([Prompted()]))
-    assert logged["canary/edge_density"] == pytest.approx(3 / 4 / 6)
-    assert logged["canary/color_entropy"] == pytest.approx(0.75 * math.log(2))
-    assert logged["canary/group_diversity"] == pytest.approx(math.sqrt(1 / 8) / 3)
-    assert logged["canary/prompted"] == pytest.approx((0.25 + 0.25 + 0.75) / 3)
-    assert logged["canary/missing"] == 1
-
-    images[0, 0, 0, 0] = float("nan")  # one broken image costs no statistic its number
-    run(Canary([Prompted(), Raises()]))
-    assert logged["canary/edge_density"] == pytest.approx(2 / 3 / 6)
-    assert logged["canary/color_entropy"] == pytest.approx(2 / 3 * math.log(2))
-    assert logged["canary/group_diversity"] == 0
-    assert logged["canary/raises"] == pytest.approx(0.5) and logged["canary/missing"] == 3
-
-    images, row = images[:0], torch.zeros(0, dtype=torch.int64)
-    batch = PromptBatch([], torch.zeros(0, dtype=torch.int64), [])
-    run(Canary([Raises()]))  # a rank without prompts
-    assert logged["canary/missing"] == 0 and math.isnan(logged["canary/edge_density"])
+    assert none["missing"] == 0 and math.isnan(none["edge_density"])
 
 
 def test_names_that_would_share_a_tag_are_refused() -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_entropy_probe import probe
+from tiny_training import tiny_data, tiny_module, tiny_trainer
 
-from aegpo.entropy.reading import EntropyReading
-from aegpo.exploration import ExplorationSchedule
+from aegpo.exploration import EntropyPeaks
 from aegpo.prompts import PromptBatch
 from callbacks.curve_logger import (
     CurveLogger,
@@ -20,95 +22,111 @@ from callbacks.curve_logger import (
     layer_figure,
     prompt_table,
 )
-from callbacks.entropy_probe import EntropyProbe
+from callbacks.prompt_reweighter import PromptReweighter
 from callbacks.tensorboard import tensorboard_writers
 
 BATCH = PromptBatch(["a dog", "a cat"], torch.tensor([3, 8]), [{}] * 2)
-MASK = torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0]], dtype=torch.bool)
 
 
-def module(iteration: int, entropy: EntropyReading | None) -> SimpleNamespace:
-    schedule = ExplorationSchedule.from_mask(MASK, 0.7)
-    logged: dict[str, float] = {}
-    return SimpleNamespace(
-        iteration=iteration,
-        entropy=entropy,
-        last=SimpleNamespace(schedule=schedule, group_sizes=torch.tensor([8, 16])),
-        logged=logged,
-        log=lambda name, value, rank_zero_only: logged.update({name: value}),
-    )
-
-
-def trainer(logger: TensorBoardLogger, callbacks: list[Any]) -> SimpleNamespace:
-    sampler = SimpleNamespace(probabilities=lambda: torch.tensor([0.25, 0.75]))
-    return SimpleNamespace(
-        loggers=[logger],
-        is_global_zero=True,
-        callbacks=callbacks,
-        datamodule=SimpleNamespace(sampler=sampler),
-    )
-
-
-def read(logger: TensorBoardLogger) -> EventAccumulator:
-    logger.experiment.flush()
-    accumulator = EventAccumulator(logger.log_dir, size_guidance={"images": 0, "histograms": 0})
+def read(folder: Path) -> EventAccumulator:
+    accumulator = EventAccumulator(str(folder), size_guidance={"images": 0, "histograms": 0})
     accumulator.Reload()
     return accumulator
 
 
-def test_numbers_every_time_and_drawings_now_and_then(tmp_path: Path) -> None:
-    logger = TensorBoardLogger(tmp_path)
-    probe = EntropyProbe()
-    reading = EntropyReading(torch.full((2, 4), 0.5), torch.tensor([0.25, 0.75]))
-    probe.first_curve = probe.reference_curve = torch.full((4,), 0.4)
-    probe.per_layer, probe.layer_names = torch.rand(2, 4), ["first", "second"]
-    callback = CurveLogger(every_n_iterations=2)
-    for iteration in (1, 2, 3):  # the module has counted the iteration already
-        own = module(iteration, reading)
-        callback.on_train_batch_end(trainer(logger, [callback, probe]), own, None, BATCH, 0)
-        assert own.logged == {
-            "rollout/stochastic_share": 3 / 8,
-            "entropy/mean": 0.5,
-            "entropy/delta_mean": 0.5,
-        }
-    log = read(logger)
+def train(
+    tmp_path: Path,
+    folder: Path,
+    callbacks: list[L.Callback],
+    max_epochs: int = 3,
+    name: str = "log",
+    **settings: Any,
+) -> tuple[Any, EventAccumulator, L.Trainer]:
+    """An iteration an epoch; the module, what TensorBoard's file holds, and the trainer."""
+    module = tiny_module(folder, num_steps=3, step_selector=EntropyPeaks(top_k=1), lr=1e-2)
+    trainer = tiny_trainer(
+        tmp_path,
+        callbacks,
+        max_epochs=max_epochs,
+        limit_val_batches=0,
+        log_every_n_steps=1,
+        logger=TensorBoardLogger(tmp_path, name, ""),
+    )
+    trainer.fit(module, tiny_data(tmp_path, batches_per_epoch=1), weights_only=True, **settings)
+    return module, read(tmp_path / name), trainer
+
+
+def scalars(log: EventAccumulator, tag: str) -> list[float]:
+    return [event.value for event in log.Scalars(tag)]
+
+
+def test_numbers_every_time_and_drawings_now_and_then(
+    tmp_path: Path, tiny_sd3_folder: Path
+) -> None:
+    own, callback = probe(), CurveLogger(every_n_iterations=2)
+    module, log, _ = train(tmp_path, tiny_sd3_folder, [own, PromptReweighter(), callback])
+    assert [event.step for event in log.Scalars("entropy/mean")] == [1, 2, 3]
+    assert scalars(log, "rollout/stochastic_share") == pytest.approx([1 / 3] * 3)
+    assert scalars(log, "entropy/mean")[-1] == pytest.approx(float(module.entropy.curve.mean()))
+    delta = float(module.entropy.delta.mean())
+    assert scalars(log, "entropy/delta_mean")[-1] == pytest.approx(delta) and delta > 0
     for tag in ("entropy/curve", "entropy/by_layer"):
         assert [event.step for event in log.Images(tag)] == [1, 3]
     for tag in ("entropy/delta", "allocation/images", "sampler/weights"):
         assert [event.step for event in log.Histograms(tag)] == [1, 3]
-    histogram = log.Histograms("allocation/images")[0].histogram_value
-    assert (histogram.min, histogram.max, histogram.num) == (8, 16, 2)
+    histogram = log.Histograms("allocation/images")[-1].histogram_value
+    assert (histogram.min, histogram.max, histogram.num) == (2, 4, 4)
+    assert log.Histograms("sampler/weights")[-1].histogram_value.num == 12
+    (table,) = (log.Tensors(tag)[-1] for tag in log.Tags()["tensors"] if "prompts" in tag)
+    (text,) = table.tensor_proto.string_val
+    assert all(prompt in text.decode() for prompt in module.last.batch.prompts)
 
 
-def test_without_a_reading_only_what_does_not_need_one_is_logged(tmp_path: Path) -> None:
-    logger = TensorBoardLogger(tmp_path)
-    own = module(1, None)
-    CurveLogger().on_train_batch_end(trainer(logger, []), own, None, BATCH, 0)
-    assert own.logged == {"rollout/stochastic_share": 3 / 8}
-    tags = read(logger).Tags()
-    assert tags["histograms"] == ["allocation/images", "sampler/weights"]
+def test_without_a_reading_only_what_does_not_need_one_is_logged(
+    tmp_path: Path, tiny_sd3_folder: Path
+) -> None:
+    _, log, _ = train(tmp_path, tiny_sd3_folder, [CurveLogger()], max_epochs=1)
+    tags = log.Tags()
+    assert "rollout/stochastic_share" in tags["scalars"]
+    assert not any(tag.startswith("entropy/") for tag in tags["scalars"])
+    assert sorted(tags["histograms"]) == ["allocation/images", "sampler/weights"]
     assert tags["images"] == []
 
 
-def test_it_draws_after_a_resume_and_before_the_next_reading(tmp_path: Path) -> None:
-    probe = EntropyProbe(every_n_iterations=2)
-    probe.reference = {3: torch.rand(4)}
-    probe.last = {3: (torch.rand(4), torch.tensor(0.5))}
-    probe.first_curve = probe.reference_curve = torch.rand(4)
-    resumed = EntropyProbe(every_n_iterations=2)
-    resumed.load_state_dict(probe.state_dict())
-    logger = TensorBoardLogger(tmp_path)
-    own = module(1, EntropyReading(torch.rand(2, 4), None))
-    CurveLogger().on_train_batch_end(trainer(logger, [resumed]), own, None, BATCH, 0)
-    assert read(logger).Tags()["images"] == ["entropy/curve"]
+def test_it_draws_after_a_resume_and_before_the_next_reading(
+    tmp_path: Path, tiny_sd3_folder: Path
+) -> None:
+    def callbacks() -> list[L.Callback]:
+        return [probe(every_n_iterations=2), CurveLogger(every_n_iterations=1)]
+
+    *_, trainer = train(tmp_path, tiny_sd3_folder, callbacks(), 1, "first")
+    file = tmp_path / "saved.ckpt"
+    trainer.save_checkpoint(file)
+    _, log, _ = train(tmp_path, tiny_sd3_folder, callbacks(), 2, "second", ckpt_path=str(file))
+    assert [event.step for event in log.Images("entropy/curve")] == [2]
+    assert log.Tags()["images"] == ["entropy/curve"]  # layers are known once it has read again
 
 
-def test_only_rank_zero_s_tensorboard_is_written_to(tmp_path: Path) -> None:
-    logger = TensorBoardLogger(tmp_path)
-    one = SimpleNamespace(loggers=[object(), logger], is_global_zero=True)
-    other = SimpleNamespace(loggers=[logger], is_global_zero=False)
-    assert list(tensorboard_writers(one)) == [logger.experiment]
-    assert list(tensorboard_writers(other)) == []
+def test_only_rank_zero_s_tensorboard_is_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rank_zero_only, "rank", 0)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    for rank in (0, 1):  # Lightning's own trainers of two ranks, which are not launched
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+        loggers = [CSVLogger(tmp_path, "csv"), TensorBoardLogger(tmp_path, "events")]
+        trainer = L.Trainer(
+            accelerator="cpu",
+            devices=2,
+            strategy="ddp",
+            logger=loggers,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            default_root_dir=tmp_path,
+        )
+        assert trainer.global_rank == rank
+        own = [loggers[1].experiment] if rank == 0 else []
+        assert list(tensorboard_writers(trainer)) == own
 
 
 def test_the_curve_s_figure_holds_the_lines_and_the_shares() -> None:

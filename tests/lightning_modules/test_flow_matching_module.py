@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import lightning
 import pytest
@@ -141,19 +140,27 @@ def test_schedule_rises_then_falls_to_zero() -> None:
 
 
 def test_decay_steps_end_the_run_while_it_still_learns() -> None:
+    pipeline = tiny_pipeline()
+    data = list(zip(torch.ones(4, 4, 8, 8), tokens(pipeline, ["a red circle"] * 4), strict=True))
+
     def last_rate(decay_steps: int | None) -> float:
         module = FlowMatchingModule(
-            tiny_pipeline(),
+            pipeline,
             optimizer=lambda p: torch.optim.SGD(p, lr=1.0),
             warmup_steps=0,
             decay_steps=decay_steps,
         )
-        module.trainer = SimpleNamespace(estimated_stepping_batches=2)
-        configured = module.configure_optimizers()
-        for _ in range(2):
-            configured["optimizer"].step()
-            configured["lr_scheduler"]["scheduler"].step()
-        rate: float = configured["optimizer"].param_groups[0]["lr"]
+        trainer = lightning.Trainer(
+            accelerator="cpu",
+            max_epochs=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(module, DataLoader(data, batch_size=2))
+        assert trainer.global_step == 2
+        rate: float = trainer.optimizers[0].param_groups[0]["lr"]
         return rate
 
     assert last_rate(None) == pytest.approx(0.0)

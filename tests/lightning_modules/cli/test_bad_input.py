@@ -5,11 +5,17 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from diffusers import StableDiffusion3Pipeline
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.plugins.precision import FSDPPrecision, Precision
+from lightning.pytorch.strategies import (
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+    Strategy,
+)
+from tiny_training import tiny_trainer
 
 from lightning_modules.aegpo_module import AEGPOModule
 from lightning_modules.cli import main as entry
@@ -183,10 +189,17 @@ def test_a_folder_that_is_no_pipeline_is_refused_before_its_weights_are_read(
         (DeepSpeedStrategy, "deepspeed"),
     ],
 )
-def test_strategies_that_cannot_train_a_policy_name_fsdp2(strategy: type, name: str) -> None:
-    # Lightning wants a GPU for the strategy's name, so the module's own check is called.
+def test_strategies_that_cannot_train_a_policy_name_fsdp2(
+    strategy: type[Strategy], name: str, tmp_path: Path
+) -> None:
+    # Lightning wants a GPU for the strategy's name, so the module's own check is called, with
+    # Lightning's trainer, and the strategy as it is before its constructor asks for the GPU.
+    unbuilt = object.__new__(strategy)
+    unbuilt._precision_plugin = FSDPPrecision("32-true") if name == "fsdp" else Precision()
+    trainer = tiny_trainer(tmp_path, [])
+    trainer._accelerator_connector.strategy = unbuilt
     module = PolicyModule(lambda: pytest.fail("built"), [], num_steps=4, seed=0)
-    module.trainer = SimpleNamespace(precision="32-true", strategy=object.__new__(strategy))
+    module.trainer = trainer
     with pytest.raises(ValueError, match=rf"strategy={name} .* use fsdp2.* ddp$") as error:
         module.setup("fit")
     assert "\n" not in str(error.value)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 
 from aegpo.prompts import PromptBatch
+from aegpo.rollout import RolloutTree
+from aegpo.rollout.tree import Transitions
 from lightning_modules.training.held_out import HeldOut
 
 NAN = float("nan")
@@ -20,8 +20,26 @@ def batch(*categories: str) -> PromptBatch:
     return PromptBatch(["a"] * len(categories), torch.arange(len(categories)), metadata)
 
 
+def plain_tree(number: int) -> RolloutTree:
+    """Black images, one for each prompt, without a stochastic step."""
+    nothing = torch.zeros(0, dtype=torch.int64)
+    latents = torch.zeros(number, 4, 1, 1)
+    return RolloutTree(
+        images=torch.zeros(number, 3, 2, 2),
+        latents=latents,
+        row=torch.arange(number),
+        transitions=Transitions(
+            latents[:0], latents[:0], latents[:0], nothing, torch.zeros(0), nothing
+        ),
+        parent=nothing,
+        leaf_edge=torch.full((number,), -1),
+        sigmas=torch.tensor([1.0, 0.0]),
+        num_nodes=number,
+    )
+
+
 def add(held_out: HeldOut, prompts: PromptBatch, scores: list[float]) -> None:
-    tree: Any = SimpleNamespace(images=torch.zeros(len(prompts), 3, 2, 2))
+    tree = plain_tree(len(prompts))
     held_out.add(prompts, prompts, tree, {"judge": torch.tensor(scores)})
 
 
@@ -39,7 +57,7 @@ def test_means_leave_out_what_is_missing_and_count_every_image_once() -> None:
 
 def test_a_slash_in_a_name_is_none_in_the_tag() -> None:
     held_out = HeldOut()
-    tree: Any = SimpleNamespace(images=torch.zeros(2, 3, 2, 2))
+    tree = plain_tree(2)
     prompts = batch("a/b", "missing")
     held_out.add(prompts, prompts, tree, {"my/judge": torch.tensor([0.25, 0.75])})
     assert held_out.metrics() == {
