@@ -54,7 +54,9 @@ def test_fit_runs_saves_its_config_and_validate_accepts_it(user_folder: Path) ->
 def test_a_checkpoint_never_beats_the_command_line(
     user_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    torch.save({"hyper_parameters": {"lr": 0.5, "num_steps": 4}}, user_folder / "old.ckpt")
+    written = {"pytorch-lightning_version": "2.6.0", "state_dict": {}}
+    saved = written | {"hyper_parameters": {"lr": 0.5, "num_steps": 4}}
+    torch.save(saved, user_folder / "old.ckpt")
     with caplog.at_level("INFO"):
         cli = parse("--model.lr", "0.125", "--ckpt_path", "old.ckpt")
     assert cli.model.lr == 0.125

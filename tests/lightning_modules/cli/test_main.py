@@ -54,6 +54,7 @@ def test_debug_flag_reaches_the_cli_through_the_environment(
     monkeypatch.setenv("AEGPO_DEBUG", "0")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # what is set stands, and nothing is added
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)  # another test's main has set it
     arrived = []
     monkeypatch.setattr(entry, "_run", lambda: arrived.append(list(sys.argv)))
     entry.main()

@@ -76,6 +76,7 @@ def test_a_container_s_quota_limits_the_threads(
 def test_too_few_free_cores_are_told_with_what_to_set(
     monkeypatch: pytest.MonkeyPatch, free: float | None, threads: int, told: str | None
 ) -> None:
+    monkeypatch.setattr(process._Start, "cores", None)
     assert process.busy_cores(threads) is None, "nobody has looked"
     monkeypatch.setattr(process._Start, "cores", CoreWatch())
     monkeypatch.setattr(CoreWatch, "free", lambda _: free)
