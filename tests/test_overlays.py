@@ -304,13 +304,16 @@ CLAIMS: list[tuple[str, Callable[[Pair, Any], bool]]] = [
     (
         r"All GPUs",
         lambda p, _: (
-            p.own == {"trainer": {"accelerator": "gpu", "devices": "auto", "strategy": "ddp"}}
+            p.own["trainer"].items() >= {"accelerator": "gpu", "devices": "auto"}.items()
+            and p.own.keys() == {"trainer"}
         ),
     ),
+    (r"spread over them", lambda p, _: p.own["trainer"]["strategy"] == "fsdp2"),
 ]
 
 UNSAID = {
     "ddp": {"trainer"},
+    "fsdp2": {"trainer"},
     "aegpo": {f"{SELECTOR}.mode", "trainer.logger", "trainer.callbacks"},
     "rollout_entropy": {"trainer.callbacks"},
     "shapes_clip_reward": {"model.reward", "model.evaluation_rewards"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -39,9 +40,9 @@ def mistake_in_file(file: str) -> str | None:
     Returns:
         One line with the file and the place in it, or None.
     """
-    path = Path(file)
-    if not path.is_file():
+    if not os.path.isfile(file):  # False, too, for settings typed as text, too long for a name
         return None
+    path = Path(file)
     try:
         node = yaml.compose(read_utf8(path, file), yaml.SafeLoader)
     except yaml.YAMLError:

@@ -39,11 +39,12 @@ def is_ready(trainer: Trainer, model: LightningModule, command: str, section: Na
         ValueError: If something was asked for that cannot be, or has no effect.
         FileNotFoundError: If there is no such checkpoint.
     """
-    if COMMANDS[command].trainer != "idle" and section.get("ckpt_path") is not None:
+    goes_on = section.get("ckpt_path") is not None
+    if COMMANDS[command].trainer != "idle" and goes_on:
         configs = [Path(str(file)) for file in section.get("config") or []]
         section["ckpt_path"] = find_checkpoint(trainer, command, section["ckpt_path"], configs)
     if command == "fit":
-        return _may_train(trainer, model, section)
+        return _may_train(trainer, model, section, goes_on)
     if COMMANDS[command].method is None:
         log_in_own_folders(trainer, command)
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
@@ -52,8 +53,12 @@ def is_ready(trainer: Trainer, model: LightningModule, command: str, section: Na
     return True
 
 
-def _may_train(trainer: Trainer, model: LightningModule, section: Namespace) -> bool:
-    """Whether a training has something left to do."""
+def _may_train(trainer: Trainer, model: LightningModule, section: Namespace, goes_on: bool) -> bool:
+    """Whether a training has something left to do.
+
+    One that was killed before its first checkpoint is begun again by the same command line, with
+    `--ckpt_path last` (`goes_on`), in its own folder.
+    """
     _refuse_no_interval(trainer)
     if isinstance(model, AEGPOModule):
         _refuse_unused_settings(trainer)
@@ -64,7 +69,7 @@ def _may_train(trainer: Trainer, model: LightningModule, section: Namespace) -> 
             rank_zero_info(done)
             return False
         keep_earlier_tables(trainer)
-    elif not section.get("trainer.fast_dev_run"):
+    elif not goes_on and not section.get("trainer.fast_dev_run"):
         refuse_taken_folders(trainer)
     return True
 
