@@ -25,6 +25,9 @@ from callbacks.reward_spread import RewardSpread
 from callbacks.rollout_checkpoint import RolloutCheckpoint
 from callbacks.step_spread import TreeSpread, TrialSpread
 
+# What the rewards of some runs cannot read is what they are about.
+pytestmark = pytest.mark.filterwarnings("ignore:reward 'unreadable' has")
+
 PIPELINE = "diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3"
 # What every rank needs is imported once, by the server that ranks are forked from: 10 s a rank.
 multiprocessing.set_forkserver_preload(
