@@ -8,11 +8,13 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
+from free_port import free_port
 
 torch.set_num_threads(1)
 # A busy machine is slow, and slow is no failure; the same examples every time.
@@ -30,6 +32,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if measured and measured.isdisjoint(item.path.relative_to(config.rootpath).parts):
             item.add_marker("no_cover")
+
+
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A port for this test's process groups, and nothing of its environment for the next test."""
+    before = dict(os.environ)
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture(autouse=True)

@@ -66,7 +66,7 @@ class PerReward(GroupRelative):
             start=torch.zeros_like(scored[0].values),
         )
         present = scores.total.isfinite()
-        if self.normalize_batch:
+        if self.normalize_batch and bool(present.any()):
             values = values / (values[present].std(unbiased=False) + self.eps)
         values = torch.where(present, values, 0.0).clamp(-self.clip, self.clip)
         silent = torch.stack([one.zero_variance for one in scored]).all(dim=0)

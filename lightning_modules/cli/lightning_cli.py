@@ -35,14 +35,15 @@ from lightning_modules.arguments.messages import (
 from lightning_modules.arguments.parser import OneLineErrors, join_texts, second_command
 from lightning_modules.arguments.user_code import place_in_user_code
 from lightning_modules.cli.before_running import is_ready
-from lightning_modules.cli.failures import (
-    explain_memory,
-    is_user_error,
-    quieten_lightning,
-)
+from lightning_modules.cli.failures import explain_memory, is_user_error, quieten_lightning
 from lightning_modules.cli.process import program_name
 from lightning_modules.cli.ranks.places import waited
-from lightning_modules.cli.ranks.together import end_together, explain_failure, told_by
+from lightning_modules.cli.ranks.together import (
+    end_together,
+    explain_failure,
+    forget_watch,
+    told_by,
+)
 from lightning_modules.cli.saved_config import SaveRunConfig
 from lightning_modules.cli.trainer import AEGPOTrainer, command_settings, say_busy_cores
 from lightning_modules.commands import COMMANDS
@@ -53,6 +54,8 @@ LARGEST_SEED = 2**32 - 1
 """What numpy's generator takes."""
 INTERRUPTED = 128 + signal.SIGINT
 """Status of a run that Ctrl-C ended, as shells have it."""
+_OF_USERS = (ValueError, TypeError, RuntimeError, OSError, MemoryError, MisconfigurationException)
+"""Kinds of errors that what a user asked for may have caused."""
 TRAINER_DEFAULTS: dict[str, Any] = {
     "logger": {
         "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
@@ -260,6 +263,8 @@ def main(args: list[str] | None = None) -> None:
     except BaseException:
         end_together(1, traceback.format_exc())
         raise
+    finally:
+        forget_watch()  # of a run that ended before its ranks were linked
 
 
 def _run(args: list[str] | None) -> None:
@@ -276,14 +281,7 @@ def _run(args: list[str] | None) -> None:
         if debugging():
             raise
         fail(str(error))
-    except (
-        ValueError,
-        TypeError,
-        RuntimeError,
-        OSError,
-        MemoryError,
-        MisconfigurationException,
-    ) as error:
+    except _OF_USERS as error:
         if debugging():
             raise
         if is_out_of_memory(error):

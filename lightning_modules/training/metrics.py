@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -45,7 +47,7 @@ def reward_metrics(
         | parts
         | {
             "reward/mean": float(finite.mean()),
-            "reward/std": float(finite.std(correction=0)),
+            "reward/std": float(finite.std(correction=0)) if len(finite) else math.nan,
             "reward/missing": float(rewards.isnan().sum()),
             "reward/zero_variance_groups": float(advantages.zero_variance.sum()),
             "rollout/images": float(len(rewards)),

@@ -11,7 +11,6 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import time
 import traceback
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cli_runs import ROOT, configs
+from free_port import free_port
 
 PRELOAD = [
     *("lightning_modules.cli.lightning_cli", "lightning_modules.aegpo_module", "callbacks"),
@@ -90,12 +90,12 @@ class Ranks:
     ) -> None:
         multiprocessing.set_forkserver_preload(PRELOAD)
         context = multiprocessing.get_context("forkserver")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         self.outputs = [folder / f"rank{rank}of{ranks}.{port}.txt" for rank in range(ranks)]
-        environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
-        environment |= {"WORLD_SIZE": str(ranks), "OMP_NUM_THREADS": "1"}
+        environment = dict(os.environ) | {"OMP_NUM_THREADS": "1"}
+        if ranks > 1:
+            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            environment |= {"NODE_RANK": "0", "WORLD_SIZE": str(ranks)}
         listed = [(str(where), [*arguments]) for where, arguments in commands]
         self.processes = [
             context.Process(
@@ -171,8 +171,10 @@ def _rank(  # what a process is started with
         os.dup2(file.fileno(), 2)
     sys.stdout = os.fdopen(1, "w", buffering=1)
     sys.stderr = os.fdopen(2, "w", buffering=1)
-    if environment["WORLD_SIZE"] != "1":
-        os.environ |= environment | {"LOCAL_RANK": str(rank)}
+    os.environ.clear()  # of the server, which has that of the test that started it
+    os.environ |= environment
+    if "WORLD_SIZE" in environment:
+        os.environ["LOCAL_RANK"] = str(rank)
     import torch
 
     torch.set_num_threads(1)

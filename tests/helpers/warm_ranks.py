@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
 import sys
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
+
+from free_port import free_port
 
 PIPELINE = "diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3"
 # What every rank needs is imported once, by the server that ranks are forked from: 10 s a rank.
@@ -27,15 +28,20 @@ class WarmRanks:
     def __init__(self, size: int = 2, limit: float = 240.0) -> None:
         multiprocessing.set_forkserver_preload([*PRELOADED, PIPELINE])
         context = multiprocessing.get_context("forkserver")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        environment = dict(os.environ) | {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free_port()),
+            "WORLD_SIZE": str(size),
+            "LOCAL_WORLD_SIZE": str(size),
+            "GROUP_RANK": "0",
+            "TORCHELASTIC_RUN_ID": "tests",
+        }
         self.limit = limit
         self._pipes: list[Connection] = []
         self._ranks = []
         for rank in range(size):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, rank, size, port), daemon=True)
+            process = context.Process(target=_serve, args=(theirs, rank, environment), daemon=True)
             process.start()
             theirs.close()
             self._pipes.append(ours)
@@ -75,18 +81,10 @@ class WarmRanks:
             process.join()
 
 
-def _serve(pipe: Connection, rank: int, size: int, port: int) -> None:
+def _serve(pipe: Connection, rank: int, environment: dict[str, str]) -> None:
     """Run what comes through the pipe, under the environment that torchrun would give."""
-    os.environ |= {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": str(size),
-        "LOCAL_WORLD_SIZE": str(size),
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "GROUP_RANK": "0",
-        "TORCHELASTIC_RUN_ID": "tests",
-    }
+    os.environ.clear()  # of the server, which has that of the test that started it
+    os.environ |= environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     import torch
 
     torch.set_num_threads(1)

@@ -185,7 +185,7 @@ def test_too_many_failed_rewards_stop_the_run(tmp_path, tiny_sd3_folder):
     assert module.iteration == 2  # two such iterations were survived
 
 
-@pytest.mark.filterwarnings("ignore:reward 'broken'")
+@pytest.mark.filterwarnings("ignore:reward '(broken|away)'")
 def test_a_bad_iteration_is_survived_and_a_reward_that_never_worked_is_not(
     tmp_path, tiny_sd3_folder
 ):

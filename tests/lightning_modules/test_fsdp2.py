@@ -207,4 +207,5 @@ def test_the_quickstart_from_the_command_line(tmp_path):
     assert_same_run(one / "trace.json", two / "trace.json")
     last = next(two.rglob("last.ckpt"))
     scores = ["--ckpt_path", str(last), "--prompts", "a red circle", "--out", "images"]
-    on_ranks(two, ["sample", *fit(two)[1:], *scores], ranks=1)
+    _, arguments = fit(two)
+    on_ranks(two, (two, ["sample", *arguments[1:], *scores]), ranks=1)

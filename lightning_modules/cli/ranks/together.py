@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -180,10 +181,32 @@ def prepare(trainer: L.Trainer, rank_timeout: float | None, end_within: float) -
     strategy: Any = trainer.strategy
     if rank_timeout is not None and hasattr(strategy, "_timeout"):
         strategy._timeout = timedelta(seconds=rank_timeout)
-    if isinstance(strategy.launcher, _SubprocessScriptLauncher) and trainer.world_size > 1:
-        if not strategy.cluster_environment.creates_processes_externally:
+    launcher = strategy.launcher
+    if isinstance(launcher, _SubprocessScriptLauncher) and trainer.world_size > 1:
+        strategy._launcher = WatchedLauncher(launcher, end_within)
+
+
+class WatchedLauncher(_SubprocessScriptLauncher):
+    """Has this process and those that it starts watched from then on, and no sooner.
+
+    A trainer that is built and never run leaves a process as it was.
+
+    Args:
+        launcher: What the strategy would start its ranks with.
+        end_within: Seconds from a signal to the end of the process.
+    """
+
+    def __init__(self, launcher: _SubprocessScriptLauncher, end_within: float) -> None:
+        places = launcher.cluster_environment, launcher.num_processes, launcher.num_nodes
+        super().__init__(*places)
+        self.end_within = end_within
+
+    def launch(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Start the other ranks if nothing else does, then run this one's part."""
+        if not self.cluster_environment.creates_processes_externally:
             os.environ[LAUNCHER] = str(os.getpid())
-        start_watch(end_within)
+        start_watch(self.end_within)
+        return super().launch(function, *args, **kwargs)
 
 
 def start_watch(end_within: float) -> Watch:
@@ -196,11 +219,12 @@ def start_watch(end_within: float) -> Watch:
 
 
 def forget_watch() -> None:
-    """End the watch: whatever follows is no run of several ranks."""
+    """End the watch: whatever this process does or starts next is no run of several ranks."""
     global _watch
     if _watch is not None:
         _watch.close()
         _watch = None
+        os.environ.pop(LAUNCHER, None)
 
 
 def end_together(status: int, last_line: str = "") -> None:

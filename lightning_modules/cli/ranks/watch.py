@@ -44,6 +44,7 @@ class Watch:
         self._read, self._write = socket.socketpair()
         self._deadline: tuple[float, int, str] | None = None
         self._closed = False
+        self._launcher = int(os.environ.get(LAUNCHER, os.getpid()))
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="rank-watch", daemon=True)
 
@@ -123,10 +124,8 @@ class Watch:
         if self._links is not None:
             self._links.close()
 
-    @staticmethod
-    def _is_orphan() -> bool:
-        launcher = int(os.environ.get(LAUNCHER, os.getpid()))
-        return launcher not in (os.getpid(), os.getppid())
+    def _is_orphan(self) -> bool:
+        return self._launcher not in (os.getpid(), os.getppid())
 
     def _hear_signals(self) -> None:
         with contextlib.suppress(BlockingIOError):

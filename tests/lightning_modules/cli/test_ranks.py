@@ -7,10 +7,15 @@ import math
 import os
 import re
 import signal
+import threading
 from pathlib import Path
 
 import pytest
-from rank_pair import TWO, Command, Ended, Ranks, fit, on_ranks
+from cli_runs import configs, run
+from rank_pair import SHAPES, TWO, Command, Ended, Ranks, fit, on_ranks
+
+from lightning_modules.cli.ranks.watch import LAUNCHER
+from lightning_modules.cli.trainer import AEGPOTrainer
 
 MODULE = """
 import os
@@ -138,6 +143,21 @@ def test_ctrl_c_ends_one_process_with_a_checkpoint(tmp_path: Path) -> None:
     assert result.exit == 130, result
     assert "told to end: wrote" in result.output and "Traceback" not in result.output
     assert (tmp_path / "runs/shapes/checkpoints/last.ckpt").is_file()
+
+
+def test_a_trainer_that_is_only_built_leaves_the_process_as_it_was(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    ours = signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(ours)
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    AEGPOTrainer(accelerator="cpu", devices=2, strategy="ddp", logger=False)
+    with pytest.raises(SystemExit):  # after it is built
+        run(monkeypatch, "fit", *configs(SHAPES), *TWO, "--ckpt_path", "missing.ckpt")
+    assert LAUNCHER not in os.environ
+    assert not [thread for thread in threading.enumerate() if thread.name == "rank-watch"]
+    assert signal.set_wakeup_fd(ours) == ours
+    assert handlers == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
 
 
 def test_a_signal_ends_ranks_that_hang(tmp_path: Path) -> None:
