@@ -23,6 +23,7 @@ from aegpo.prompts import PromptBatch
 from aegpo.rewards.base import Reward
 from aegpo.rewards.group import group_diversity
 from aegpo.rollout import RolloutTree
+from aegpo.samplers import Sampler
 from aegpo.sde import SDE
 
 
@@ -119,6 +120,9 @@ class Training(Protocol):
 
     num_steps: int
     """Denoising steps T of a rollout."""
+
+    sampler: Sampler | None
+    """What takes the steps of a rollout that draw no noise; None for the Euler step."""
 
     shared_start: bool
     """Whether the images of a prompt start from the same noise."""

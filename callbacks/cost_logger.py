@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from aegpo.evaluations import evaluations_by_purpose, total_evaluations
 from aegpo.planning.counts import limited_batches
+from aegpo.samplers import sampler_name
 from aegpo.training import Training
 
 
@@ -31,11 +32,12 @@ class CostLogger(L.Callback):
         prompts = data.batch_size
         images = int(pl_module.allocator(None, prompts).sum())
         updates = pl_module.inner_epochs * pl_module.updates_per_epoch
+        by = "" if pl_module.sampler is None else f" by {sampler_name(pl_module.sampler)}"
         per_epoch = limited_batches(data.batches_per_epoch, trainer.limit_train_batches)
         end = _end_of_run(trainer, per_epoch, updates, images)
         rank_zero_info(
             f"one iteration: {prompts} prompts, {images} images "
-            f"({images / prompts:g} per prompt) of {pl_module.num_steps} steps, {updates} "
+            f"({images / prompts:g} per prompt) of {pl_module.num_steps} steps{by}, {updates} "
             f"optimizer steps in micro-batches of {pl_module.micro_batch_size} transitions, on "
             f"{trainer.world_size} process(es)\n"
             f"one epoch: {per_epoch} iterations; {data.val_images} held-out images "

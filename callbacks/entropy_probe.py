@@ -18,6 +18,7 @@ from aegpo.planning.counts import PlansEvaluations, Range, RunShape
 from aegpo.prompts import PromptBatch
 from aegpo.prompts.known_texts import KnownTexts
 from aegpo.rollout import rollout
+from aegpo.samplers import EULER, sampler_name
 from aegpo.sde import ODE, SDE
 from aegpo.training import Training
 
@@ -80,6 +81,7 @@ class EntropyProbe(L.Callback, PlansEvaluations):
         self.reference_curve: Tensor | None = None
         self.per_layer: Tensor | None = None
         self.layer_names: list[str] = []
+        self.sampler: str | None = None
 
     def planned_evaluations(self, run: RunShape) -> dict[str, Range]:
         """Trajectories of every reading, and the reference's of every prompt that is ever read.
@@ -104,7 +106,7 @@ class EntropyProbe(L.Callback, PlansEvaluations):
         self, trainer: L.Trainer, pl_module: Training, batch: PromptBatch, batch_idx: int
     ) -> None:
         """Publish the reading of this batch."""
-        self._forget(batch, pl_module.num_steps)
+        self._forget(batch, pl_module.num_steps, sampler_name(pl_module.sampler))
         due = pl_module.iteration % self.every_n_iterations == 0
         with pl_module.timer.measure("probe"):
             if self.source == "rollouts":
@@ -119,16 +121,20 @@ class EntropyProbe(L.Callback, PlansEvaluations):
                     self._keep(pl_module, batch, own, recording, ODE(), schedule)
             pl_module.entropy = self._reading(batch)
 
-    def _forget(self, batch: PromptBatch, num_steps: int) -> None:
+    def _forget(self, batch: PromptBatch, num_steps: int, sampler: str) -> None:
         """Drop what was read of other prompts at the same indices, or at other steps."""
         for index in self.texts.replaced(batch):
             self.reference.pop(index, None)
             self.last.pop(index, None)
         steps = {len(curve) for curve in self.reference.values()}
-        if steps - {num_steps}:
+        before, self.sampler = self.sampler or sampler, sampler
+        was, now = f"{min(steps, default=0)} steps", f"model.num_steps={num_steps}"
+        if before != sampler:
+            was, now = f"{was} by {before}", f"{now} and model.sampler={sampler}"
+        if steps - {num_steps} or (steps and before != sampler):
             rank_zero_info(
-                f"EntropyProbe: the checkpoint's readings are of {min(steps)} steps, this run has "
-                f"model.num_steps={num_steps}; they are dropped and read again"
+                f"EntropyProbe: the checkpoint's readings are of {was}, this run has {now}; "
+                "they are dropped and read again"
             )
             self.reference.clear()
             self.last.clear()
@@ -211,6 +217,7 @@ class EntropyProbe(L.Callback, PlansEvaluations):
                 sizes,
                 noise,
                 batch.index,
+                sampler=pl_module.sampler,
                 decode=False,
                 observer=recording,
             )
@@ -240,6 +247,7 @@ class EntropyProbe(L.Callback, PlansEvaluations):
             "reference_index": torch.tensor(list(self.reference), dtype=torch.int64, device="cpu"),
             "last_index": torch.tensor(list(self.last), dtype=torch.int64, device="cpu"),
             "texts": self.texts.state_dict(),
+            "sampler": self.sampler or EULER,
         }
         if self.last:
             state["reference"] = torch.stack(list(self.reference.values()))
@@ -251,6 +259,7 @@ class EntropyProbe(L.Callback, PlansEvaluations):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from `state_dict`."""
         self.texts.load_state_dict(state_dict["texts"])
+        self.sampler = state_dict.get("sampler", EULER)
         if "reference" not in state_dict:
             return
         keys = state_dict["reference_index"].tolist()

@@ -164,6 +164,7 @@ class TrialSpread(StepSpread):
                 num_steps=pl_module.num_steps,
                 images=self.images,
                 eta=pl_module.step_selector.eta,
+                sampler=pl_module.sampler,
                 purpose="probe",
             )
             for step in range(pl_module.num_steps - 1)

@@ -26,6 +26,7 @@ from aegpo.policies.conditioning import Conditioning
 from aegpo.prompts import PromptBatch
 from aegpo.rewards.base import Reward, Scores
 from aegpo.rollout import RolloutTree, rollout
+from aegpo.samplers import EULER, Sampler, sampler_name
 from aegpo.sde import SDE
 from aegpo.training import Iteration, Training
 from aegpo.utilities.halving import halving
@@ -44,6 +45,7 @@ from lightning_modules.training.scoring import Drawn, Scoring, limit_time
 from lightning_modules.training.settings import (
     check_parts,
     check_rollout,
+    check_sampler,
     check_update,
     choose_objective,
 )
@@ -78,6 +80,8 @@ class AEGPOModule(PolicyModule):
         evaluation_rewards: Rewards that are only measured on the held-out prompts, beside
             `reward`.
         num_steps: Denoising steps T of rollouts.
+        sampler: What takes the steps of rollouts and of the entropy probe that draw no noise; None
+            for the Euler step.
         clip_range: Half width of the clip on the ratio of per-dimension mean log-probs.
         kl_coeff: Weight of the KL to the reference policy; 0 skips the reference evaluations.
         kl_normalization: "variance" for the KL of the steps itself; "diffusion" for Flow-GRPO's,
@@ -106,6 +110,7 @@ class AEGPOModule(PolicyModule):
         seed: Key of every random draw; None for the run's `seed_everything`.
         evaluation_steps: Denoising steps of held-out images; None for `num_steps`.
         evaluation_resolution: Their size in pixels; None for the policy's own.
+        evaluation_sampler: What takes their steps; None for the model's own scheduler's.
 
     Raises:
         ValueError: If a setting contradicts another one.
@@ -127,6 +132,7 @@ class AEGPOModule(PolicyModule):
         objective: Objective | None = None,
         evaluation_rewards: list[Reward] | None = None,
         num_steps: int = 10,
+        sampler: Sampler | None = None,
         clip_range: float = 1e-3,
         kl_coeff: float = 0.0,
         kl_normalization: KLNormalization = "variance",
@@ -144,6 +150,7 @@ class AEGPOModule(PolicyModule):
         seed: int | None = None,
         evaluation_steps: int | None = None,
         evaluation_resolution: int | None = None,
+        evaluation_sampler: Sampler | None = None,
     ) -> None:
         super().__init__(
             policy,
@@ -152,6 +159,7 @@ class AEGPOModule(PolicyModule):
             seed,
             evaluation_steps,
             evaluation_resolution,
+            evaluation_sampler,
         )
         check_update(
             max_grad_norm,
@@ -175,8 +183,9 @@ class AEGPOModule(PolicyModule):
             advantage=self.advantage,
         )
         check_rollout(step_selector, self.objective, num_steps, shared_start, split_scale)
+        check_sampler(sampler, step_selector, self.objective)
         self.automatic_optimization = False
-        self.reward, self.sde = reward, sde
+        self.reward, self.sde, self.sampler = reward, sde, sampler
         self.step_selector, self.allocator = step_selector, allocator
         self.optimizer_factory, self.lr_scheduler_factory = optimizer, lr_scheduler
         self.inner_epochs, self.updates_per_epoch = inner_epochs, updates_per_epoch
@@ -324,6 +333,7 @@ class AEGPOModule(PolicyModule):
                     batch.index[rows],
                     shared_start=self.shared_start,
                     split_scale=self.split_scale,
+                    sampler=self.sampler,
                     observer=self.recording,
                 ),
                 batch,
@@ -448,21 +458,22 @@ class AEGPOModule(PolicyModule):
         dtypes = {parameter.dtype for parameter in self.policy.denoiser.parameters()}
         return dtypes != {torch.float32} or torch.is_autocast_enabled(self.device.type)
 
-    def _optimizer_name(self) -> str:
-        return type(self.optimizer_factory([nn.Parameter(torch.zeros(1, device="cpu"))])).__name__
+    def _drawn_and_trained_by(self) -> dict[str, str]:
+        optimizer = self.optimizer_factory([nn.Parameter(torch.zeros(1, device="cpu"))])
+        return {"optimizer": type(optimizer).__name__, "sampler": sampler_name(self.sampler)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what the objective has to remember."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["aegpo"]["objective"] = self.objective.state_dict()
-        checkpoint["aegpo"]["made_with"] |= {"optimizer": self._optimizer_name()}
+        checkpoint["aegpo"]["made_with"] |= self._drawn_and_trained_by()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Continue from `on_save_checkpoint`."""
         super().on_load_checkpoint(checkpoint)
         if self.trainer.state.fn == TrainerFn.FITTING:
-            made_with = checkpoint["aegpo"].get("made_with", {})
-            require_same_make(made_with, {"optimizer": self._optimizer_name()})
+            made_with = {"sampler": EULER} | checkpoint["aegpo"].get("made_with", {})
+            require_same_make(made_with, self._drawn_and_trained_by())
         self.objective.load_state_dict(checkpoint["aegpo"].get("objective", {}))
 
 

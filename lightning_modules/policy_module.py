@@ -21,6 +21,7 @@ from aegpo.rewards.base import Reward
 from aegpo.rewards.guarded import guarded_scores
 from aegpo.rollout import RolloutTree
 from aegpo.rollout.deterministic import deterministic_rollout
+from aegpo.samplers import EULER, Sampler, sampler_name
 from lightning_modules.training.fsdp2 import FSDP2
 from lightning_modules.training.held_out import Evaluated, HeldOut
 from lightning_modules.training.phases import PhaseTimer
@@ -53,6 +54,7 @@ class PolicyModule(L.LightningModule):
         seed: Key of every random draw; None for the run's `seed_everything`.
         evaluation_steps: Denoising steps of held-out images; None for `num_steps`.
         evaluation_resolution: Their size in pixels; None for the policy's own.
+        evaluation_sampler: What takes their steps; None for the model's own scheduler's.
 
     Raises:
         ValueError: If two rewards share a name, one is named "missing", or there are too few steps.
@@ -66,8 +68,10 @@ class PolicyModule(L.LightningModule):
         seed: int | None,
         evaluation_steps: int | None = None,
         evaluation_resolution: int | None = None,
+        evaluation_sampler: Sampler | None = None,
     ) -> None:
         super().__init__()
+        self.evaluation_sampler = evaluation_sampler
         self.evaluation_steps = num_steps if evaluation_steps is None else evaluation_steps
         self.evaluation_resolution = evaluation_resolution
         for name, steps in (("num_steps", num_steps), ("evaluation_steps", self.evaluation_steps)):
@@ -150,7 +154,12 @@ class PolicyModule(L.LightningModule):
             stack.enter_context(policy.evaluations.charge("validation"))
             stack.enter_context(policy.at_resolution(self.evaluation_resolution))
             return deterministic_rollout(
-                policy, batch.prompts, batch.index, steps, EVALUATION_NOISE
+                policy,
+                batch.prompts,
+                batch.index,
+                steps,
+                EVALUATION_NOISE,
+                sampler=self.evaluation_sampler,
             )
 
     def validation_step(  # type: ignore[override]  # Lightning hands any value on to callbacks
@@ -209,7 +218,8 @@ class PolicyModule(L.LightningModule):
         checkpoint["aegpo"] = {
             "iteration": self.iteration,
             "evaluations": evaluations_by_purpose(self.policy.evaluations, self.device),
-            "made_with": self.policy.made_with,
+            "made_with": self.policy.made_with
+            | {"evaluation_sampler": sampler_name(self.evaluation_sampler)},
         }
         if self.averaged is not None:
             checkpoint["aegpo"]["averaged"] = self.averaged
@@ -225,7 +235,9 @@ class PolicyModule(L.LightningModule):
         """
         require_own_checkpoint(checkpoint)
         self.configure_model()
-        require_same_make(checkpoint["aegpo"].get("made_with", {}), self.policy.made_with)
+        made_with = {"evaluation_sampler": EULER} | checkpoint["aegpo"].get("made_with", {})
+        evaluated = {"evaluation_sampler": sampler_name(self.evaluation_sampler)}
+        require_same_make(made_with, self.policy.made_with | evaluated)
         require_all_weights(self.policy, checkpoint["state_dict"])
         self.iteration = int(checkpoint["aegpo"]["iteration"])
         self.policy.evaluations.load_state_dict(checkpoint["aegpo"]["evaluations"])

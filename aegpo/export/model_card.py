@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 METHOD_KEYS = (
     *("objective", "sde", "step_selector", "allocator", "transition_weight", "advantage"),
-    *("credit", "pruning"),
+    *("credit", "pruning", "sampler", "evaluation_sampler"),
 )
 """Arguments of the module that say which method this is, in the order of the card."""
 

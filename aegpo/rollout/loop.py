@@ -20,7 +20,9 @@ from aegpo.noise import KeyedNoise
 from aegpo.policies.base import Policy
 from aegpo.policies.conditioning import Conditioning
 from aegpo.rollout.finite import require_finite
+from aegpo.rollout.path import Paths
 from aegpo.rollout.tree import RolloutTree, Transitions
+from aegpo.samplers import Sampler
 from aegpo.sde import SDE
 
 
@@ -59,6 +61,7 @@ def rollout(  # noqa: PLR0913  # all that decides an image
     *,
     shared_start: bool = False,
     split_scale: float | None = None,
+    sampler: Sampler | None = None,
     decode: bool = True,
     observer: LevelObserver | None = None,
 ) -> RolloutTree:
@@ -85,6 +88,7 @@ def rollout(  # noqa: PLR0913  # all that decides an image
         split_scale: BranchGRPO's s: where a node parts into several children they share a part of
             their noise, so that any two are correlated by 1 / (1 + s²) and each is still standard
             normal; above 0. None draws them independently.
+        sampler: Takes the steps without noise; None for Euler's.
         decode: If false, latents stay undecoded and `RolloutTree.images` is None.
         observer: Told about each level before the policy runs on it.
 
@@ -122,6 +126,7 @@ def rollout(  # noqa: PLR0913  # all that decides an image
         number=number,
         edge=torch.full_like(row, -1),
     )
+    paths = Paths(sampler, sigmas, len(row))
     levels: list[Transitions] = []
     parents: list[Tensor] = []
     num_edges = num_nodes = 0
@@ -143,7 +148,8 @@ def rollout(  # noqa: PLR0913  # all that decides an image
         row = nodes.row[parent]
         number = nodes.number[parent] * width[row] + child
         edge = nodes.edge[parent]
-        latents = gaussian.mean[parent.to(device)]
+        latents = paths.onward(step, nodes.latents, prediction, gaussian.mean)[parent.to(device)]
+        paths.follow(step, parent, splits[row])
         drawn = splits[row].nonzero().flatten()
         if len(drawn) > 0:
             source, target = parent[drawn].to(device), drawn.to(device)

@@ -24,6 +24,7 @@ from aegpo.policies.base import Policy
 from aegpo.prompts import PromptBatch
 from aegpo.rewards.base import Reward
 from aegpo.rollout import rollout
+from aegpo.samplers import Sampler
 from aegpo.sde import ODE, SDE
 from aegpo.study.step_trials import group_rewards, group_spread, single_step_rewards
 
@@ -88,6 +89,8 @@ class SignalProbe:
         shared_start: Whether the images of a training rollout start from the same noise.
         split_scale: How the noise of siblings in a training rollout is correlated; None for not
             at all.
+        sampler: What takes the steps without noise of all that is drawn, as in training; None for
+            the Euler step.
         say: Told what is measured next.
 
     Raises:
@@ -108,6 +111,7 @@ class SignalProbe:
         rows: int | None = 64,
         shared_start: bool = False,
         split_scale: float | None = None,
+        sampler: Sampler | None = None,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         if len(batch) < 3 or images < 2 or trajectories < 2 or trajectories % 2:
@@ -122,6 +126,7 @@ class SignalProbe:
         self.noise, self.num_steps = noise.fixed(), num_steps
         self.images, self.trajectories, self.rows = images, trajectories, rows
         self.shared_start, self.split_scale, self.say = shared_start, split_scale, say
+        self.sampler = sampler
         self.cond = policy.encode(batch.prompts)
 
     def measure(self, trained: bool, before: Mapping[str, Tensor] | None = None) -> Signals:
@@ -198,6 +203,7 @@ class SignalProbe:
                 num_steps=self.num_steps,
                 images=self.images,
                 eta=self.step_selector.eta,
+                sampler=self.sampler,
                 purpose="rollout",
             )
             columns.append(group_spread(rewards))
@@ -218,6 +224,7 @@ class SignalProbe:
             images=self.images,
             shared_start=self.shared_start,
             split_scale=self.split_scale,
+            sampler=self.sampler,
             purpose="rollout",
         )
 
@@ -234,6 +241,7 @@ class SignalProbe:
             schedule,
             images=self.images,
             shared_start=False,
+            sampler=self.sampler,
             purpose="validation",
         )
 
@@ -273,6 +281,7 @@ class SignalProbe:
                     ones,
                     self.noise.apart("entropy"),
                     index,
+                    sampler=self.sampler,
                     decode=False,
                     observer=recording,
                 )

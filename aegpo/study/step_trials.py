@@ -12,6 +12,7 @@ from aegpo.prompts import PromptBatch
 from aegpo.rewards.base import Reward
 from aegpo.rewards.guarded import guarded_scores
 from aegpo.rollout import rollout
+from aegpo.samplers import Sampler
 from aegpo.sde import SDE
 
 
@@ -26,6 +27,7 @@ def group_rewards(  # noqa: PLR0913  # those of `rollout`, and a reward
     images: int,
     shared_start: bool,
     split_scale: float | None = None,
+    sampler: Sampler | None = None,
     purpose: str,
 ) -> Tensor:
     """Draw an equal group for every prompt and score it.
@@ -40,6 +42,7 @@ def group_rewards(  # noqa: PLR0913  # those of `rollout`, and a reward
         images: Images in a group, G.
         shared_start: Whether a group starts from the same noise.
         split_scale: How the noise of siblings is correlated; None for not at all.
+        sampler: What takes the steps without noise; None for the Euler step.
         purpose: What the evaluations are charged to.
 
     Returns:
@@ -56,6 +59,7 @@ def group_rewards(  # noqa: PLR0913  # those of `rollout`, and a reward
             batch.index,
             shared_start=shared_start,
             split_scale=split_scale,
+            sampler=sampler,
         )
     drawn = batch.repeat(tree.row)
     scores = guarded_scores(reward, tree.images, drawn.prompts, drawn.metadata)
@@ -73,6 +77,7 @@ def single_step_rewards(  # noqa: PLR0913  # those of `group_rewards`
     num_steps: int,
     images: int,
     eta: float,
+    sampler: Sampler | None = None,
     purpose: str,
 ) -> Tensor:
     """Rewards of groups in which only one step draws noise.
@@ -91,6 +96,7 @@ def single_step_rewards(  # noqa: PLR0913  # those of `group_rewards`
         num_steps: Denoising steps T.
         images: Images in a group, G.
         eta: Noise level of the step, in the units of the SDE.
+        sampler: What takes the other steps; None for the Euler step.
         purpose: What the evaluations are charged to.
 
     Returns:
@@ -107,6 +113,7 @@ def single_step_rewards(  # noqa: PLR0913  # those of `group_rewards`
         ExplorationSchedule.from_mask(stochastic, eta),
         images=images,
         shared_start=True,
+        sampler=sampler,
         purpose=purpose,
     )
 

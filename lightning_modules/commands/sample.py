@@ -110,7 +110,13 @@ def sample(
                 for name, context in models.items():
                     with context(), policy.at_resolution(model.evaluation_resolution):
                         images = deterministic_rollout(
-                            policy, part.prompts, part.index, steps, noise, images_per_prompt
+                            policy,
+                            part.prompts,
+                            part.index,
+                            steps,
+                            noise,
+                            images_per_prompt,
+                            model.evaluation_sampler,
                         ).images
                     assert images is not None
                     facts = {"model": name, "steps": str(steps), "seed": str(seed)}

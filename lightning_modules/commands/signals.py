@@ -14,6 +14,7 @@ from rich.table import Table
 
 from aegpo.noise import KeyedNoise
 from aegpo.prompts import PromptBatch
+from aegpo.samplers import sampler_name
 from aegpo.study.signal_probe import SignalProbe
 from aegpo.study.signal_report import (
     PROMPT_COLUMNS,
@@ -27,7 +28,7 @@ from aegpo.utilities.folders import check_folder
 from lightning_modules.commands.inside_trainer import inside_trainer
 from lightning_modules.training.resuming import PREFIX, policy_tensors
 
-NEEDED = ("policy_factory", "sde", "reward", "step_selector", "noise", "num_steps")
+NEEDED = ("policy_factory", "sde", "sampler", "reward", "step_selector", "noise", "num_steps")
 PRINTED_ROWS = 12
 """Rows of each table that go to the terminal; the files have all of them."""
 PRINTED_WIDTH = 118
@@ -105,6 +106,7 @@ def signals(
                 rows=rows,
                 shared_start=module.shared_start,
                 split_scale=module.split_scale,
+                sampler=module.sampler,
                 say=status.update,
             )
             measured = probe.measure(ckpt_path is not None, earlier)
@@ -114,6 +116,7 @@ def signals(
             "images": images,
             "trajectories": trajectories,
             "steps": module.num_steps,
+            "steps without noise": sampler_name(module.sampler),
             "top-K": top_k,
             "checkpoint": ckpt_path or "none (the base)",
         }

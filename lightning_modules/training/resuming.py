@@ -19,8 +19,12 @@ from aegpo.policies.trainable import require_fit
 PREFIX = "policy."
 """What Lightning puts before the names of the policy's tensors."""
 
-MAY_DIFFER = ("pretrained",)
-"""What is only said when it differs: a folder may have moved."""
+MAY_DIFFER = {
+    "pretrained": "it is taken to be the same model",  # a folder may have moved
+    "sampler": "rollouts are drawn by it from here on",
+    "evaluation_sampler": "held-out scores before and after are of different images",
+}
+"""What is only said when it differs, and what follows from that."""
 
 
 def require_own_checkpoint(checkpoint: Mapping[str, Any]) -> None:
@@ -55,7 +59,7 @@ def require_same_make(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
             continue
         told = f"the checkpoint was made with {name}={value!r}, this run with {now[name]!r}"
         if name in MAY_DIFFER:
-            rank_zero_info(f"{told}; it is taken to be the same model")
+            rank_zero_info(f"{told}; {MAY_DIFFER[name]}")
             continue
         raise ValueError(
             f"{told}; pass --model.policy.{name} {as_argument(value)}"

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from aegpo.advantages import GroupRelative
-from aegpo.exploration import StepSelector
+from aegpo.exploration import AllSteps, StepSelector
 from aegpo.objectives import Credit, Objective, PolicyGradient
 from aegpo.rewards.base import Reward
 from aegpo.rollout.loop import check_split_scale
+from aegpo.samplers import Sampler
 from aegpo.utilities.checks import require_positive
 
 
@@ -115,4 +116,24 @@ def check_rollout(
         raise ValueError(
             "model.shared_start=true gives a prompt's images one starting noise, and without a "
             "stochastic step they would all be equal; set it to false"
+        )
+
+
+def check_sampler(
+    sampler: Sampler | None, step_selector: StepSelector, objective: Objective
+) -> None:
+    """Check that a sampler has steps to take: two without noise, one after the other.
+
+    Args:
+        sampler: What takes the steps without noise; None for the Euler step.
+        step_selector: Which steps draw noise.
+        objective: What may do without it.
+
+    Raises:
+        ValueError: If every step but the last one draws noise.
+    """
+    if sampler is not None and isinstance(step_selector, AllSteps) and objective.draws_noise:
+        raise ValueError(
+            f"model.sampler={sampler} has no effect: AllSteps draws noise at every step but the "
+            "last, and the sampler starts anew after each; leave it out, or let fewer steps explore"
         )

@@ -7,9 +7,12 @@ import torch
 from tiny_training import Redness, tiny_data, tiny_module, tiny_trainer
 
 from aegpo.allocation import UniformAllocator
-from aegpo.exploration import FixedSteps, NoSteps
+from aegpo.exploration import AllSteps, FixedSteps, NoSteps
+from aegpo.noise import KeyedNoise
 from aegpo.objectives import NFT, DepthCredit, RandomStepPruning, StdWeight
 from aegpo.policies.families.stable_diffusion3 import StableDiffusion3
+from aegpo.rollout import deterministic_rollout
+from aegpo.samplers import AdamsBashforth, UniPC
 from aegpo.sde import ODE
 from callbacks.cost_logger import CostLogger
 from callbacks.rollout_checkpoint import RolloutCheckpoint
@@ -259,3 +262,45 @@ def test_settings_that_would_do_nothing_are_refused(settings, message):
 def test_the_policy_gradient_refuses_a_rollout_without_log_probs():
     with pytest.raises(ValueError, match="NoSteps makes no step stochastic"):
         tiny_module("/nowhere", step_selector=NoSteps())
+
+
+def test_a_sampler_draws_the_rollouts_and_held_out_images_stay_the_model_s_own(
+    tmp_path, tiny_sd3_folder, caplog
+):
+    module = nft_module(tiny_sd3_folder, sampler=AdamsBashforth(), num_steps=3, evaluation_steps=5)
+    with caplog.at_level("INFO"):
+        fit(tmp_path, module, [CostLogger()], limit_val_batches=1, data=tiny_data(tmp_path))
+    assert "of 3 steps by AdamsBashforth()," in caplog.text
+    images = 2 * 4 * 3
+    assert module.policy.evaluations.counts["rollout"] == images * 3 + images * 2
+    assert module.policy.evaluations.counts["validation"] == 4 * 5
+    batch = module.last.batch
+    assert torch.equal(module.draw(batch).latents, by_euler(module, batch, 5))
+    module.evaluation_sampler = AdamsBashforth()
+    assert not torch.equal(module.draw(batch).latents, by_euler(module, batch, 5))
+
+
+def by_euler(module, batch, steps):
+    noise = KeyedNoise(0).fixed()  # that of held-out images
+    return deterministic_rollout(module.policy, batch.prompts, batch.index, steps, noise).latents
+
+
+def test_a_rollout_is_the_sampler_s(tmp_path, tiny_sd3_folder):
+    """Its images are those that the sampler draws from the iteration's own noise."""
+    latents = {}
+    for sampler in (None, AdamsBashforth()):
+        module = nft_module(tiny_sd3_folder, sampler=sampler, lr=0.0)
+        fit(tmp_path, module, limit_train_batches=1)
+        latents[sampler] = module.last.tree.latents
+        batch, noise = module.last.batch, module.noise.at(0)
+        again = deterministic_rollout(
+            module.policy, batch.prompts, batch.index, 5, noise, 3, sampler=sampler
+        )
+        assert torch.equal(again.latents, latents[sampler])
+    assert not torch.equal(*latents.values())
+
+
+def test_a_sampler_that_has_no_step_to_take_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"model.sampler=UniPC\(order=2\) has no effect: AllSteps"):
+        tiny_module(tmp_path, step_selector=AllSteps(), sampler=UniPC())
+    tiny_module(tmp_path, step_selector=FixedSteps([0]), sampler=UniPC())

@@ -93,6 +93,7 @@ def _work(plan: RunPlan) -> Table:
         f"{number(one.stochastic_steps)} of {plan.num_steps}",
         "",
     )
+    table.add_row("steps without noise", plan.sampler, "")
     row("transitions", one.transitions)
     row("samples in an inner epoch's updates", one.samples)
     row("optimizer steps", plan.updates)

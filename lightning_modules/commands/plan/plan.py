@@ -19,6 +19,7 @@ from aegpo.planning.memory import MemoryLoad, estimate_memory
 from aegpo.planning.policy_size import PolicySize, policy_of, policy_size
 from aegpo.policies.diffusers_policy import DiffusersPolicy
 from aegpo.policies.pretrained import find_pipeline
+from aegpo.samplers import sampler_name
 from lightning_modules.aegpo_module import AEGPOModule
 from lightning_modules.commands.configured_run import ConfiguredRun
 from lightning_modules.commands.plan.dry_run import dry_run
@@ -181,6 +182,7 @@ def make_plan(
         length=length,
         batch_size=data.batch_size,
         num_steps=model.num_steps,
+        sampler=sampler_name(model.sampler),
         updates=updates,
         processes=processes,
         evaluations=evaluations,

@@ -23,6 +23,7 @@ class RunPlan:
         length: How many there are.
         batch_size: Prompts of an iteration.
         num_steps: Denoising steps T.
+        sampler: What takes those without noise, by name.
         updates: Optimizer steps of an iteration.
         processes: Ranks that share the prompts.
         evaluations: Model evaluations of the run by purpose, validation among them; None for a run
@@ -38,6 +39,7 @@ class RunPlan:
     length: RunLength
     batch_size: int
     num_steps: int
+    sampler: str
     updates: int
     processes: int
     evaluations: dict[str, Range] | None

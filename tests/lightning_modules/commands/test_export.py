@@ -77,6 +77,7 @@ def exported(
                 "objective": None,
                 "clip_range": 1e-3,
                 "num_steps": STEPS,
+                "sampler": {"class_path": "aegpo.samplers.UniPC", "init_args": {"order": 3}},
             }
         },
         "data": {"init_args": {"val_file": "somewhere/held_out.jsonl"}},
@@ -198,7 +199,12 @@ def test_the_card_says_what_was_done(tiny_sd3_folder: Path, tmp_path: Path) -> N
     assert result.metric_value == round(float(after), 4) != round(float(before), 4)
     for expected in (
         *("Seed 3", "for 2 iterations", "`EntropyPeaks(top_k=2)`", "`FlowSDE()`", "`Redness()`"),
-        *("`clip_range=0.001`", "`EntropyProbe`", f"| {spent.total:,} (rollout "),
+        *(
+            "`clip_range=0.001`",
+            "| sampler | `UniPC(order=3)` |",
+            "`EntropyProbe`",
+            f"| {spent.total:,} (rollout ",
+        ),
         f"| redness | {float(before):.4f} (iteration 0) | {float(after):.4f} (iteration 2) |",
         f"torch {torch.__version__.split('+')[0]}",
     ):

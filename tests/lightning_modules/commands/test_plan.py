@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from io import StringIO
 from pathlib import Path
@@ -32,6 +33,7 @@ from aegpo.policies.families.flux2 import Flux2, Flux2Klein
 from aegpo.policies.families.qwen_image import QwenImage
 from aegpo.policies.families.stable_diffusion3 import StableDiffusion3
 from aegpo.policies.families.z_image import ZImage
+from aegpo.samplers import UniPC
 from aegpo.sde import ODE
 from callbacks.budget_stop import BudgetStop
 from callbacks.cost_logger import CostLogger
@@ -200,6 +202,9 @@ def test_the_page_fits_and_says_what_is_known(tiny_sd3_folder: Path, tmp_path: P
     assert "2–4, 3 on average" in text and "2 of 5" in text and "each of 2" in text
     assert "at 50 evaluations a second (--rate)" in text
     assert "busiest process draws up to 50%" in text  # 4 + 2 images on each of both
+    assert re.search(r"steps without noise +Euler", text)
+    module.sampler = UniPC()
+    assert re.search(r"noise +UniPC\(order=2\)", printed(make_plan(trainer, module, data)))
     assert "--measured" in printed(make_plan(trainer, module, data))
 
 

@@ -11,6 +11,7 @@ import torch
 from tiny_training import tiny_data, tiny_module, tiny_trainer
 
 from aegpo.noise import KeyedNoise
+from aegpo.samplers import AdamsBashforth
 from lightning_modules.commands.signals import choose_prompts, signals
 
 SMALL: dict[str, Any] = {"prompts": 4, "images": 2, "trajectories": 2, "rows": None, "top_k": None}
@@ -19,7 +20,8 @@ SMALL: dict[str, Any] = {"prompts": 4, "images": 2, "trajectories": 2, "rows": N
 def measured(tmp_path: Path, folder: Path, name: str, **checkpoints: str | None) -> dict:
     """Run the command; the JSON file that it wrote."""
     out = tmp_path / name
-    module, data = tiny_module(folder, num_steps=4, seed=0), tiny_data(tmp_path)
+    module = tiny_module(folder, num_steps=4, seed=0, sampler=AdamsBashforth())
+    data = tiny_data(tmp_path)
     signals(tiny_trainer(tmp_path, []), module, data, **checkpoints, **SMALL, out=str(out))
     return json.loads((out / "signals.json").read_text())
 
@@ -32,6 +34,7 @@ def test_the_base_then_one_checkpoint_then_two(
     assert base["prompts"] is None and "Give --ckpt_path to see it" in printed
     assert base["by_prompt"]["category"] == ["warm", "warm", "cold", "cold"]
     assert base["settings"]["top-K"] == 2  # EntropyPeaks' own
+    assert base["settings"]["steps without noise"] == "AdamsBashforth()"
     assert all(len(row["steps"]) == 2 for row in base["steps"]["rows"])
     assert f"{sum(base['evaluations'].values()):,} model evaluations" in printed
 

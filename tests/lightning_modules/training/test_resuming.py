@@ -12,6 +12,7 @@ import torch
 from tiny_training import PROMPTS, entropy_callbacks, tiny_data, tiny_module, tiny_trainer
 
 from aegpo.policies.families.stable_diffusion3 import StableDiffusion3
+from aegpo.samplers import AdamsBashforth, UniPC
 from callbacks.rollout_checkpoint import RolloutCheckpoint
 from datamodules.prompt_datamodule import PromptDataModule
 from lightning_modules.aegpo_module import AEGPOModule
@@ -173,6 +174,26 @@ def test_other_steps_drop_the_readings_and_go_on(
         go_on(tmp_path, module, checkpoint)
     assert module.iteration == 4 and module.entropy.curve.shape == (4, 6)
     assert "readings are of 5 steps, this run has model.num_steps=6" in caplog.text
+
+
+def test_another_sampler_is_told_and_drops_the_readings(
+    tmp_path: Path, tiny_sd3_folder: Path, checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    module = tiny_module(tiny_sd3_folder, sampler=AdamsBashforth())
+    callbacks = [*entropy_callbacks(), RolloutCheckpoint(dirpath=str(tmp_path))]
+    with caplog.at_level("INFO"):
+        go_on(tmp_path, module, checkpoint, callbacks=callbacks)
+    told = "was made with sampler='Euler', this run with 'AdamsBashforth()'; rollouts are drawn by"
+    assert told in caplog.text and "evaluation_sampler" not in caplog.text
+    readings = "readings are of 5 steps by Euler, this run has model.num_steps=5 and model.sampler"
+    assert readings in caplog.text
+    caplog.clear()
+    # The run's own checkpoint is of its own make; another way to evaluate it is told.
+    again = tiny_module(tiny_sd3_folder, sampler=AdamsBashforth(), evaluation_sampler=UniPC())
+    with caplog.at_level("INFO"):
+        go_on(tmp_path, again, tmp_path / "last.ckpt", "validate", callbacks=[])
+    assert "evaluation_sampler='Euler', this run with 'UniPC(order=2)'; held-out" in caplog.text
+    assert " sampler=" not in caplog.text and "dropped" not in caplog.text
 
 
 class Visits(L.Callback):
