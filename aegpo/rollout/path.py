@@ -49,11 +49,12 @@ class Paths:
             if start not in self._weights:
                 self._weights[start] = self._sampler.weights(self._sigmas, start)
             table[row, start:, start:] = self._weights[start]
+        weights = table[path, step].float().to(latents.device)  # (n, T), in one transfer
         moved = latents.float()
         for past, remembered in list(self._velocities.items()):
-            weight = table[path, step, past].float().to(latents.device)
-            moved = moved + weight.view(-1, *[1] * (latents.dim() - 1)) * remembered
-            if not bool(table[:, step + 1 :, past].any()):
+            weight = weights[:, past].view(-1, *[1] * (latents.dim() - 1))
+            moved = moved + weight * remembered
+            if not bool(table[:, step + 1 :, past].any()):  # nobody will need it
                 del self._velocities[past]
         return moved
 

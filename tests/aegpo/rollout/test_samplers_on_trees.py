@@ -22,7 +22,7 @@ PLAN = schedule(
     [[1, 1, 3, 1, 1, 1, 1], [2, 1, 1, 1, 2, 1, 1], [1] * 7, [1, 2, 1, 1, 1, 2, 1]],
 )
 SIZES = [6, 4, 2, 4]
-each = pytest.mark.parametrize("sampler", [AdamsBashforth(), UniPC(), DPMSolver(order=3)], ids=repr)
+each = pytest.mark.parametrize("sampler", [AdamsBashforth(), UniPC(), DPMSolver()], ids=repr)
 
 
 def stretch(sampler: Sampler, policy: ToyPolicy, x: Tensor, number: float, steps: range) -> Tensor:
