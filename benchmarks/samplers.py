@@ -94,13 +94,16 @@ def main() -> None:
     """Print a table for each spacing."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few prompts and steps")
+    parser.add_argument("--spacing", choices=("uniform", "scheduler"), help="one table alone")
     parser.add_argument("--images", type=int, default=512, help="held-out images")
-    quick = parser.parse_args().quick
-    images = 32 if quick else parser.parse_args().images
-    spacings: tuple[Spacing, ...] = ("uniform",) if quick else ("uniform", "scheduler")
+    given = parser.parse_args()
+    images = 32 if given.quick else given.images
+    spacings: tuple[Spacing, ...] = ("uniform",) if given.quick else ("uniform", "scheduler")
+    if given.spacing is not None:
+        spacings = (given.spacing,)
     for spacing in spacings:
         print(f"\n{images} held-out images, spacing {spacing}\n")
-        print(table(spacing, images, (4, 10) if quick else STEPS), flush=True)
+        print(table(spacing, images, (4, 10) if given.quick else STEPS), flush=True)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,9 @@ class _Multistep(Sampler):
 
     def weights(self, sigmas: Tensor, start: int) -> Tensor:
         """The weights; see `Sampler.weights`."""
-        return _read_off(self.scheduler("sigma_min" if sigmas[-1] > 0 else "zero"), sigmas, start)
+        with torch.device("cpu"):  # the scheduler's tables are made on the default device
+            scheduler = self.scheduler("sigma_min" if sigmas[-1] > 0 else "zero")
+            return _read_off(scheduler, sigmas, start)
 
 
 class UniPC(_Multistep):
@@ -94,13 +96,12 @@ class DPMSolver(_Multistep):
 def _read_off(scheduler: Any, sigmas: Tensor, start: int) -> Tensor:
     """Run a scheduler on unit vectors: one for the latents, one for each velocity."""
     steps = len(sigmas) - 1 - start
-    with torch.device("cpu"):
-        scheduler.set_timesteps(len(sigmas) - 1)
-        scheduler.sigmas = sigmas.double().clamp(max=_BELOW_ONE)
-        scheduler.set_begin_index(start)
-        units = torch.eye(steps + 1, dtype=torch.float64)
-        states = [units[:1]]
-        for step in range(steps):
-            velocity, timestep = units[step + 1 : step + 2], scheduler.timesteps[start + step]
-            states.append(scheduler.step(velocity, timestep, states[-1], return_dict=False)[0])
+    scheduler.set_timesteps(len(sigmas) - 1)
+    scheduler.sigmas = sigmas.double().clamp(max=_BELOW_ONE)
+    scheduler.set_begin_index(start)
+    units = torch.eye(steps + 1, dtype=torch.float64, device="cpu")
+    states = [units[:1]]
+    for step in range(steps):
+        velocity, timestep = units[step + 1 : step + 2], scheduler.timesteps[start + step]
+        states.append(scheduler.step(velocity, timestep, states[-1], return_dict=False)[0])
     return torch.cat(states).diff(dim=0)[:, 1:]

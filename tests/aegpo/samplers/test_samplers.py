@@ -41,6 +41,14 @@ def test_a_constant_velocity_is_followed_exactly(sampler: Sampler, start: int) -
     assert weights[0, 0] == pytest.approx(float(sigmas[start + 1] - sigmas[start]), abs=2e-6)
 
 
+@each
+def test_weights_are_the_same_under_another_default_device(sampler: Sampler) -> None:
+    sigmas = shifted(5)
+    with torch.device("meta"):
+        elsewhere = sampler.weights(sigmas, 1)
+    assert torch.equal(elsewhere, sampler.weights(sigmas, 1))
+
+
 def order(sampler: Sampler | None, start_share: float = 0.0) -> float:
     """Of convergence: how the error falls when steps are halved."""
     errors = [final_error(sampler, shifted(n), int(start_share * n)) for n in (24, 48)]
