@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_modules.cli import main as entry
@@ -21,11 +22,15 @@ class Built(Exception):
     """Carries the CLI out of its constructor, which would go on to run the command."""
 
 
-class Stop(AEGPOCLI):
-    """Parses and builds, and runs nothing."""
+class Kept(AEGPOCLI):
+    """Keeps what it parsed."""
 
     def before_instantiate_classes(self) -> None:
         self.parsed = copy.deepcopy(self.config["fit"].as_dict())
+
+
+class Stop(Kept):
+    """Parses and builds, and runs nothing."""
 
     def after_instantiate_classes(self) -> None:
         raise Built(self)
@@ -54,6 +59,17 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         leaves |= flat(value, f"{prefix}{key}.")
     return leaves
+
+
+def assert_changes_what_it_names(file: Path, base: Any, cli: Any) -> None:
+    """An overlay makes of a base's parsed config what it says, and leaves the rest alone."""
+    named = {key.removesuffix("+") for key in flat(yaml.safe_load(file.read_text()))}
+    before, after = flat(base.parsed), flat(cli.parsed)
+    changed = {key for key in before | after if before.get(key) != after.get(key)} - {"config"}
+    # Where a class is replaced, its other arguments change too.
+    below = [n.removesuffix("class_path") if n.endswith("class_path") else f"{n}." for n in named]
+    stray = [key for key in changed - named if not key.startswith(tuple(below))]
+    assert changed and not stray
 
 
 def run(monkeypatch: pytest.MonkeyPatch, command: str, *args: str) -> None:
