@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import pkgutil
-from importlib import import_module
-
-OUR_PACKAGES = ("aegpo", "lightning_modules", "datamodules", "callbacks")
+from lightning_modules.arguments.sources import OUR_PACKAGES, public_names
 
 
 def present_path(class_path: str) -> str | None:
@@ -23,19 +20,3 @@ def present_path(class_path: str) -> str | None:
         return None
     face = public_names().get(name)
     return None if face is None or face == module else f"{face}.{name}"
-
-
-def public_names() -> dict[str, str]:
-    """Look up what our packages, and those one level below them, list in ``__all__``.
-
-    Returns:
-        For each public name the package under which it is public, whichever file it stands in.
-    """
-    faces = list(map(import_module, OUR_PACKAGES))
-    faces += [
-        import_module(found.name)
-        for package in tuple(faces)
-        for found in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")
-        if found.ispkg
-    ]
-    return {name: face.__name__ for face in faces for name in getattr(face, "__all__", ())}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -35,13 +36,14 @@ def mistake_in_file(file: str) -> str | None:
     """Say why a config file would not be read as it was meant.
 
     Args:
-        file: The file as it was given. One that is not there, or no YAML, is left to the parser.
+        file: The file as it was given, or settings typed as text. One that is no YAML is left to
+            the parser.
 
     Returns:
         One line with the file and the place in it, or None.
     """
     if not os.path.isfile(file):  # False, too, for settings typed as text, too long for a name
-        return None
+        return _mistake_in_name(file)
     path = Path(file)
     try:
         node = yaml.compose(read_utf8(path, file), yaml.SafeLoader)
@@ -56,6 +58,24 @@ def mistake_in_file(file: str) -> str | None:
         kind = "list" if isinstance(node, yaml.SequenceNode) else "text"
         return f"{file} holds a {kind}{advice}"
     return next((f"{file}:{twice}" for twice in _given_twice(node)), None)
+
+
+def _mistake_in_name(file: str) -> str | None:
+    """Say that there is no such file; None for what is no name of one."""
+    path = Path(file).expanduser()
+    try:
+        if "://" in file or not isinstance(yaml.safe_load(file), str) or path.exists():
+            return None
+    except (yaml.YAMLError, OSError):  # settings as text, or too long for a name
+        return None
+    try:
+        beside = [one.stem for one in path.parent.iterdir() if one.suffix == path.suffix]
+    except OSError:
+        return f"there is no config {file}, nor a folder {path.parent}"
+    close = difflib.get_close_matches(path.stem, beside, n=1)
+    return f"there is no config {file}" + (
+        f"; did you mean {str(path.with_stem(close[0]))!r}?" if close else ""
+    )
 
 
 def mistake_in_value(argument: str, text: str) -> str | None:

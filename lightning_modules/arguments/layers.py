@@ -64,7 +64,8 @@ def contradicting_layers(files: Sequence[str]) -> str | None:
     Returns:
         One line that says which of them and what to do, or None.
     """
-    layers = [layer for file in files if (layer := _read(file)) is not None]
+    contents = [(file, read_config(file)) for file in files]
+    layers = [_Layer(file, content) for file, content in contents if content is not None]
     for upper, lower in combinations(layers, 2):
         if lower.is_whole and not upper.is_whole:
             return (
@@ -88,12 +89,20 @@ def contradicting_layers(files: Sequence[str]) -> str | None:
     return None
 
 
-def _read(file: str) -> _Layer | None:
+def read_config(file: str) -> dict[str, Any] | None:
+    """Read a config as it is written.
+
+    Args:
+        file: As it was given.
+
+    Returns:
+        Its settings; None for what is not there or is no mapping in YAML.
+    """
     try:
         content = yaml.safe_load(Path(file).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, yaml.YAMLError):
         return None  # the parser says what is wrong with it
-    return _Layer(file, content) if isinstance(content, dict) else None
+    return content if isinstance(content, dict) else None
 
 
 def _class_name(value: Any) -> str | None:

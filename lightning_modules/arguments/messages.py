@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from importlib import import_module
 from typing import NoReturn
 
+from lightning_modules.arguments import sources
 from lightning_modules.arguments.class_paths import present_path
 from lightning_modules.arguments.user_code import broken_import, describe, missing_methods
 
@@ -107,6 +108,34 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+def no_option(name: str, known: Sequence[str], part: str | None = None) -> str:
+    """What to say of an option that is not `known`, or of which this `part` is not."""
+    return f"there is no option {name!r}{did_you_mean(part or name, known)}"
+
+
+def no_argument(owner: str, name: str, accepted: Sequence[str]) -> str:
+    """What to say of an argument that a class does not have; `accepted` are those it has."""
+    return (
+        f"{owner} has no argument {name!r}{did_you_mean(name, accepted)} "
+        f"(it takes {', '.join(accepted) or 'none'})"
+    )
+
+
+def no_class(module: str, name: str, known: Sequence[str]) -> str:
+    """What to say of a class that its module does not have; `known` are those it has."""
+    return f"there is no {name!r} in {module}{did_you_mean(name, known)}"
+
+
+def no_module(module: str) -> str:
+    """What to say of a module that cannot be found."""
+    return f"there is no module {module!r}, neither installed nor in the current folder"
+
+
+def moved(old: str, now: str) -> str:
+    """What to say of a class of ours that was named by where it stood once."""
+    return f"{old} is now {now}"
+
+
 def _innermost(message: str) -> tuple[list[str], str | None, str]:
     """Follow a nested message to its innermost level: keys, class, and what is said there."""
     keys: list[str] = []
@@ -134,19 +163,19 @@ def _innermost(message: str) -> tuple[list[str], str | None, str]:
 
 def _unknown_option(complaint: str, options: Sequence[str]) -> str | None:
     """What to say of an option or a command that the parser itself does not know."""
+    roots = sorted({option.partition(".")[0] for option in options})
     if unknown := re.match(r"\w+ '\w+' does not accept option '([^']+)'", complaint):
-        roots = {option.partition(".")[0] for option in options}
         root = unknown[1].partition(".")[0]
-        known = did_you_mean(unknown[1], options) if root in roots else did_you_mean(root, roots)
-        return f"there is no option {unknown[1]!r}{known}"
+        known = options if root in roots else roots
+        return no_option(unknown[1], known, None if root in roots else root)
     if loose := re.match(r"unrecognized arguments: (?!--)(-?)([^ =]+)", complaint):
-        root = loose[2].partition(".")[0]
-        roots = {option.partition(".")[0] for option in options}
-        meant = loose[2] if root in roots else "name"
+        meant = loose[2] if loose[2].partition(".")[0] in roots else "name"
         return f"{loose[1] + loose[2]!r} belongs to no option; give options as --{meant} value"
     unknown = re.match(r"unrecognized arguments: (?:--)?([^ =]+)", complaint)
     if unknown := unknown or re.match(r"Unexpected config: (\w+):", complaint):
-        return f"there is no option {unknown[1]!r}{did_you_mean(unknown[1], options)}"
+        root, dot, _ = unknown[1].partition(".")
+        lost = dot and root not in roots
+        return no_option(unknown[1], roots if lost else options, root if lost else None)
     if commands := re.match(r'expected "subcommand" to be one of \{(.*)\}', complaint):
         return f"give a command first: {commands[1].replace(',', ', ')}"
     return None
@@ -173,11 +202,7 @@ def _unknown_argument(complaint: str, owner: str | None) -> str | None:
         return "an argument stands beside class_path; arguments go below init_args"
     if owner is None:
         return f"there is no option {unknown[1]!r}"
-    accepted = _parameters(owner)
-    return (
-        f"{owner} has no argument {unknown[1]!r}{did_you_mean(unknown[1], accepted)} "
-        f"(it takes {', '.join(accepted) or 'none'})"
-    )
+    return no_argument(owner, unknown[1], _parameters(owner))
 
 
 def _unknown_class(complaint: str, owner: str | None) -> str | None:
@@ -185,15 +210,12 @@ def _unknown_class(complaint: str, owner: str | None) -> str | None:
     missing = re.search(r"module '([^']+)' has no attribute '([^']+)'", complaint)
     module = re.search(r"No module named '([^']+)'", complaint)
     if owner and (missing or module) and (now := present_path(owner)):
-        return f"{owner} is now {now}"
+        return moved(owner, now)
     if missing:
-        known = did_you_mean(missing[2], _class_names(missing[1]))
-        return f"there is no {missing[2]!r} in {missing[1]}{known}"
+        return no_class(missing[1], missing[2], _class_names(missing[1]))
     if module:
         needed = owner and not owner.startswith(module[1])
-        return f"there is no module {module[1]!r}, neither installed nor in the current folder" + (
-            f" (needed by {owner})" if needed else ""
-        )
+        return no_module(module[1]) + (f" (needed by {owner})" if needed else "")
     plain = re.search(r"Subtypes: .*<class '(?:bool|float|int|str)'>", complaint)
     short = re.search(r"Expected a dot import path string: (\S+)", complaint)
     if short and not plain:  # a value that could be a number or a text was hardly meant as a class
@@ -235,6 +257,10 @@ def _wrong_type(complaint: str) -> str | None:
 def _class_names(module_name: str) -> list[str]:
     """Names of classes in a module, those included that it imports on first use only."""
     try:
+        return sources.class_names(module_name)
+    except sources.OnlyImportTells:
+        pass
+    try:
         module = import_module(module_name)
     except Exception:  # a user's module may raise anything
         return []
@@ -243,7 +269,10 @@ def _class_names(module_name: str) -> list[str]:
 
 def _parameters(class_path: str) -> list[str]:
     """Names of the arguments of a class, its bases' included where it passes them on."""
-    module_name, _, name = class_path.rpartition(".")
+    try:
+        return sources.parameters(class_path)
+    except sources.OnlyImportTells:
+        module_name, _, name = class_path.rpartition(".")
     try:
         target = getattr(import_module(module_name), name)
     except Exception:  # a user's module may raise anything

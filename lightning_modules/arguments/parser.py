@@ -56,7 +56,9 @@ class OneLineErrors(_Parser):
         if getattr(self, "_inner_parser", False) and args is not None:
             args = [self._with_null(argument) for argument in args]
         elif self.exit_on_error:
-            _refuse_mistakes(sys.argv[1:] if args is None else list(args))
+            mistake = mistake_in_arguments(sys.argv[1:] if args is None else list(args))
+            if mistake is not None:
+                fail(mistake)
         return super().parse_args(args, *positional, **settings)
 
     def validate(self, namespace: Any, *positional: Any, **settings: Any) -> None:
@@ -108,8 +110,15 @@ class OneLineErrors(_Parser):
         fail(line.replace("<unicode string>", _unreadable_config() or "<unicode string>"))
 
 
-def _refuse_mistakes(args: Sequence[str]) -> None:
-    """Refuse what YAML or jsonargparse would take in silence, or without naming the file."""
+def mistake_in_arguments(args: Sequence[str]) -> str | None:
+    """Say what YAML or jsonargparse would take in silence, or refuse without naming the file.
+
+    Args:
+        args: Arguments of the process.
+
+    Returns:
+        One line, or None.
+    """
     mistakes = [mistake_in_file(file) for file in config_files(args)]
     for before, word in zip(("", *args), args, strict=False):
         name, equals, value = word.partition("=")
@@ -117,8 +126,7 @@ def _refuse_mistakes(args: Sequence[str]) -> None:
             mistakes.append(mistake_in_value(name, value))
         elif before.startswith("--"):
             mistakes.append(mistake_in_value(before, word))
-    for mistake in filter(None, mistakes):
-        fail(mistake)
+    return next(filter(None, mistakes), None)
 
 
 def _takes_null(typehint: Any) -> bool:

@@ -12,7 +12,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 import aegpo
 from aegpo.utilities.halving import OneRowTooMany
-from lightning_modules.arguments.class_paths import OUR_PACKAGES
+from lightning_modules.arguments.sources import OUR_PACKAGES
 
 ADVICE = {
     "encode": "set offload: true of the policy, so that text encoders leave the device when idle",

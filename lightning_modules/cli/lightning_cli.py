@@ -79,7 +79,10 @@ class AEGPOCLI(LightningCLI):
 
     def __init__(self, args: list[str] | None = None) -> None:
         typed = sys.argv[1:] if args is None else args
-        self._asked_for = next((word for word in typed if word in self.subcommands()), None)
+        known = self.subcommands()
+        asked = next((word for word in typed if word in known), None)
+        if asked is not None:  # alone: each costs a parser, and the import of what it uses
+            self.subcommands = lambda: {asked: known[asked]}  # type: ignore[method-assign]
         super().__init__(
             subclass_mode_model=True,
             subclass_mode_data=True,
@@ -146,18 +149,6 @@ class AEGPOCLI(LightningCLI):
             return  # the trainer will say what is wrong with the file
         for line in differing_hyperparameters(hyperparameters, section["model"].as_dict()):
             rank_zero_info(line)
-
-    def _prepare_subcommand_parser(
-        self, klass: type, subcommand: str, **kwargs: Any
-    ) -> LightningArgumentParser:
-        """Give its arguments to the command that was asked for alone.
-
-        Those of all commands take as long as parsing does.
-        """
-        if self._asked_for in (None, subcommand):
-            return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        self._subcommand_method_arguments[subcommand] = []
-        return self.init_parser(**kwargs)
 
     def instantiate_classes(self) -> None:
         """Build the configured objects; what goes wrong in there is the config's mistake.

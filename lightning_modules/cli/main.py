@@ -1,8 +1,8 @@
 """What the console scripts run: answers at once what needs no torch, then hands over to the CLI.
 
 Importing Lightning takes seconds and fails outright where torch and torchvision do not match, so
-the version, the list of commands, a mistyped command and the environment half of ``doctor`` are
-dealt with before it is imported.
+the version, the list of commands, a mistyped command, what shows of a mistake in a config, and the
+environment half of ``doctor`` are dealt with before it is imported.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import os
 import sys
 
 from aegpo import __version__
+from lightning_modules.arguments.early import early_mistake
 from lightning_modules.arguments.messages import debugging, did_you_mean, fail
+from lightning_modules.arguments.sources import OnlyImportTells
 from lightning_modules.cli.process import (
     end_without_stuck_threads,
     keep_freed_memory,
@@ -68,7 +70,22 @@ def main() -> None:
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())
     if command not in COMMANDS or COMMANDS[command].run_program():
+        _refuse_early(command)
         _run()
+
+
+def _refuse_early(command: str) -> None:
+    """Refuse what is seen to be wrong before torch is imported, in the words of the parser."""
+    if command not in COMMANDS or debugging():
+        return
+    row = COMMANDS[command]
+    try:
+        options = row.options()
+    except OnlyImportTells:
+        options = []
+    mistake = early_mistake(sys.argv[1:], COMMANDS, row.texts, options)
+    if mistake is not None:
+        fail(mistake)
 
 
 def _run() -> None:

@@ -15,7 +15,7 @@ import lightning_modules.training.fsdp2  # noqa: F401  # --trainer.strategy fsdp
 from aegpo.utilities.checkpoint_files import write_whole_checkpoints
 from lightning_modules.cli.process import busy_cores
 from lightning_modules.cli.ranks.together import EndTogether, prepare
-from lightning_modules.commands import COMMANDS, TrainerKind
+from lightning_modules.commands import COMMANDS, Command, TrainerKind
 
 
 class AEGPOTrainer(Trainer):
@@ -50,9 +50,23 @@ class AEGPOTrainer(Trainer):
             self.callbacks.insert(0, EndTogether(end_within))  # type: ignore[attr-defined]
 
 
+class _OnDemand:
+    """A command's function, imported when it is asked for, and the trainer's method from then on.
+
+    Each has libraries of its own, such as diffusers for `plan`, that no other command uses.
+    """
+
+    def __init__(self, command: Command) -> None:
+        self._command = command
+
+    def __get__(self, trainer: Trainer | None, owner: type[Trainer]) -> Any:
+        setattr(AEGPOTrainer, self._command.name, self._command.function())
+        return getattr(trainer or owner, self._command.name)
+
+
 for _command in COMMANDS.values():
     if _command.method is not None:
-        setattr(AEGPOTrainer, _command.name, _command.function())
+        setattr(AEGPOTrainer, _command.name, _OnDemand(_command))
 
 
 def command_settings(

@@ -17,7 +17,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import resolve_name
 from typing import Any, Literal
+
+from lightning_modules.arguments.sources import function_parameters
 
 TrainerKind = Literal["checkpoints", "one_batch", "idle"]
 """What the trainer of a command may do; ``lightning_modules.cli.trainer`` says it in settings."""
@@ -51,6 +54,16 @@ class Command:
         assert self.method is not None, f"{self.name} is no method of the trainer"
         function: Callable[..., Any] = getattr(import_module(self.method, __name__), self.name)
         return function
+
+    def options(self) -> list[str]:
+        """Read the names of its own options from the source of its function; nothing is imported.
+
+        Raises:
+            OnlyImportTells: If they do not stand there.
+        """
+        if self.method is None:
+            return function_parameters(f"lightning.pytorch.trainer.trainer.Trainer.{self.name}")
+        return function_parameters(f"{resolve_name(self.method, __name__)}.{self.name}")
 
     def run_program(self) -> bool:
         """Run `program`, if there is one; whether the trainer's method is to follow."""

@@ -8,10 +8,8 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.utils.tensorboard import SummaryWriter
 
 from aegpo.policies.base import Policy
 from aegpo.policies.trainable import require_fit
@@ -150,8 +148,14 @@ def hide_later_points(loggers: Sequence[Logger], iteration: int) -> None:
         loggers: The trainer's.
         iteration: Iterations done.
     """
-    for logger in loggers:
-        writer: Any = logger.experiment if isinstance(logger, TensorBoardLogger) else None
+    boards = [logger for logger in loggers if isinstance(logger, TensorBoardLogger)]
+    if not boards:
+        return
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # as slow as it is rare
+    from torch.utils.tensorboard import SummaryWriter
+
+    for logger in boards:
+        writer: Any = logger.experiment
         # On the other ranks it is one that has every attribute and does nothing.
         file: Any = writer.file_writer if isinstance(writer, SummaryWriter) else None
         if file is not None:

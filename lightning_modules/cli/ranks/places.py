@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 import aegpo
-from lightning_modules.arguments.class_paths import OUR_PACKAGES
+from lightning_modules.arguments.sources import OUR_PACKAGES
 
 _ROOT = Path(aegpo.__file__).parents[1]
 _COLLECTIVES = "torch/distributed"

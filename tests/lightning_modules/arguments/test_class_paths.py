@@ -9,7 +9,8 @@ import pytest
 import yaml
 from user_folder import refusal
 
-from lightning_modules.arguments.class_paths import present_path, public_names
+from lightning_modules.arguments.class_paths import present_path
+from lightning_modules.arguments.sources import public_names
 from lightning_modules.commands.check_reward import main as check_reward
 
 ROOT = Path(__file__).parents[3]

@@ -51,7 +51,15 @@ def test_what_would_not_be_read_as_it_was_meant(folder: Path, content: bytes, to
 def test_the_rest_is_left_to_the_parser(folder: Path, content: str) -> None:
     (folder / "x.yaml").write_text(content, encoding="utf-8")
     assert mistake_in_file("x.yaml") is None
-    assert mistake_in_file("nowhere.yaml") is None and mistake_in_file(".") is None
+    assert mistake_in_file(".") is None and mistake_in_file("trainer: {max_epochs: 1}") is None
+
+
+def test_a_file_that_is_not_there_is_named_beside_one_that_is(folder: Path) -> None:
+    (folder / "shapes.yaml").write_text("a: 1\n")
+    told = "there is no config shape.yaml; did you mean 'shapes.yaml'?"
+    assert mistake_in_file("shape.yaml") == told
+    assert mistake_in_file("nothing.yaml") == "there is no config nothing.yaml"
+    assert mistake_in_file("no/x.yaml") == "there is no config no/x.yaml, nor a folder no"
 
 
 def test_aliases_of_aliases_are_looked_at_once(folder: Path) -> None:

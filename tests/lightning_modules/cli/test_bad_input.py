@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from diffusers import StableDiffusion3Pipeline
@@ -18,10 +19,27 @@ from lightning.pytorch.strategies import (
 from tiny_training import tiny_trainer
 
 from lightning_modules.aegpo_module import AEGPOModule
+from lightning_modules.arguments.early import early_mistake
 from lightning_modules.cli import main as entry
 from lightning_modules.policy_module import PolicyModule
 
 ROOT = Path(__file__).parents[3]
+MISTYPED = {
+    "key": "model: {init_args: {clip_rang: 1.0e-4}}",
+    "moved": "model: {init_args: {policy: {class_path: aegpo.policies.flux.Flux}}}",
+    "callback": "trainer: {callbacks: [{class_path: callbacks.EntropyProb}]}",
+    "inner": (
+        "trainer: {callbacks: [{class_path: callbacks.EntropyProbe, init_args: {recorder: "
+        "{class_path: aegpo.entropy.EntropyRecorder, init_args: {layer: all}}}}]}"
+    ),
+    "module": "model: {init_args: {sde: {class_path: aegpo.sde.nope.Nothing}}}",
+    "optimizer": (
+        "model: {init_args: {optimizer: {class_path: torch.optim.AdamW, init_args: {lrr: 1}}}}"
+    ),
+    "section": "modell: {lr: 1}",
+    "option": "trainer: {max_step: 1}",
+}
+"""Configs by name, laid over configs/shapes.yaml."""
 
 
 @pytest.fixture
@@ -42,7 +60,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "photos").mkdir()
     (tmp_path / "other").mkdir()
     (tmp_path / "other/model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
-    (tmp_path / "key.yaml").write_text("model: {init_args: {clip_rang: 1.0e-4}}\n")
+    for name, text in MISTYPED.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
     (tmp_path / "reweighter.yaml").write_text(
         "trainer: {callbacks: [{class_path: callbacks.PromptReweighter}]}\n"
     )
@@ -50,7 +69,16 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *args: str) -> str:
-    """Run `aegpo fit` on configs/shapes.yaml and return the one line that it was refused with."""
+    """Run `aegpo fit` on configs/shapes.yaml and return the one line that it was refused with.
+
+    What would have been said before Lightning is imported has to be that line.
+    """
+    said_before: list[str | None] = []
+
+    def not_yet(*settings: Any) -> None:
+        said_before.append(early_mistake(*settings))
+
+    monkeypatch.setattr(entry, "early_mistake", not_yet)
     shapes = str(ROOT / "configs/shapes.yaml")
     arguments = ["aegpo", "fit", "--config", shapes, "--trainer.accelerator", "cpu", *args]
     monkeypatch.setattr(sys, "argv", arguments)
@@ -63,6 +91,7 @@ def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     lines = [line for line in captured.err.splitlines() if line and not line.startswith(news)]
     assert len(lines) == 1, lines
     assert lines[0].startswith("error: ")
+    assert said_before in ([None], [lines[0].removeprefix("error: ")])
     return lines[0]
 
 
@@ -101,6 +130,15 @@ def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
         ),
         ("--model.reward no_such_module.MyReward", ["there is no module 'no_such_module'"]),
         ("--model.sde aegpo.exploration.AllSteps", ["model.sde", "AllSteps"]),
+        ("--config gone.yaml", ["there is no config gone.yaml"]),
+        ("--config moved.yaml", ["model.policy: aegpo.policies.flux.Flux is now"]),
+        ("--config callback.yaml", ["trainer.callbacks: there is no 'EntropyProb' in callbacks"]),
+        ("--config inner.yaml", ["trainer.callbacks.recorder: aegpo.entropy.EntropyRecorder has"]),
+        ("--config module.yaml", ["model.sde: there is no 'nope' in aegpo.sde"]),
+        ("--config optimizer.yaml", ["model.optimizer: torch.optim.AdamW has no argument 'lrr'"]),
+        ("--config section.yaml", ["there is no option 'modell.lr'; did you mean 'model'?"]),
+        ("--modell.lr 3", ["there is no option 'modell.lr'; did you mean 'model'?"]),
+        ("--config option.yaml", ["there is no option 'trainer.max_step'"]),
         ("--config key.yaml", ["has no argument 'clip_rang'; did you mean 'clip_range'?"]),
         ("--model.clip_rang 1e-4", ["argument 'clip_rang'; did you mean 'clip_range'?"]),
         (

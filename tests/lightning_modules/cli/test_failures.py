@@ -12,7 +12,7 @@ from tiny_training import tiny_data, tiny_module, tiny_trainer
 import aegpo
 from aegpo.sde import GaussianStep
 from aegpo.utilities.halving import is_out_of_memory
-from lightning_modules.arguments.class_paths import OUR_PACKAGES
+from lightning_modules.arguments.sources import OUR_PACKAGES
 from lightning_modules.cli import lightning_cli as cli
 from lightning_modules.cli.failures import ADVICE, ONE_ROW, explain_memory, is_user_error
 

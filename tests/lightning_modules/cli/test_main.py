@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -36,6 +37,78 @@ def test_light_answers_load_no_torch(arguments: list[str], expected: str) -> Non
     )
     assert done.stdout.startswith(expected)
     assert done.stdout.endswith("False\n")
+
+
+MISTAKES = [
+    ["fit", "--config", "nope.yaml"],
+    ["validate", "--config", "configs/shapes.yaml", "--model.reward=aegpo.rewards.Nothing"],
+    ["fit", "--config", "configs/shapes.yaml", "--config", "class.yaml"],
+    ["fit", "--config", "configs/shapes.yaml", "--config", "key.yaml"],
+    ["plan", "--config", "configs/shapes.yaml", "--config", "module.yaml"],
+]
+UNUSED = (
+    "diffusers",
+    "peft",
+    "accelerate",
+    "bitsandbytes",
+    "open_clip",
+    "pandas",
+    "aegpo.planning.memory",
+    "aegpo.export.check",
+    "aegpo.study",
+    "lightning_modules.commands.plan.plan",
+    "lightning_modules.commands.signals",
+)
+"""What no help and no parsing needs; each takes a noticeable part of a second, or brings one."""
+RUN = """
+import contextlib, io, json, sys
+from lightning_modules.cli.main import main
+said, ends = io.StringIO(), []
+with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+    for sys.argv[1:] in json.loads(sys.argv[1]):
+        try:
+            main()
+        except SystemExit as end:
+            ends.append(end.code)
+print(json.dumps([ends, said.getvalue().splitlines(), sorted(sys.modules)]))
+"""
+
+
+def run_one_after_the_other(commands: list[list[str]]) -> tuple[list[int], list[str], set[str]]:
+    """Run commands in one process; their statuses, what they said, and what was imported."""
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, json.dumps(commands)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "AEGPO_DEBUG": "0"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    ends, said, modules = json.loads(done.stdout)
+    return ends, said, set(modules)
+
+
+def test_what_shows_of_a_mistake_is_told_before_anything_heavy_is_imported(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "class.yaml").write_text("trainer: {callbacks+: [{class_path: callbacks.Prob}]}")
+    (tmp_path / "key.yaml").write_text("model: {init_args: {clip_rang: 1.0}}")
+    (tmp_path / "module.yaml").write_text("model: {init_args: {sde: {class_path: nothing.SDE}}}")
+    names = ("class.yaml", "key.yaml", "module.yaml")
+    commands = [
+        [str(tmp_path / word) if word in names else word for word in one] for one in MISTAKES
+    ]
+    ends, said, modules = run_one_after_the_other(commands)
+    assert ends == [2] * len(MISTAKES)
+    assert len(said) == len(MISTAKES) and all(line.startswith("error: ") for line in said), said
+    assert modules.isdisjoint({"torch", "lightning", "diffusers", "transformers", "scipy", "numpy"})
+
+
+def test_help_imports_only_what_it_shows() -> None:
+    ends, said, modules = run_one_after_the_other([["fit", "--help"]])
+    assert ends == [0], said
+    assert "lightning.pytorch.cli" in modules
+    assert modules.isdisjoint(UNUSED), modules.intersection(UNUSED)
 
 
 def test_python_m_aegpo_refuses_an_unknown_command_with_a_suggestion() -> None:

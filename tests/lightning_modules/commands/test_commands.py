@@ -122,3 +122,11 @@ def test_a_command_is_added_by_its_file_and_its_row_alone(
     status, _, error = aegpo(*run, "--tims", "2")
     assert status == 2 and error == "error: there is no option 'tims'; did you mean 'times'?\n"
     assert not (user_folder / "runs").exists()
+
+
+def test_a_command_s_options_are_read_from_its_source() -> None:
+    for command in COMMANDS.values():
+        if command.method is None and command.program is not None:
+            continue
+        method = getattr(AEGPOTrainer, command.name)
+        assert command.options() == list(inspect.signature(method).parameters)[1:], command.name
