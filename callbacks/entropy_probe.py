@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from aegpo.distributed import all_gather_rows, own_rows
+from aegpo.distributed import all_gather_rows, is_sharded, own_rows
 from aegpo.entropy.reading import EntropyReading, delta_entropy
 from aegpo.entropy.recorder import EntropyRecorder
 from aegpo.entropy.recording import Recording
@@ -21,6 +21,7 @@ from aegpo.rollout import rollout
 from aegpo.samplers import EULER, sampler_name
 from aegpo.sde import ODE, SDE
 from aegpo.training import Training
+from callbacks.reference_cache import ReferenceCache
 
 
 class EntropyProbe(L.Callback, PlansEvaluations):
@@ -50,6 +51,9 @@ class EntropyProbe(L.Callback, PlansEvaluations):
         every_n_iterations: Iterations between two readings. In between the reading of a prompt's
             last visit is published, or the running mean for prompts that were never read.
         source: "trajectory" or "rollouts": where the policy's entropy is read.
+        reference_cache: Folder where the reference's curves are kept for later runs of the same
+            model, prompt, noise and schedule, which read them at no evaluation; null for none,
+            as where methods are compared at equal evaluations.
 
     Raises:
         ValueError: If a count is below one or `source` is unknown.
@@ -63,6 +67,7 @@ class EntropyProbe(L.Callback, PlansEvaluations):
         trajectories: int = 1,
         every_n_iterations: int = 1,
         source: Literal["trajectory", "rollouts"] = "trajectory",
+        reference_cache: str | None = None,
     ) -> None:
         if trajectories < 1 or every_n_iterations < 1:
             raise ValueError(
@@ -73,7 +78,8 @@ class EntropyProbe(L.Callback, PlansEvaluations):
             raise ValueError(f"source={source!r} is unknown; use 'trajectory' or 'rollouts'")
         self.recorder = recorder or EntropyRecorder()
         self.trajectories, self.every_n_iterations = trajectories, every_n_iterations
-        self.source = source
+        self.source, self.reference_cache = source, reference_cache
+        self._cache: ReferenceCache | None = None
         self.reference: dict[int, Tensor] = {}
         self.texts = KnownTexts()
         self.last: dict[int, tuple[Tensor, Tensor]] = {}
@@ -93,7 +99,8 @@ class EntropyProbe(L.Callback, PlansEvaluations):
         visits = readings * run.batch_size
         known = visits if run.num_prompts is None else min(visits, run.num_prompts)
         prompt = self.trajectories * run.num_steps
-        planned = {"reference": Range(min(run.batch_size, known), known) * prompt}
+        fewest = min(run.batch_size, known) if self.reference_cache is None else 0
+        planned = {"reference": Range(fewest, known) * prompt}
         if self.source == "trajectory":
             planned["probe"] = Range.exactly(visits * prompt)
         return planned
@@ -182,9 +189,9 @@ class EntropyProbe(L.Callback, PlansEvaluations):
         with pl_module.policy.together():
             if len(new) > 0:
                 with pl_module.policy.reference():
-                    references = self._draw(
-                        pl_module, own.select(new), sde, schedule.select(new), "reference"
-                    ).curve()
+                    references = self._references(
+                        pl_module, own.select(new), sde, schedule.select(new)
+                    )
         for index, curve in self._gather(own.index[new], references):
             self.reference[index] = curve
         for index, curve in self._gather(own.index, curves):
@@ -194,6 +201,20 @@ class EntropyProbe(L.Callback, PlansEvaluations):
         mean = torch.stack([self.last[index][0] for index in visited]).mean(0)
         self.first_curve = mean if self.first_curve is None else self.first_curve
         self.reference_curve = torch.stack([self.reference[index] for index in visited]).mean(0)
+
+    def _references(
+        self, pl_module: Training, batch: PromptBatch, sde: SDE, schedule: ExplorationSchedule
+    ) -> Tensor:
+        """Curves of the reference, inside it: (n, T) for n prompts; earlier runs' are read."""
+
+        def draw(prompts: PromptBatch, steps: ExplorationSchedule) -> Tensor:
+            return self._draw(pl_module, prompts, sde, steps, "reference").curve()
+
+        if self.reference_cache is None or is_sharded(pl_module.policy.denoiser):
+            return draw(batch, schedule)
+        if self._cache is None:
+            self._cache = ReferenceCache(self.reference_cache, self.recorder, self.trajectories)
+        return self._cache.curves(pl_module, batch, sde, schedule, draw)
 
     def _draw(
         self,
