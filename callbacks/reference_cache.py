@@ -12,6 +12,7 @@ from aegpo.entropy.reference_curves import CurveFolder, digest_of, fingerprint
 from aegpo.exploration import ExplorationSchedule
 from aegpo.policies import Policy
 from aegpo.prompts import PromptBatch
+from aegpo.samplers import sampler_name
 from aegpo.sde import SDE
 from aegpo.training import Training
 
@@ -24,7 +25,7 @@ class ReferenceCache:
 
     A curve is found by everything that it depends on: the weights, the policy's plain settings,
     the precision, the recorder's layers, tokens and rows, what the encoders made of the prompt,
-    its noise, the noise levels, the SDE and the steps that draw noise.
+    its noise, the noise levels, the SDE, the sampler and the steps that draw noise.
 
     Args:
         folder: Where the curves are; created if absent.
@@ -59,7 +60,8 @@ class ReferenceCache:
         policy = pl_module.policy
         if self._curves is None:  # the base stays what it is for as long as the run lasts
             self._curves = CurveFolder(self.folder, self._settings(policy))
-        noise = f"{pl_module.noise.fixed()} {self.trajectories} {type(sde).__name__} {vars(sde)}"
+        steps = f"{type(sde).__name__} {vars(sde)} {sampler_name(pl_module.sampler)}"
+        noise = f"{pl_module.noise.fixed()} {self.trajectories} {steps}"
         levels = digest_of([policy.sigmas(pl_module.num_steps)])
         keys = [
             f"{text!r} {index} {noise} {levels} {digest_of([eta])} {_embedded(policy, text)}"

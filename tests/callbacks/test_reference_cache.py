@@ -16,6 +16,7 @@ from aegpo.entropy import EntropyRecorder
 from aegpo.noise import KeyedNoise
 from aegpo.planning.counts import Range, RunShape
 from aegpo.prompts import PromptBatch
+from aegpo.samplers import AdamsBashforth
 from callbacks.entropy_probe import EntropyProbe
 
 TRAINER = L.Trainer(
@@ -88,6 +89,7 @@ def test_a_later_run_reads_what_an_earlier_one_drew(module: Any, tmp_path: Path)
 CHANGES: dict[str, Callable[[Any], dict[str, Any]]] = {
     "trajectories": lambda module: {"trajectories": 2},
     "noise": lambda module: setattr(module, "noise", KeyedNoise(77)) or {},
+    "sampler": lambda module: setattr(module, "sampler", AdamsBashforth()) or {},
     "steps": lambda module: setattr(module, "num_steps", 4) or {},
     "guidance": lambda module: setattr(module.policy, "guidance_scale", 2.0) or {},
 }
@@ -101,7 +103,7 @@ def test_another_run_s_curves_are_not_found(
     drawn(module)
     read(probe(reference_cache=str(tmp_path)), module, (3,))
     assert drawn(module) == 0
-    for name in ("noise", "num_steps"):
+    for name in ("noise", "num_steps", "sampler"):
         monkeypatch.setattr(module, name, getattr(module, name))  # put back afterwards
     monkeypatch.setattr(module.policy, "guidance_scale", module.policy.guidance_scale)
     settings = CHANGES[what](module) if what in CHANGES else {}
