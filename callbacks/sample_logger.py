@@ -8,6 +8,8 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from PIL import Image
 
 from aegpo.distributed import all_gather_rows, own_rows
 from aegpo.prompts import PromptBatch
@@ -31,6 +33,7 @@ class SampleLogger(L.Callback):
 
     def __init__(self, num_images: int = 32, columns: int = 8) -> None:
         self.num_images, self.columns = num_images, columns
+        self._refused = False
         self._prompts: list[str] = []  # of all ranks; the rest is this rank's
         self._images: list[torch.Tensor] = []
         self._table: list[torch.Tensor] = []
@@ -78,6 +81,17 @@ class SampleLogger(L.Callback):
         for writer in tensorboard_writers(trainer):
             writer.add_image("samples/held_out", pixels, pl_module.iteration, dataformats="HWC")
         if folder is not None:
-            samples = Path(folder) / "samples"
-            samples.mkdir(parents=True, exist_ok=True)
-            save_png(grid, samples / f"held_out_{pl_module.iteration:05d}.png")
+            self._save(grid, Path(folder) / f"samples/held_out_{pl_module.iteration:05d}.png")
+
+    def _save(self, grid: Image.Image, file: Path) -> None:
+        """Write a grid; a disk that is full costs the picture and, the first time, a warning."""
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            save_png(grid, file)
+        except OSError as error:
+            if not self._refused:
+                rank_zero_warn(
+                    f"{file} could not be written ({error}); the run goes on without the pictures "
+                    "that the disk refuses"
+                )
+            self._refused = True

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 import lightning_modules.training.fsdp2  # noqa: F401  # --trainer.strategy fsdp2
 from aegpo.utilities.checkpoint_files import write_whole_checkpoints
+from lightning_modules.cli.enduring_loggers import enduring
 from lightning_modules.cli.process import busy_cores
 from lightning_modules.cli.ranks.together import EndTogether, prepare
 from lightning_modules.commands import COMMANDS, Command, TrainerKind
@@ -45,6 +46,7 @@ class AEGPOTrainer(Trainer):
         left = _left_in(_listed(callbacks), without_callbacks or [])
         super().__init__(callbacks=left, **settings)
         write_whole_checkpoints(self.strategy)
+        enduring(self.loggers)
         prepare(self, rank_timeout, end_within)
         if self.world_size > 1:  # before all others: they look at what was agreed on
             self.callbacks.insert(0, EndTogether(end_within))  # type: ignore[attr-defined]

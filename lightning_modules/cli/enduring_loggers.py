@@ -1,0 +1,149 @@
+"""Loggers that a full disk does not end a run with: what cannot be written is said once."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from torch.utils.tensorboard import SummaryWriter
+
+from aegpo.utilities.files import replacing
+
+
+def enduring(loggers: Sequence[Logger]) -> list[Logger]:
+    """Have TensorBoard's and the CSV logger put up with a disk that is full.
+
+    Lightning's stop the training, with a line about an unsupported value or about a file. One of a
+    user's own class stays as it is.
+
+    Args:
+        loggers: A trainer's.
+
+    Returns:
+        The same objects.
+    """
+    for logger in loggers:
+        kind = _KINDS.get(type(logger))
+        if kind is not None:
+            logger.__class__ = kind
+    return list(loggers)
+
+
+class _Disk:
+    """What is said of one log that cannot be written: once."""
+
+    def __init__(self) -> None:
+        self.said = False
+
+    def refused(self, file: str | Path, error: OSError, then: str) -> None:
+        if not self.said:
+            self.said = True
+            rank_zero_warn(f"{file} could not be written ({error}); the run goes on, {then}")
+
+
+class _Events:
+    """The end of a file of events: takes a record whole or not at all.
+
+    Args:
+        file: TensorBoard's own, of a local file.
+        path: Its path.
+    """
+
+    def __init__(self, file: Any, path: Path) -> None:
+        self._file, self._path, self._disk = file, path, _Disk()
+
+    def write(self, record: bytes) -> None:
+        size = self._path.stat().st_size if self._path.exists() else 0
+        try:
+            self._file.write(record)
+        except OSError as error:
+            if self._path.exists():  # what follows half a record could not be read
+                os.truncate(self._path, size)
+            self._disk.refused(self._path, error, "and what it logs until there is room is lost")
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class EnduringTensorBoardLogger(TensorBoardLogger):
+    """Lightning's, for a disk that may fill up: points are lost until there is room again."""
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> SummaryWriter:
+        """The writer, all of whose events go through one file."""
+        new = self._experiment is None
+        writer: SummaryWriter = super().experiment
+        file_writer: Any = writer.file_writer
+        if new and file_writer is not None:
+            # The thread that writes would die of an exception, and print it.
+            records = file_writer.event_writer._async_writer._writer
+            path = Path(os.fsdecode(records._writer.filename))
+            if path.is_file():  # not an object store's
+                records._writer = _Events(records._writer, path)
+        return writer
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write the hyperparameters, which are in every checkpoint too."""
+        try:
+            super().save()
+        except OSError as error:
+            _Disk().refused(Path(self.log_dir) / self.NAME_HPARAMS_FILE, error, "without it")
+
+
+class EnduringCSVLogger(CSVLogger):
+    """Lightning's, for a disk that may fill up: rows are kept until there is room again.
+
+    Lightning's may leave half a row, and empties the table before it writes a new column.
+    """
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write the rows since the last time, all of them or none."""
+        writer: Any = self.experiment
+        if not writer.metrics:
+            return
+        if not Path(writer.log_dir).is_dir():  # an object store's, which shows whole objects only
+            super().save()
+            return
+        disk = self.__dict__.setdefault("_disk", _Disk())
+        table, columns = Path(writer.metrics_file_path), list(writer.metrics_keys)
+        known = table.is_file() and set(columns).issuperset(set().union(*writer.metrics))
+        try:
+            with _appending(table) if known else replacing(table) as place:
+                if not known and table.is_file():
+                    shutil.copyfile(table, place)
+                writer.metrics_file_path = str(place)
+                super().save()
+        except OSError as error:
+            writer.metrics_keys = columns  # or the next header would lack the new ones
+            disk.refused(table, error, "and its rows are kept until there is room")
+        finally:
+            writer.metrics_file_path = str(table)
+
+
+@contextmanager
+def _appending(path: Path) -> Iterator[Path]:
+    size = path.stat().st_size
+    try:
+        yield path
+    except OSError:
+        os.truncate(path, size)
+        raise
+
+
+_KINDS: dict[type[Logger], type[Logger]] = {
+    TensorBoardLogger: EnduringTensorBoardLogger,
+    CSVLogger: EnduringCSVLogger,
+}
