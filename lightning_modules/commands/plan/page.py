@@ -182,6 +182,16 @@ def _time(plan: RunPlan) -> RenderableType:
                     f"The estimate above is {estimate:.2f} GiB; the measurement is {more:+.2f} GiB "
                     "to it, and has\nrewards, libraries and validation in it too."
                 )
+    if plan.spread and plan.processes > 1:
+        notes.append(
+            f"FSDP2 spreads the denoiser over {plan.processes} processes; "
+            "the memory is that of one."
+        )
+    elif plan.spread:
+        notes.append(
+            "FSDP2 has one process here, which keeps the whole denoiser; give the number of\n"
+            "GPUs that will share it: --processes N."
+        )
     if plan.processes > 1:
         share = plan.iteration.busiest_share
         notes.append(f"The busiest process draws up to {share:.0%} of the images.")

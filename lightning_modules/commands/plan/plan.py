@@ -191,6 +191,7 @@ def make_plan(
         memory=memory,
         unknown=policy.unknown,
         rate=known,
+        spread=spread,
     )
 
 

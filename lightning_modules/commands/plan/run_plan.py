@@ -33,6 +33,7 @@ class RunPlan:
         memory: The estimate for one rank, None if unknown.
         unknown: Why size and memory are unknown.
         rate: How fast it will be, None if unknown.
+        spread: Whether FSDP2 spreads the denoiser over the ranks.
     """
 
     iteration: PlannedIteration
@@ -48,6 +49,7 @@ class RunPlan:
     memory: MemoryEstimate | None
     unknown: str
     rate: MeasuredRate | None
+    spread: bool = False
 
     @property
     def total(self) -> Range | None:

@@ -205,7 +205,8 @@ def test_the_page_fits_and_says_what_is_known(tiny_sd3_folder: Path, tmp_path: P
     assert re.search(r"steps without noise +Euler", text)
     module.sampler = UniPC()
     assert re.search(r"noise +UniPC\(order=2\)", printed(make_plan(trainer, module, data)))
-    assert "--measured" in printed(make_plan(trainer, module, data))
+    text = printed(make_plan(trainer, module, data, spread=True))  # by fsdp2, over nobody else
+    assert "--measured" in text and "--processes N" in text
 
 
 def test_the_rate_of_a_measured_run(tiny_sd3_folder: Path, tmp_path: Path) -> None:
@@ -371,3 +372,40 @@ def test_what_a_selector_raises_is_one_line(tmp_path: Path, tiny_sd3_folder: Pat
     with pytest.raises(ValueError, match=words) as raised:
         make_plan(tiny_trainer(tmp_path, []), module, tiny_data(tmp_path))
     assert "\n" not in str(raised.value)
+
+
+def plan_text(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    main(["plan", *arguments])
+    return capsys.readouterr().out
+
+
+def test_a_model_that_is_spread_is_planned_by_what_one_card_keeps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The shipped files for it, over a tiny pipeline of FLUX.1's class."""
+    monkeypatch.setenv("COLUMNS", "80")
+    (family,) = (one for one in FAMILIES if one.name == "Flux")
+    family.pipeline().save_pretrained(tmp_path / "flux")
+    folder = Path(__file__).parents[3] / "configs"
+    flux = ["--config", str(folder / "models/flux1_dev.yaml")]
+    flux += ["--config", str(folder / "rewards/hpsv21.yaml")]
+    tiny = ["--model.policy.pretrained", str(tmp_path / "flux")]
+    tiny += ["--model.policy.resolution", "16", "--model.policy.max_sequence_length", "8"]
+
+    def kept(*arguments: str) -> tuple[str, float, float]:
+        text = plan_text(capsys, *flux, *arguments, *tiny)
+        numbers = dict(re.findall(r"^ *(.+?) {2,}([\d.]+)\s*$", text, re.M))
+        one = "trained weights, gradients, optimizer"
+        return text, float(numbers[one]), float(numbers.get("gathered weights and gradients", 0))
+
+    full = ["--config", str(folder / "hardware/8x80gb_full_flux.yaml")]
+    text, spread, gathered = kept(*full)
+    assert "each of 8" in text and gathered > 0
+    assert "over 8 processes; the memory is that of one." in text
+    text, whole, gathered = kept(*full, "--trainer.strategy", "ddp")
+    assert gathered == 0 and spread == pytest.approx(whole / 8, abs=0.01)
+
+    two = ["--config", str(folder / "hardware/2x8x80gb.yaml")]
+    two += ["--config", str(folder / "overlays/fsdp2.yaml"), "--trainer.devices", "8"]
+    text, _, gathered = kept(*two)
+    assert "each of 16" in text and "over 16 processes" in text and gathered > 0
