@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -18,6 +17,7 @@ from torch.optim import Optimizer
 from aegpo.policies.base import Policy
 from aegpo.policies.fsdp.sharding import gathered, shard_like
 from aegpo.policies.trainable import copy_trainable_tensors
+from aegpo.utilities.checkpoint_files import CheckpointFiles
 from lightning_modules.training.resuming import policy_tensors
 
 
@@ -156,22 +156,18 @@ class FSDP2(ModelParallelStrategy):
 
         Args:
             checkpoint_path: The file.
-            weights_only: As for `torch.load`.
+            weights_only: False unpickles objects, which runs the code in the file; None is True.
 
         Returns:
             Its content, on the CPU.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is no checkpoint, or holds objects that may not be unpickled.
         """
-        if Path(checkpoint_path).is_file():
-            try:
-                content: dict[str, Any] = torch.load(
-                    checkpoint_path,
-                    map_location="cpu",
-                    mmap=True,
-                    weights_only=weights_only is not False,
-                )
-            except Exception:  # the usual way says what is wrong with it
-                return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
-            return content
+        files = self.checkpoint_io
+        if isinstance(files, CheckpointFiles):
+            return files.load_checkpoint(checkpoint_path, weights_only=weights_only, lazy=True)
         return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
 
 
