@@ -16,6 +16,7 @@ from lightning_modules.arguments.early import early_mistake
 from lightning_modules.arguments.messages import debugging, did_you_mean, fail
 from lightning_modules.arguments.sources import OnlyImportTells
 from lightning_modules.cli.process import (
+    another_rank,
     end_without_stuck_threads,
     keep_freed_memory,
     program_name,
@@ -69,6 +70,9 @@ def main() -> None:
     # a folder named `callbacks` in there does not stand in for ours.
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())
+    if command in COMMANDS and not COMMANDS[command].is_lightnings and another_rank():
+        print(f"{command} runs on one process; rank {another_rank()} leaves it to rank 0")
+        return
     if command not in COMMANDS or COMMANDS[command].run_program():
         _refuse_early(command)
         _run()

@@ -22,6 +22,17 @@ def program_name() -> str:
     return "python -m aegpo" if name in ("__main__.py", "main.py") else name
 
 
+def another_rank() -> int:
+    """This process's rank where a launcher has started several, 0 where it is the only one.
+
+    Lightning reads the same variables, of torchrun, SLURM and its own launcher, in this order.
+    """
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):
+        if os.environ.get(name, "").isdigit():
+            return int(os.environ[name])
+    return 0
+
+
 def keep_freed_memory() -> None:
     """Tell glibc to keep freed memory instead of handing it back to the system.
 

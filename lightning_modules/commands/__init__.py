@@ -49,6 +49,11 @@ class Command:
     trainer: TrainerKind = "checkpoints"
     texts: tuple[str, ...] = ()
 
+    @property
+    def is_lightnings(self) -> bool:
+        """Whether it runs on as many processes as the trainer has."""
+        return self.method is None and self.program is None
+
     def function(self) -> Callable[..., Any]:
         """Import the function of `method`; it has the command's name."""
         assert self.method is not None, f"{self.name} is no method of the trainer"
