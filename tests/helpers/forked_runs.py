@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import sys
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-_PIPELINE = "diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3"
-# Imported once, by the server that such processes are forked from.
-multiprocessing.set_forkserver_preload(
-    [
-        *("lightning_modules.cli.lightning_cli", "lightning_modules.aegpo_module", "callbacks"),
-        *("datamodules", "aegpo.policies", "torch.utils.tensorboard", _PIPELINE),
-    ]
-)
+from forkserver import begin, forkserver
 
 
 class Forked:
     """A started program, as `subprocess.Popen` is one; the leader of a process group."""
 
-    def __init__(self, process: multiprocessing.process.BaseProcess) -> None:
+    def __init__(self, process: BaseProcess) -> None:
         self._process = process
         assert process.pid is not None
         self.pid = process.pid
@@ -37,29 +30,30 @@ class Forked:
         return status
 
 
-def start_forked(arguments: list[str], output: Path) -> Forked:
-    """Start ``aegpo`` with arguments in the current folder, in a process group of its own."""
-    context = multiprocessing.get_context("forkserver")
-    process = context.Process(
-        target=_program, args=(arguments, str(output), os.getcwd(), dict(os.environ))
+def start_forked(arguments: list[str], output: Path, program: str = "aegpo") -> Forked:
+    """Start the program in the current folder, in a process group of its own.
+
+    Args:
+        arguments: What is typed after its name.
+        output: File that both streams are appended to.
+        program: Its name, or the script that a launcher starts the other ranks with.
+
+    Returns:
+        The process.
+    """
+    words = [program, *arguments]
+    process = forkserver().Process(
+        target=_program, args=(words, output, os.getcwd(), dict(os.environ))
     )
     process.start()
     return Forked(process)
 
 
-def _program(arguments: list[str], output: str, folder: str, environment: dict[str, str]) -> None:
+def _program(words: list[str], output: Path, folder: str, environment: dict[str, str]) -> None:
     os.setsid()
     os.chdir(folder)
-    os.environ.clear()  # of the server, which has that of the first test
-    os.environ.update(environment)
-    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for stream in (1, 2):
-        os.dup2(file, stream)
-    sys.argv = ["aegpo", *arguments]
-    import torch
-
-    # The server has asked for GPUs, after which torch warns of forks; nothing here computes on one.
-    torch.cuda._is_in_bad_fork = lambda: False
+    begin(environment, output)
+    sys.argv = words
     from lightning_modules.cli.main import main
 
     main()

@@ -8,7 +8,6 @@ torchrun's would run one: Lightning starts no process where it finds LOCAL_RANK.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import sys
@@ -20,13 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from cli_runs import ROOT, configs
+from forkserver import begin, forkserver
 from free_port import free_port
 
-PRELOAD = [
-    *("lightning_modules.cli.lightning_cli", "lightning_modules.aegpo_module", "callbacks"),
-    *("datamodules", "aegpo.policies", "torch.utils.tensorboard", "rank_trace"),
-    "diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3",
-]
 Command = tuple[Path, Sequence[str]]
 """The folder in which it is run, and its arguments."""
 
@@ -53,6 +48,7 @@ data:
     val_batch_size: 4
 """
 TWO = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
+MACHINES = ("--trainer.devices", "1", "--trainer.num_nodes", "2", "--trainer.strategy", "ddp")
 
 
 @dataclass(frozen=True)
@@ -87,9 +83,9 @@ class Ranks:
         commands: Sequence[Command],
         ranks: int = 2,
         before: Callable[[int], None] | None = None,
+        machines: bool = False,
     ) -> None:
-        multiprocessing.set_forkserver_preload(PRELOAD)
-        context = multiprocessing.get_context("forkserver")
+        context = forkserver()
         port = free_port()
         self.outputs = [folder / f"rank{rank}of{ranks}.{port}.txt" for rank in range(ranks)]
         environment = dict(os.environ) | {"OMP_NUM_THREADS": "1"}
@@ -99,7 +95,8 @@ class Ranks:
         listed = [(str(where), [*arguments]) for where, arguments in commands]
         self.processes = [
             context.Process(
-                target=_rank, args=(folder, listed, environment, rank, self.outputs[rank], before)
+                target=_machine if machines else _rank,
+                args=(listed, environment, rank, self.outputs[rank], before),
             )
             for rank in range(ranks)
         ]
@@ -148,16 +145,32 @@ class Ranks:
         return results
 
 
-def on_ranks(folder: Path, *commands: Command, ranks: int = 2, seconds: float = 300) -> list[Ended]:
-    """Run commands on several ranks, or on one, in one process each; all have to end well."""
-    ended = Ranks(folder, commands, ranks).ended(seconds)
+def on_ranks(
+    folder: Path,
+    *commands: Command,
+    ranks: int = 2,
+    machines: bool = False,
+    seconds: float = 300,
+) -> list[Ended]:
+    """Run commands on several ranks, or on one, in one process each; all have to end well.
+
+    Args:
+        folder: Where their outputs go.
+        *commands: The commands.
+        ranks: Processes.
+        machines: Whether torchrun starts them, each as one of two machines.
+        seconds: When they are given up.
+
+    Returns:
+        How each ended.
+    """
+    ended = Ranks(folder, commands, ranks, machines=machines).ended(seconds)
     for one in ended:
         assert one.status == [0] * len(commands), one.output[-6000:]
     return ended
 
 
 def _rank(  # what a process is started with
-    folder: Path,
     commands: list[tuple[str, list[str]]],
     environment: dict[str, str],
     rank: int,
@@ -166,32 +179,52 @@ def _rank(  # what a process is started with
 ) -> None:
     """One rank, from its first line to its last."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    with output.open("w") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    sys.stdout = os.fdopen(1, "w", buffering=1)
-    sys.stderr = os.fdopen(2, "w", buffering=1)
-    os.environ.clear()  # of the server, which has that of the test that started it
-    os.environ |= environment
-    if "WORLD_SIZE" in environment:
-        os.environ["LOCAL_RANK"] = str(rank)
-    import torch
-
-    torch.set_num_threads(1)
+    own = {"LOCAL_RANK": str(rank)} if "WORLD_SIZE" in environment else {}
+    begin(environment | own, output)
     if before is not None:
         before(rank)
+    status = _run_all(commands, output)
+    sys.stdout.flush()
+    os._exit(status)
+
+
+def _machine(
+    commands: list[tuple[str, list[str]]],
+    environment: dict[str, str],
+    number: int,
+    output: Path,
+    before: None,
+) -> None:
+    """A machine with one rank: torchrun's own agent, whose rank is forked in place of started."""
+    begin({name: text for name, text in environment.items() if name not in GIVEN}, output)
+    from torch.distributed.launcher.api import elastic_launch
+    from torch.distributed.run import config_from_args, parse_args
+
+    words = ["--nnodes", "2", "--nproc_per_node", "1", "--node_rank", str(number)]
+    words += ["--master_addr", "127.0.0.1", "--master_port", environment["MASTER_PORT"]]
+    config, _, _ = config_from_args(parse_args([*words, "-m", "aegpo"]))
+    config.start_method = "fork"
+    config.monitor_interval = 0.1
+    elastic_launch(config, _run_all)(commands, output)
+    sys.stdout.flush()
+
+
+GIVEN = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "WORLD_SIZE")
+"""Variables of a rank, all of which torchrun sets by itself."""
+
+
+def _run_all(commands: list[tuple[str, list[str]]], output: Path) -> int:
+    """Run commands until one fails; the status of the last."""
     statuses: list[int] = []
     for where, command in commands:
         os.makedirs(where, exist_ok=True)
         os.chdir(where)
         sys.path.insert(0, where)
-        status = _status(command)
-        statuses.append(status)
+        statuses.append(_status(command))
         output.with_suffix(".json").write_text(json.dumps(statuses))
-        if status != 0:
+        if statuses[-1] != 0:
             break
-    sys.stdout.flush()
-    os._exit(statuses[-1])
+    return statuses[-1]
 
 
 def _status(command: list[str]) -> int:

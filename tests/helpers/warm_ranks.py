@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import sys
 import traceback
@@ -10,11 +9,8 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
+from forkserver import begin, forkserver
 from free_port import free_port
-
-PIPELINE = "diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3"
-# What every rank needs is imported once, by the server that ranks are forked from: 10 s a rank.
-PRELOADED = ["lightning_modules.aegpo_module", "callbacks", "datamodules", "aegpo.policies"]
 
 
 class WarmRanks:
@@ -26,8 +22,7 @@ class WarmRanks:
     """
 
     def __init__(self, size: int = 2, limit: float = 240.0) -> None:
-        multiprocessing.set_forkserver_preload([*PRELOADED, PIPELINE])
-        context = multiprocessing.get_context("forkserver")
+        context = forkserver()
         environment = dict(os.environ) | {
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(free_port()),
@@ -83,11 +78,7 @@ class WarmRanks:
 
 def _serve(pipe: Connection, rank: int, environment: dict[str, str]) -> None:
     """Run what comes through the pipe, under the environment that torchrun would give."""
-    os.environ.clear()  # of the server, which has that of the test that started it
-    os.environ |= environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-    import torch
-
-    torch.set_num_threads(1)
+    begin(environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
     if rank:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for the life of the process
     while True:

@@ -56,8 +56,7 @@ class EndTogether(L.Callback):
                 "is noticed by the next collective only, after trainer.rank_timeout"
             )
         watch.link(links)
-        if rank == 0:
-            watch.last_words = partial(_finalize, trainer)
+        watch.last_words = partial(_finalize, trainer)
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
@@ -112,7 +111,7 @@ class EndTogether(L.Callback):
 def _finalize(trainer: L.Trainer) -> None:
     for rank in getattr(trainer.strategy.launcher, "procs", []):
         rank.send_signal(signal.SIGCONT)  # one that was stopped would never hear of the end
-    for logger in trainer.loggers:
+    for logger in trainer.loggers if trainer.is_global_zero else []:
         logger.finalize("failed")
 
 

@@ -8,11 +8,14 @@ import os
 import re
 import signal
 import threading
+import time
 from pathlib import Path
 
 import pytest
-from cli_runs import configs, run
-from rank_pair import SHAPES, TWO, Command, Ended, Ranks, fit, on_ranks
+from cli_runs import ROOT, configs, run
+from forked_runs import start_forked
+from killed_runs import write_config
+from rank_pair import SHAPES, TWO, Command, Ended, Ranks, on_ranks
 
 from lightning_modules.cli.ranks.watch import LAUNCHER
 from lightning_modules.cli.trainer import AEGPOTrainer
@@ -24,7 +27,9 @@ import time
 
 import lightning as L
 from aegpo.distributed import world
-from aegpo.rewards import ShapesMatch
+from my_module import Redness
+
+FULL = 20_000  # bytes of a file
 
 
 class Fails(L.Callback):
@@ -32,7 +37,7 @@ class Fails(L.Callback):
         self.rank, self.kind = rank, kind
 
     def on_train_batch_end(self, trainer, pl_module, *args):
-        print("iteration", pl_module.iteration, flush=True)
+        print(f"rank {world()[1]} in {os.getpid()}: iteration {pl_module.iteration}.", flush=True)
         if world()[1] != self.rank or pl_module.iteration < 2:
             return
         if self.kind == "os":
@@ -44,10 +49,13 @@ class Fails(L.Callback):
         if self.kind == "hang":
             time.sleep(600)
         if self.kind == "full":  # as a disk is: in the middle of the writing
-            resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, resource.RLIM_INFINITY))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (FULL, resource.RLIM_INFINITY))
+
+    def on_train_end(self, trainer, pl_module):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
 
 
-class Broken(ShapesMatch):
+class Broken(Redness):
     name = "broken"
 
     def __init__(self, kind: str):
@@ -64,18 +72,26 @@ class Broken(ShapesMatch):
 """
 
 
-def training(folder: Path, *options: str, batches: int = 60) -> Command:
+def training(folder: Path, pipeline: Path, *options: str, batches: int = 60) -> Command:
     """A small training, which goes on for long by default."""
-    command = fit(folder, "--model.allocator.low", "2", "--model.allocator.high", "4", *options)
+    folder.mkdir(exist_ok=True)
+    config = write_config(folder, pipeline)
     (folder / "my_ranks.py").write_text(MODULE)
-    return command[0], [*command[1], "--data.batches_per_epoch", str(batches)]
+    once = ["--trainer.max_epochs", "1", "--trainer.num_sanity_val_steps", "0"]
+    once += ["--trainer.without_callbacks+", "RolloutProgressBar"]  # most of what a rank prints
+    size = ["--data.batches_per_epoch", str(batches)]
+    return folder, ["fit", "--config", str(config), *once, *size, *options]
 
 
-def start(folder: Path, *options: str, callback: str = "") -> Ranks:
+def added(callback: str) -> list[str]:
+    """Options that add one of the module's callbacks, with arguments in words."""
+    arguments = [f"--trainer.callbacks.{part}" for part in callback.split()]
+    return ["--trainer.callbacks+", "my_ranks.Fails", *arguments]
+
+
+def start(folder: Path, pipeline: Path, callback: str, *options: str) -> Ranks:
     """Two ranks of a training that goes on for long."""
-    added = ["--trainer.callbacks+", "my_ranks.Fails"] if callback else []
-    kinds = [f"--trainer.callbacks.{part}" for part in callback.split()]
-    return Ranks(folder, [training(folder, *TWO, *added, *kinds, *options)])
+    return Ranks(folder, [training(folder, pipeline, *TWO, *added(callback), *options)])
 
 
 def ended(ranks: Ranks, within: float = 180) -> list[Ended]:
@@ -86,19 +102,18 @@ def ended(ranks: Ranks, within: float = 180) -> list[Ended]:
 @pytest.mark.parametrize(
     ("callback", "line"),
     [
-        ("rank=0 --trainer.callbacks.kind=os", "No space left on device"),
-        ("rank=1 --trainer.callbacks.kind=memory", "out of memory"),
-        ("rank=1 --trainer.callbacks.kind=exit", "ended without a word"),
-        ("rank=0 --trainer.callbacks.kind=exit", "ended without a word"),
+        ("rank=1 kind=memory", "out of memory"),
+        ("rank=1 kind=exit", "ended without a word"),
+        ("rank=0 kind=exit", "ended without a word"),
     ],
-    ids=["an error on rank 0", "no memory on rank 1", "rank 1 is gone", "rank 0 is gone"],
+    ids=["no memory on rank 1", "rank 1 is gone", "rank 0 is gone"],
 )
 def test_a_rank_that_fails_takes_the_others_with_it(
-    tmp_path: Path, callback: str, line: str
+    tmp_path: Path, tiny_sd3_folder: Path, callback: str, line: str
 ) -> None:
     failing = int(callback[5])
-    ranks = start(tmp_path, callback=callback.replace("--trainer.callbacks.", ""))
-    ranks.wait_for("iteration 2", failing)
+    ranks = start(tmp_path, tiny_sd3_folder, callback)
+    ranks.wait_for("iteration 2.", failing)
     results = ended(ranks)
     assert all(one.exit not in (0, None) for one in results), results
     told = [text for text in results[1 - failing].output.splitlines() if f"rank {failing} " in text]
@@ -109,40 +124,34 @@ def test_a_rank_that_fails_takes_the_others_with_it(
 
 
 @pytest.mark.parametrize(
-    ("number", "who"),
-    [
-        (signal.SIGTERM, "rank 0"),
-        (signal.SIGTERM, "rank 1"),
-        (signal.SIGTERM, "both"),
-        (signal.SIGINT, "rank 1"),
-        (signal.SIGINT, "both"),
-    ],
+    ("number", "told"),
+    [(signal.SIGTERM, (1,)), (signal.SIGINT, (0, 1))],
+    ids=["SIGTERM to rank 1", "Ctrl-C to both"],
 )
 def test_a_signal_ends_all_ranks_with_a_checkpoint(
-    tmp_path: Path, number: signal.Signals, who: str
+    tmp_path: Path, tiny_sd3_folder: Path, number: signal.Signals, told: tuple[int, ...]
 ) -> None:
     # A busy machine takes long for an iteration, which is not what is tested.
-    ranks = start(tmp_path, "--trainer.end_within", "150", callback="rank=9 kind=none")
-    ranks.wait_for("iteration 1")
-    for rank in (0, 1):
-        if who in ("both", f"rank {rank}"):
-            os.kill(ranks.pid(rank), number)
+    patient = ("--trainer.end_within", "150")
+    ranks = start(tmp_path, tiny_sd3_folder, "rank=9 kind=none", *patient)
+    ranks.wait_for("iteration 1.")
+    for rank in told:
+        os.kill(ranks.pid(rank), number)
     results = ended(ranks)
     assert [one.exit for one in results] == [128 + number] * 2, results
     assert "told to end: wrote" in results[0].output
-    assert (tmp_path / "runs/shapes/checkpoints/last.ckpt").is_file()
+    assert (tmp_path / "runs/tiny/checkpoints/last.ckpt").is_file()
 
 
-def test_ctrl_c_ends_one_process_with_a_checkpoint(tmp_path: Path) -> None:
-    watched = ("--trainer.callbacks+", "my_ranks.Fails")
-    watched += ("--trainer.callbacks.rank=9", "--trainer.callbacks.kind=none")
-    process = Ranks(tmp_path, [training(tmp_path, *watched)], ranks=1)
-    process.wait_for("iteration 1")
+def test_ctrl_c_ends_one_process_with_a_checkpoint(tmp_path: Path, tiny_sd3_folder: Path) -> None:
+    watched = added("rank=9 kind=none")
+    process = Ranks(tmp_path, [training(tmp_path, tiny_sd3_folder, *watched)], ranks=1)
+    process.wait_for("iteration 1.")
     os.kill(process.pid(0), signal.SIGINT)
     (result,) = ended(process)
     assert result.exit == 130, result
     assert "told to end: wrote" in result.output and "Traceback" not in result.output
-    assert (tmp_path / "runs/shapes/checkpoints/last.ckpt").is_file()
+    assert (tmp_path / "runs/tiny/checkpoints/last.ckpt").is_file()
 
 
 def test_a_trainer_that_is_only_built_leaves_the_process_as_it_was(
@@ -160,47 +169,67 @@ def test_a_trainer_that_is_only_built_leaves_the_process_as_it_was(
     assert handlers == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
 
 
-def test_a_signal_ends_ranks_that_hang(tmp_path: Path) -> None:
-    ranks = start(tmp_path, "--trainer.end_within", "3", callback="rank=0 kind=hang")
-    ranks.wait_for("iteration 2", 0)
-    os.kill(ranks.pid(1), signal.SIGTERM)  # which waits in a collective, and runs no handler
-    results = ended(ranks)
-    assert [one.exit for one in results] == [143, 143], results
-    assert re.search(r"was told to end \(SIGTERM\) and was in \w+ in ", results[1].output)
-    assert "rank 1 was told to end (SIGTERM), in " in results[0].output
-    assert "Fails.on_train_batch_end (my_ranks.py" in results[0].output  # where it hung
+def test_a_signal_ends_ranks_that_hang_or_were_stopped(
+    folder: Path, tiny_sd3_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 1 hangs and is stopped as well; rank 0, which started it, wakes it to end it."""
+    program = folder / "program.py"  # Lightning starts the other ranks with the script's own path
+    program.write_text("from lightning_modules.cli.main import main\n\nmain()\n")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    options = (*TWO, *added("rank=1 kind=hang"), "--trainer.end_within", "3")
+    _, arguments = training(folder, tiny_sd3_folder, *options)
+    output = folder / "output.txt"
+    rank_0 = start_forked(arguments, output, str(program))
+    try:
+        (pid,) = wait_for(r"rank 1 in (\d+): iteration 2\.", output).groups()
+        os.kill(int(pid), signal.SIGSTOP)
+        os.kill(rank_0.pid, signal.SIGTERM)  # which waits in a collective, and runs no handler
+        assert rank_0.wait(120) == 143
+        wait_for(r"rank 0 ends with status 143: .* was told to end \(SIGTERM\) and was in ", output)
+        woken = r"rank 1 ends with status 143: rank 0 was told to end \(SIGTERM\), in .*"
+        where = wait_for(woken, output).group()  # it says so before it is gone
+        assert "Fails.on_train_batch_end (my_ranks.py" in where
+    finally:
+        os.killpg(rank_0.pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("kind", ["sleeps", "is stopped"])
-def test_a_wait_beyond_the_limit_ends_all_and_says_where(tmp_path: Path, kind: str) -> None:
-    hangs = kind == "sleeps"
-    callback = "rank=1 kind=hang" if hangs else "rank=9 kind=none"
-    ranks = start(tmp_path, "--trainer.rank_timeout", "20", callback=callback)
-    ranks.wait_for("iteration 2", 1)
-    if not hangs:
-        os.kill(ranks.pid(1), signal.SIGSTOP)
-        ranks.wait_for("waited too long", 0)
-        os.kill(ranks.pid(1), signal.SIGCONT)  # nothing else can end a process that is stopped
+def test_a_wait_beyond_the_limit_ends_all_and_says_where(
+    tmp_path: Path, tiny_sd3_folder: Path
+) -> None:
+    limit = ("--trainer.rank_timeout", "20")
+    ranks = start(tmp_path, tiny_sd3_folder, "rank=1 kind=hang", *limit)
     results = ended(ranks)
     assert [one.exit for one in results] == [2, 2], results
     said = [line for line in results[0].output.splitlines() if "waited too long" in line]
     assert len(said) == 1 and "raise trainer.rank_timeout" in said[0], results
     assert re.search(r"for the other ranks: \w+ in [\w.]+ \([\w/]+\.py:\d+\)", said[0]), said
     assert "rank 0 failed: waited too long" in results[1].output
-    if hangs:
-        assert "Fails.on_train_batch_end (my_ranks.py" in results[1].output  # where rank 1 was
+    assert "Fails.on_train_batch_end (my_ranks.py" in results[1].output  # where rank 1 was
 
 
-def test_what_costs_an_image_or_a_checkpoint_and_no_rank(tmp_path: Path) -> None:
-    reward = ("--trainer.limit_val_batches", "0", "--model.max_missing", "0.9")
+def wait_for(pattern: str, file: Path, seconds: float = 120.0) -> re.Match[str]:
+    """Wait until a file has a text."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        text = file.read_text(errors="replace") if file.is_file() else ""
+        found = re.search(pattern, text)
+        if found is not None:
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"no {pattern!r} in: {text}")
+
+
+def test_what_costs_an_image_or_a_file_and_no_rank(tmp_path: Path, tiny_sd3_folder: Path) -> None:
+    trace = ("--trainer.callbacks+", "rank_trace.RankTrace", "--trainer.callbacks.file=trace.json")
+    reward = (*trace, "--trainer.limit_val_batches", "0", "--model.max_missing", "0.9")
     reward += ("--model.reward", "my_ranks.Broken", "--model.reward.kind")
-    full = ("--trainer.callbacks+", "my_ranks.Fails", "--trainer.callbacks.rank=0")
-    full += ("--trainer.callbacks.kind=full",)
+    full = (*added("rank=0 kind=full"), *trace)
+    pipeline = tiny_sd3_folder
     ranks = on_ranks(
         tmp_path,
-        training(tmp_path / "raises", *TWO, *reward, "raises", batches=1),
-        training(tmp_path / "nan", *TWO, *reward, "nan", batches=1),
-        training(tmp_path / "full", *TWO, *full, batches=2),
+        training(tmp_path / "raises", pipeline, *TWO, *reward, "raises", batches=1),
+        training(tmp_path / "nan", pipeline, *TWO, *reward, "nan", batches=1),
+        training(tmp_path / "full", pipeline, *TWO, *full, batches=3),
     )
     outputs = [one.output for one in ranks]
     assert "server away" in outputs[1] and "server away" not in outputs[0], outputs
@@ -210,7 +239,9 @@ def test_what_costs_an_image_or_a_checkpoint_and_no_rank(tmp_path: Path) -> None
     lost = [math.isnan(score) for _, score in rows[0]["rewards"]]
     assert any(lost) and not all(lost)
     assert str(rows[0]) == str(rows[1])  # NaN is not itself
-    assert "last.ckpt could not be written" in outputs[0], outputs[0]
-    assert not list((tmp_path / "full").rglob("*.ckpt*"))
+    refused = [line for line in outputs[0].splitlines() if "could not be written" in line]
+    for file in ("last.ckpt", "tfevents"):  # each once, and the run goes on
+        assert len([line for line in refused if file in line]) == 1, outputs[0]
+    assert not list((tmp_path / "full").rglob("*.partial"))
     assert "could not be written" not in outputs[1]
     assert (tmp_path / "full/trace.json").is_file()
