@@ -1,40 +1,65 @@
-"""Attention that goes through diffusers' dispatcher, whichever kernel computes it."""
+"""Attention of torch and of diffusers' dispatcher, told of while a watched layer runs."""
 
 from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor
 
 Attended = Callable[[Tensor, Tensor, "float | None", "Tensor | None", bool], None]
 """Told queries (n, h, N, d), keys (n, h, M, d), scale, mask and causality of one attention."""
 
 
-@contextmanager
-def watching_dispatcher(attended: Attended) -> Iterator[None]:
-    """Inside, tells of every attention that diffusers hands to a kernel, after it was computed.
+class WatchedAttention:
+    """What stands in for `F.scaled_dot_product_attention` and the kernels of diffusers' dispatcher.
 
     Kernels such as flex or flash-attn never reach torch's own function. They stand in a table of
-    diffusers, whose entries are replaced here and put back.
+    diffusers, whose entries are replaced and put back. Between `on` and `off` everything is told
+    of, after it was computed; otherwise torch and diffusers are as they were found, so that
+    compiled code around it, which looks whether they are, stays valid.
 
     Args:
-        attended: Called once for each attention.
-
-    Yields:
-        Nothing.
+        watch: Makes the function that takes the place of torch's.
+        attended: Called once for each attention of the dispatcher.
     """
-    module = sys.modules.get("diffusers.models.attention_dispatch")
-    table = getattr(getattr(module, "_AttentionBackendRegistry", None), "_backends", {})
-    before = dict(table)
-    table.update({name: _told(kernel, attended) for name, kernel in before.items()})
-    try:
-        yield
-    finally:
-        table.update(before)
+
+    def __init__(
+        self, watch: Callable[[Callable[..., Tensor]], Callable[..., Tensor]], attended: Attended
+    ) -> None:
+        module = sys.modules.get("diffusers.models.attention_dispatch")
+        self._table = getattr(getattr(module, "_AttentionBackendRegistry", None), "_backends", {})
+        self._kernels = dict(self._table)
+        self._told = {name: _told(kernel, attended) for name, kernel in self._kernels.items()}
+        self._original = F.scaled_dot_product_attention
+        self._replacement = watch(self._original)
+        self._depth = 0
+
+    def on(self) -> None:
+        """Let all attention be told of, until `off` was called as often."""
+        self._depth += 1
+        if self._depth == 1:
+            self._put(self._replacement, self._told)
+
+    def off(self) -> None:
+        """Take back one `on`."""
+        self._depth -= 1
+        if self._depth == 0:
+            self._put(self._original, self._kernels)
+
+    def close(self) -> None:
+        """Take back every `on`."""
+        self._depth = 0
+        self._put(self._original, self._kernels)
+
+    def _put(
+        self, attention: Callable[..., Tensor], kernels: dict[Any, Callable[..., Any]]
+    ) -> None:
+        F.scaled_dot_product_attention = attention
+        self._table.update(kernels)
 
 
 def _told(kernel: Callable[..., Any], attended: Attended) -> Callable[..., Any]:

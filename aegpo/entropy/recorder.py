@@ -10,13 +10,13 @@ from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aegpo.entropy.attention import attention_entropy
-from aegpo.entropy.dispatched import watching_dispatcher
+from aegpo.entropy.dispatched import WatchedAttention
 from aegpo.entropy.recording import Recording, WatchedPolicy
 from aegpo.entropy.tokens import TokenLayout, TokenSet, check_token_set, select_tokens
+from aegpo.entropy.uncompiled import uncompiled
 
 # `F.scaled_dot_product_attention` exists once per process, so does its replacement.
 _RECORDING = threading.Lock()
@@ -31,13 +31,14 @@ class EntropyRecorder:
             rollout(policy, sde, cond, schedule, sizes, noise, index, observer=recording)
         curve = recording.curve()  # (B, T)
 
-    Inside the context ``torch.nn.functional.scaled_dot_product_attention`` and the kernels of
-    diffusers' dispatcher (flex, flash-attn and others) are replaced by such that call the original
-    first and then look at the queries and keys, and hooks on the attention modules say which layer
-    is running. The model's outputs are bit for bit what they were; after the context, also after an
-    exception, the model, torch and diffusers are as they were found. Only calls under ``no_grad``
-    in the thread that opened the context count, and only the first attention of a layer (image
-    adapters add a second one).
+    Inside the context hooks on the attention modules say which layer is running; while one is,
+    ``torch.nn.functional.scaled_dot_product_attention`` and the kernels of diffusers' dispatcher
+    (flex, flash-attn and others) are replaced by such that call the original first and then look at
+    the queries and keys. The model's outputs are bit for bit what they were; after the context,
+    also after an exception, the model, torch and diffusers are as they were found. Only calls under
+    ``no_grad`` in the thread that opened the context count, and only the first attention of a layer
+    (image adapters add a second one). Compiled blocks with a watched layer run uncompiled inside,
+    rounded as they are without a compiler; all others run compiled, and nothing is compiled anew.
 
     Query rows are sampled once per layer and head and shared by all samples, steps and recordings:
     the estimate of the mean is unbiased, costs ``rows`` / N of the scores, and compares policy and
@@ -105,24 +106,19 @@ class EntropyRecorder:
                 "leave its context before opening a new one"
             )
         recording = Recording([name for name, _ in watched], policy, self.tokens, self._measure)
-        original = F.scaled_dot_product_attention
+        attention = WatchedAttention(recording._watch, recording._attended)
         handles = []
         policy.at_retry.append(recording._begin_anew)
         try:
             for name, module in watched:
-                handles.append(module.register_forward_pre_hook(recording._enter(name)))
-                handles.append(
-                    module.register_forward_hook(recording._leave(name), always_call=True)
-                )
-            F.scaled_dot_product_attention = recording._watch(original)
-            # A compiled denoiser would be compiled anew, with and without the replacement.
-            with (
-                torch.compiler.set_stance("force_eager"),
-                watching_dispatcher(recording._attended),
-            ):
+                for before in (lambda *_: attention.on(), recording._enter(name)):
+                    handles.append(module.register_forward_pre_hook(before))
+                for after in (lambda *_: attention.off(), recording._leave(name)):
+                    handles.append(module.register_forward_hook(after, always_call=True))
+            with uncompiled(policy.denoiser, [module for _, module in watched]):
                 yield recording
         finally:
-            F.scaled_dot_product_attention = original
+            attention.close()
             policy.at_retry.remove(recording._begin_anew)
             for handle in handles:
                 handle.remove()

@@ -27,6 +27,10 @@ class WatchedPolicy(Protocol):
     def idle(self) -> bool:
         """Whether the call that runs is padding between ranks, and none of the rollout's."""
 
+    @property
+    def denoiser(self) -> nn.Module:
+        """The network that predicts at present."""
+
     def attention_layers(self) -> Sequence[tuple[str, nn.Module]]:
         """Name and module of every attention layer, in the order of the network."""
 
@@ -230,16 +234,8 @@ class Recording:
             scale: float | None = None,
             enable_gqa: bool = False,
         ) -> Tensor:
-            output = original(
-                query,
-                key,
-                value,
-                attn_mask,
-                dropout_p,
-                is_causal,
-                scale=scale,
-                enable_gqa=enable_gqa,
-            )
+            given = (query, key, value, attn_mask, dropout_p, is_causal)
+            output = original(*given, scale=scale, enable_gqa=enable_gqa)
             self._attended(query, key, scale, attn_mask, is_causal)
             return output
 

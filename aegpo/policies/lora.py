@@ -84,6 +84,20 @@ def add_lora(model: ModelMixin, layers: Sequence[str], rank: int, alpha: float, 
         if parameter.requires_grad:
             # In half precision the optimizer's small steps would round to nothing.
             parameter.data = parameter.data.float()
+    for layer in model.modules():
+        if isinstance(layer, BaseTunerLayer):
+            layer._cast_input_dtype = _cast_input
+
+
+def _cast_input(inputs: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Peft's cast of a layer's inputs to the dtype of its weights, left to autocast where it is on.
+
+    Autocast would take them back to half precision at once: the same numbers, two copies later.
+    """
+    if inputs is None or inputs.dtype == dtype:
+        return inputs
+    device = inputs.device.type  # the meta device knows no autocast
+    return inputs if device != "meta" and torch.is_autocast_enabled(device) else inputs.to(dtype)
 
 
 def lora_state_dict(model: nn.Module) -> dict[str, Tensor]:

@@ -39,6 +39,10 @@ class FakePolicy:
     at_retry: list[Callable[[], None]] = field(default_factory=list)
     idle: bool = False
 
+    @property
+    def denoiser(self) -> nn.Module:
+        return self.model
+
     def attention_layers(self) -> list[tuple[str, nn.Module]]:
         return [
             (name, module)
@@ -333,8 +337,11 @@ def test_the_model_and_torch_are_left_as_found(policy: FakePolicy) -> None:
     curve = trajectory(policy, recorder, prompts).curve()
     for error in (RuntimeError("boom"), KeyboardInterrupt()):
         with pytest.raises(type(error), match=str(error) or None), recorder.record(policy):
-            assert F.scaled_dot_product_attention is not original
             assert hooks(policy) != before
+            layer = policy.attention_layers()[0][1]
+            for enter in list(layer._forward_pre_hooks.values()):
+                enter(layer, ())
+            assert F.scaled_dot_product_attention is not original  # while the layer runs
             raise error
         assert F.scaled_dot_product_attention is original and hooks(policy) == before
     assert [module.processor for _, module in policy.attention_layers()] == processors

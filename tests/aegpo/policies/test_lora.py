@@ -73,3 +73,46 @@ def test_disabling_nests_and_restores_each_layer() -> None:
             assert state() == [True, True, True]
         assert state() == [True, True, True]
     assert state() == [False, True, False]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_under_autocast_inputs_are_not_cast_up_and_down_again(dtype: torch.dtype) -> None:
+    model = tiny_sd3().transformer.to(dtype)
+    layers = match_targets(model, ["attn.to_q"], {})
+    add_lora(model, layers, rank=4, alpha=8, seed=0)
+    layer = model.get_submodule(layers[0])
+    for weight in layer.parameters():
+        weight.data = weight.data + 0.1 * torch.randn_like(weight)  # the up-projection starts at 0
+    inputs = torch.randn(5, width(layer), dtype=torch.bfloat16, requires_grad=True)
+
+    def run() -> tuple[list[torch.Tensor], int]:
+        copies: list[torch.Tensor] = []
+        hooks = torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: copies.append(tensor) or tensor, lambda tensor: tensor
+        )
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False), hooks:
+            output = layer(inputs)
+        weights = [weight for weight in layer.parameters() if weight.requires_grad]
+        found = torch.autograd.grad(output.float().square().sum(), [inputs, *weights])
+        own = {one.data_ptr() for one in copies if one.shape == inputs.shape}
+        return [output.detach(), *found], len(own - {inputs.data_ptr()})
+
+    ours, copied = run()
+    assert copied == 0
+    del layer._cast_input_dtype  # peft's own again
+    theirs, copied = run()
+    assert copied == 1
+    for one, other in zip(ours, theirs, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_without_autocast_a_half_input_meets_fp32_weights() -> None:
+    model = tiny_sd3().transformer.bfloat16()
+    layers = match_targets(model, ["attn.to_q"], {})
+    add_lora(model, layers, rank=4, alpha=8, seed=0)
+    layer = model.get_submodule(layers[0])
+    assert layer(torch.randn(5, width(layer), dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+def width(layer: torch.nn.Module) -> int:
+    return int(layer.base_layer.in_features)  # type: ignore[union-attr, arg-type]

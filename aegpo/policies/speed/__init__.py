@@ -1,0 +1,1 @@
+"""What makes a denoiser faster and leaves its predictions alone."""
