@@ -42,13 +42,14 @@ class EvaluationCounter:
         """The cost of training: rollout, probe, reference and update, not validation or other."""
         return sum(self.counts[purpose] for purpose in TRAINING)
 
-    def add(self, evaluations: int) -> None:
+    def add(self, evaluations: int, graph: bool = True) -> None:
         """Counts evaluations for the present purpose, three times each while it is ``"update"``.
 
         Args:
             evaluations: Samples through the denoiser, twice with guidance.
+            graph: Whether an update goes back through them; once each if it does not.
         """
-        cost = _UPDATE_COST if self._purpose == "update" else 1
+        cost = _UPDATE_COST if self._purpose == "update" and graph else 1
         self.counts[self._purpose] += cost * evaluations
 
     @contextmanager

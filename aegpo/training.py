@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -133,8 +133,8 @@ class Training(Protocol):
     updates_per_epoch: int
     """Optimizer steps in one pass."""
 
-    micro_batch_size: int
-    """Samples evaluated together in an update."""
+    micro_batch_size: int | Literal["auto"]
+    """Samples evaluated together in an update; "auto" until that is chosen."""
 
     reward_time_limit: float | None
     """Seconds per image that a call of a reward may take; None for any."""

@@ -32,6 +32,8 @@ from aegpo.training import Iteration, Training
 from aegpo.utilities.halving import halving
 from lightning_modules.policy_module import PolicyModule
 from lightning_modules.training.decision import Decision
+from lightning_modules.training.fitting import Auto, Fitting
+from lightning_modules.training.fsdp2 import FSDP2
 from lightning_modules.training.metrics import UpdateMeter, reward_metrics
 from lightning_modules.training.optimizer_step import no_gradient_sync, optimizer_step
 from lightning_modules.training.phases import timed
@@ -90,8 +92,9 @@ class AEGPOModule(PolicyModule):
             own scale; guidance that a distilled model takes as an input stays.
         inner_epochs: Passes over one rollout's samples, for the policy gradient its transitions.
         updates_per_epoch: Optimizer steps in one such pass.
-        micro_batch_size: Samples evaluated together in an update. Halved for the rest of the run
-            where memory runs out.
+        micro_batch_size: Samples evaluated together in an update, or "auto" for as many as fit into
+            memory, and on a CPU into its cache, by a measurement at the first update. Halved for
+            the rest of the run where memory runs out.
         max_grad_norm: Gradients are scaled down to this norm.
         max_skipped_steps: Optimizer steps in a row that are skipped because their loss or gradient
             is not finite, at which the run stops.
@@ -139,7 +142,7 @@ class AEGPOModule(PolicyModule):
         unguided: bool = False,
         inner_epochs: int = 1,
         updates_per_epoch: int = 2,
-        micro_batch_size: int = 64,
+        micro_batch_size: int | Auto = 64,
         max_grad_norm: float = 1.0,
         max_skipped_steps: int = 10,
         shared_start: bool = False,
@@ -165,8 +168,9 @@ class AEGPOModule(PolicyModule):
             max_grad_norm,
             inner_epochs=inner_epochs,
             updates_per_epoch=updates_per_epoch,
-            micro_batch_size=micro_batch_size,
+            micro_batch_size=1 if micro_batch_size == "auto" else micro_batch_size,
         )
+        self.fitting = Fitting(micro_batch_size)
         self.advantage, self.clip_range = advantage or GroupRelative(), clip_range
         check_parts(self.advantage, reward, credit)
         self.reward_time_limit = reward_time_limit
@@ -189,7 +193,8 @@ class AEGPOModule(PolicyModule):
         self.step_selector, self.allocator = step_selector, allocator
         self.optimizer_factory, self.lr_scheduler_factory = optimizer, lr_scheduler
         self.inner_epochs, self.updates_per_epoch = inner_epochs, updates_per_epoch
-        self.micro_batch_size, self.max_grad_norm = micro_batch_size, max_grad_norm
+        self.micro_batch_size: int | Auto = micro_batch_size
+        self.max_grad_norm = max_grad_norm
         self.skipped = SkippedSteps(max_skipped_steps)
         self.shared_start, self.split_scale = shared_start, split_scale
         self.unguided = unguided
@@ -207,6 +212,11 @@ class AEGPOModule(PolicyModule):
     def setup(self, stage: str) -> None:
         """Check the settings against the prompts, before the policy is built."""
         super().setup(stage)
+        if self.micro_batch_size == "auto" and isinstance(self.trainer.strategy, FSDP2):
+            raise ValueError(
+                "model.micro_batch_size=auto measures what a rank keeps by itself, and with "
+                "trainer.strategy=fsdp2 every call is one of all ranks; give a number"
+            )
         batch_size = getattr(self.trainer.datamodule, "batch_size", None)  # type: ignore[attr-defined]
         if stage == "fit" and batch_size is not None:
             self.allocator.validate(batch_size)
@@ -374,21 +384,23 @@ class AEGPOModule(PolicyModule):
         updates = samples.split(experience.index, self.updates_per_epoch, experience.noise)
         totals = [max(all_reduce_sum(float(len(which)), self.device), 1.0) for which in updates]
         updates = [samples.active(which) for which in updates]
-        if self._below_fp32():
+        self._fit(samples, updates)
+        rescored = updates[1:] if self._below_fp32() else None
+        if rescored is not None:
             with self.policy.together():
-                deviation = samples.rescore(self._micro_batches(updates, self.micro_batch_size))
-            if deviation is not None:
-                largest = all_gather_rows(deviation[None])[0].max()
-                self.log("ratio/rollout_max_dev", largest, rank_zero_only=True)
+                samples.rescore(self._micro_batches(rescored, self._size))
         meter, parameters = UpdateMeter(self.device), self.policy.trainable_parameters()
         for _ in range(self.inner_epochs):
             for which, total in zip(updates, totals, strict=True):
-                losses = self._backward(samples, which, total, [] if meter.steps else updates)
+                losses = self._backward(samples, which, total, None if meter.steps else rescored)
                 values = torch.cat([torch.zeros(0, device=self.device), *(x.loss for x in losses)])
                 step = optimizer_step(self.optimizers(), parameters, self.max_grad_norm, values)
                 meter.add(losses, step)
                 number = f"step {len(meter.steps)} of iteration {self.iteration}"
                 self.skipped.note(step.taken, number, samples.row[which], values)
+        if rescored is not None and samples.change is not None:
+            largest = all_gather_rows(samples.change[None])[0].max()
+            self.log("ratio/rollout_max_dev", largest, rank_zero_only=True)
         self.objective.end_iteration(self.policy, self.iteration)
         scheduler = self.lr_schedulers()
         if scheduler is not None:
@@ -396,7 +408,7 @@ class AEGPOModule(PolicyModule):
         self.log_dict(meter.metrics(), rank_zero_only=True)
 
     def _backward(
-        self, samples: Samples, which: Tensor, total: float, rescored: list[Tensor]
+        self, samples: Samples, which: Tensor, total: float, rescored: list[Tensor] | None
     ) -> list[LossTerms]:
         """Add up the gradients of an optimizer step, in micro-batches that fit into memory.
 
@@ -404,20 +416,21 @@ class AEGPOModule(PolicyModule):
             samples: The samples of this rank.
             which: Those of the step, shape (n,) int64.
             total: How many samples all ranks have in it.
-            rescored: Samples whose old log-probs are to be of the same micro-batches as the new
-                ones, step by step; empty once a step was taken.
+            rescored: Before the first step below fp32 the samples of the later ones, whose old
+                log-probs are to be of the same micro-batches as the new ones; else None.
 
         Returns:
             The loss of each micro-batch, without its graph.
         """
         counter = self.policy.evaluations
         spent = dict(counter.counts)
+        score = samples.loss if rescored is None else samples.first_loss
 
         def backward(size: int) -> list[LossTerms]:
             losses = []
             for micro_batch in self._padded(self._micro_batches([which], size)):
                 with self.policy.together() as idle:
-                    loss = None if micro_batch is None else samples.loss(micro_batch)
+                    loss = None if micro_batch is None else score(micro_batch)
                 own = None if loss is None else loss.loss.sum() / total
                 if (padded := idle.join(own)) is not None:
                     self.manual_backward(padded)
@@ -428,7 +441,7 @@ class AEGPOModule(PolicyModule):
         def undo(size: int) -> None:
             for parameter in self.policy.trainable_parameters():
                 parameter.grad = None
-            if rescored and self._below_fp32():
+            if rescored is not None:
                 samples.rescore(self._micro_batches(rescored, size))
             counter.counts = dict(spent)
 
@@ -436,12 +449,23 @@ class AEGPOModule(PolicyModule):
             losses, self.micro_batch_size = halving(
                 backward,
                 len(which),
-                self.micro_batch_size,
+                self._size,
                 setting="model.micro_batch_size",
                 undo=undo,
                 possible=not is_sharded(self.policy.denoiser),
             )
         return losses
+
+    def _fit(self, samples: Samples, updates: list[Tensor]) -> None:
+        """Choose what is `auto` in how updates are computed, at the first one that has samples."""
+        size = self.fitting.choose(self.policy, samples.loss, updates)
+        if size is not None:
+            self.micro_batch_size = size
+
+    @property
+    def _size(self) -> int:
+        """Samples of a micro-batch; any number before there was a sample to choose by."""
+        return 1 if self.micro_batch_size == "auto" else self.micro_batch_size
 
     @staticmethod
     def _micro_batches(updates: list[Tensor], size: int) -> list[Tensor]:
@@ -466,6 +490,7 @@ class AEGPOModule(PolicyModule):
         """Add what the objective has to remember."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["aegpo"]["objective"] = self.objective.state_dict()
+        checkpoint["aegpo"]["fitting"] = self.fitting.state_dict(self.micro_batch_size)
         checkpoint["aegpo"]["made_with"] |= self._drawn_and_trained_by()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -474,6 +499,7 @@ class AEGPOModule(PolicyModule):
         if self.trainer.state.fn == TrainerFn.FITTING:
             made_with = {"sampler": EULER} | checkpoint["aegpo"].get("made_with", {})
             require_same_make(made_with, self._drawn_and_trained_by())
+            self.fitting.load_state_dict(checkpoint["aegpo"].get("fitting", {}))
         self.objective.load_state_dict(checkpoint["aegpo"].get("objective", {}))
 
 

@@ -57,18 +57,34 @@ class Samples(abc.ABC):
         """
         return which
 
-    def rescore(self, micro_batches: list[Tensor]) -> Tensor | None:
+    def first_loss(self, which: Tensor) -> LossTerms:
+        """The loss under the very weights that drew the samples, each being its own old policy.
+
+        It is called below fp32 for the samples of an iteration's first update, in place of
+        `rescore` and `loss`: what they would compare is one prediction.
+
+        Args:
+            which: Which samples, shape (m,) int64.
+
+        Returns:
+            As `loss`; later passes over these samples compare with what is predicted now.
+        """
+        return self.loss(which)
+
+    def rescore(self, micro_batches: list[Tensor]) -> None:
         """Compute again, on the updates' own micro-batches, what the rollout scored.
 
-        It is called below fp32, where a kernel's result depends on the shape of the batch.
+        It is called below fp32, where a kernel's result depends on the shape of the batch, before
+        the first optimizer step, for the samples of all updates but the first.
 
         Args:
             micro_batches: Sample numbers, each of shape (m,) int64.
-
-        Returns:
-            Largest change of a log-prob that it made, a scalar; None without log-probs.
         """
         del micro_batches
+
+    @property
+    def change(self) -> Tensor | None:
+        """Largest change of a log-prob by scoring again so far, a scalar; None without any."""
         return None
 
     def split(self, index: Tensor, num_updates: int, noise: KeyedNoise) -> list[Tensor]:

@@ -60,6 +60,7 @@ class Replay(Samples):
     kl_coeff: float = 0.0
     kl_normalization: KLNormalization = "variance"
     old_mean: Tensor = field(init=False)
+    largest_change: Tensor = field(init=False)
     sensitivity: Tensor = field(init=False)
     mean_std: Tensor = field(init=False)
     mean_std_per_sensitivity: Tensor = field(init=False)
@@ -67,6 +68,7 @@ class Replay(Samples):
     def __post_init__(self) -> None:
         """Take the behavior policy's means from the rollout."""
         self.old_mean = self.tree.transitions.mean
+        self.largest_change = torch.zeros((), device=self.old_mean.device)
         std, self.sensitivity = self._scales()
         # Over all ranks: a weight may not depend on which prompts lie beside its own.
         self.mean_std = all_gather_rows(std)[0].mean()
@@ -116,11 +118,14 @@ class Replay(Samples):
             The current step, and what the loss is made of.
         """
         step = self.step(which)
+        return step, self._compared(which, step)
+
+    def _compared(self, which: Tensor, step: GaussianStep) -> TransitionTerms:
         sigma, sigma_next, _ = self._times(which)
         std = step.std.flatten()
         drift = ((step.mean - self.old_mean[which]) ** 2).flatten(1).mean(1) / (2 * std**2)
         next_latents = self.tree.transitions.next_latents[which]
-        return step, TransitionTerms(
+        return TransitionTerms(
             log_ratio=gaussian_log_ratio(step.mean, self.old_mean[which], next_latents, std),
             drift=drift,
             std=std,
@@ -144,6 +149,16 @@ class Replay(Samples):
         """The clipped objective and its KL under the present policy; see `Samples.loss`."""
         with self.policy.evaluations.charge("update"):
             step, terms = self.terms(which)
+        return self._loss(which, step, terms)
+
+    def first_loss(self, which: Tensor) -> LossTerms:
+        """The same with each prediction as its own old one; see `Samples.first_loss`."""
+        with self.policy.evaluations.charge("update"):
+            step = self.step(which)
+        self._take_over(which, step)
+        return self._loss(which, step, self._compared(which, step))
+
+    def _loss(self, which: Tensor, step: GaussianStep, terms: TransitionTerms) -> LossTerms:
         kl = None
         if self.kl_coeff > 0:
             charge = self.policy.evaluations.charge("reference")
@@ -162,18 +177,27 @@ class Replay(Samples):
         )
 
     @torch.no_grad()
-    def rescore(self, micro_batches: list[Tensor]) -> Tensor:
+    def rescore(self, micro_batches: list[Tensor]) -> None:
         """Compute the old means again; see `Samples.rescore`.
 
         The means of the rollout's large batches would make the first ratio differ from 1.
         """
-        self.old_mean = self.old_mean.clone()
-        change = torch.zeros((), device=self.old_mean.device)
         for which in micro_batches:
             with self.policy.evaluations.charge("rollout"):
                 step = self.step(which)
-            log_prob = step.log_prob(self.tree.transitions.next_latents[which])
-            deviation = (log_prob - self.tree.transitions.log_prob[which]).abs().amax()
-            change = torch.maximum(change, deviation)
-            self.old_mean[which] = step.mean
-        return change
+            self._take_over(which, step)
+
+    @property
+    def change(self) -> Tensor:
+        """Largest |log-prob - the rollout's| of what was scored again; see `Samples.change`."""
+        return self.largest_change
+
+    @torch.no_grad()
+    def _take_over(self, which: Tensor, step: GaussianStep) -> None:
+        """Let the present policy be the old one of some transitions."""
+        if self.old_mean is self.tree.transitions.mean:  # what was rolled out stays
+            self.old_mean = self.old_mean.clone()
+        log_prob = step.log_prob(self.tree.transitions.next_latents[which])
+        deviation = (log_prob - self.tree.transitions.log_prob[which]).abs().amax()
+        self.largest_change = torch.maximum(self.largest_change, deviation)
+        self.old_mean[which] = step.mean.detach()

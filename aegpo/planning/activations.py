@@ -43,6 +43,25 @@ def saved_bytes(network: nn.Module, run: Callable[[], object]) -> int:
     Returns:
         Their sum; a tensor that is kept twice counts once.
     """
+    training = network.training
+    network.train()  # gradient checkpointing is off in evaluation mode
+    try:
+        with _fused_attention():
+            return kept_bytes(network, run)
+    finally:
+        network.train(training)
+
+
+def kept_bytes(network: nn.Module, run: Callable[[], object]) -> int:
+    """The same of a network as it is, on any device and with its own attention.
+
+    Args:
+        network: The network.
+        run: Runs it once.
+
+    Returns:
+        Their sum, parameters not among them.
+    """
     parameters = {p.untyped_storage()._cdata for p in network.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}  # holding them keeps their addresses apart
 
@@ -52,13 +71,8 @@ def saved_bytes(network: nn.Module, run: Callable[[], object]) -> int:
             kept[storage._cdata] = storage
         return tensor
 
-    training = network.training
-    network.train()  # gradient checkpointing is off in evaluation mode
-    try:
-        with _fused_attention(), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-            run()
-    finally:
-        network.train(training)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        run()
     return sum(storage.nbytes() for storage in kept.values())
 
 

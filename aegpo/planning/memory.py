@@ -52,8 +52,8 @@ class MemoryLoad:
     """What of a run decides about its memory, on one rank.
 
     Args:
-        micro_batch_rows: Rows of the denoiser in a micro-batch of an update, with guidance two for
-            each sample.
+        micro_batch_rows: Rows of the denoiser with a graph in a micro-batch of an update, with
+            guidance two for each sample, unless one branch alone carries the gradient.
         rollout_rows: Rows in the largest call of a rollout.
         decoded: Latents decoded together.
         transitions: Transitions that a rollout stores.

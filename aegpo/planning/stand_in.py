@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from aegpo.entropy.tokens import TokenLayout
-from aegpo.policies.base import Policy
+from aegpo.policies.base import GuidanceGradient, Policy
 from aegpo.policies.conditioning import Conditioning
 
 
@@ -21,13 +21,16 @@ class StandInPolicy(Policy):
 
     Args:
         guidance_scale: Weight of classifier-free guidance; anything but 1 doubles evaluations.
+        guidance_gradient: Through which of its two predictions an update goes back.
 
     Raises:
         ValueError: If the guidance is below 1.
     """
 
-    def __init__(self, guidance_scale: float = 1.0) -> None:
-        super().__init__(guidance_scale, max_batch=2**31)
+    def __init__(
+        self, guidance_scale: float = 1.0, guidance_gradient: GuidanceGradient = "both"
+    ) -> None:
+        super().__init__(guidance_scale, max_batch=2**31, guidance_gradient=guidance_gradient)
         self.weight = nn.Parameter(torch.zeros((), device="cpu"))
 
     @property

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from aegpo.noise import run_seed
+from aegpo.policies.base import GuidanceGradient
 from aegpo.policies.conditioning import Conditioning
 from aegpo.policies.embedding_cache import EmbeddingFolder
 from aegpo.policies.exportable import Exportable
@@ -27,6 +28,7 @@ from aegpo.policies.lora import (
     match_targets,
 )
 from aegpo.policies.pretrained import Quantization, find_pipeline, load_denoiser, load_pipeline
+from aegpo.policies.speed.compiled_blocks import compile_blocks
 from aegpo.utilities.attention_kernels import (
     attention_kernels,
     check_attention_backend,
@@ -52,6 +54,9 @@ class DiffusersPolicy(Exportable):
         full_finetuning: Train all weights of the denoiser instead of adapters. The reference is
             then a second denoiser, read again from `pretrained` when it is first needed.
         guidance_scale: Weight of classifier-free guidance; 1 is no guidance and half the cost.
+        guidance_gradient: Through which of guidance's two predictions an update takes its gradient:
+            "both", or the "conditional" one alone, for 4 units of work in place of 6 and half the
+            activations. Predictions are the same; the gradient is no longer theirs.
         negative_prompt: Text that guidance leads away from.
         resolution: Height and width of the images in pixels; the model's own by default.
         max_batch: Most rows in one call of the denoiser; with guidance a sample is two rows.
@@ -60,10 +65,11 @@ class DiffusersPolicy(Exportable):
         dtype: Of the frozen weights; whatever is trained is float32.
         quantize: Store the denoiser's frozen weights in 4 bits ("nf4") or 8 ("int8"), by
             bitsandbytes; needs a GPU, and adapters to train.
-        gradient_checkpointing: Compute activations twice instead of storing them.
+        gradient_checkpointing: Compute activations twice instead of storing them; "auto" where
+            they do not fit into memory, which is measured at the first update.
         offload: Keep text encoders and decoder in CPU memory while they are idle.
         embedding_cache: Folder where embeddings of prompts are kept for later runs.
-        compile: Compile the denoiser by `torch.compile`; worth its minutes on long runs.
+        compile: Compile the denoiser's repeated blocks by `torch.compile`.
         attention_backend: What computes the denoiser's attention, by diffusers' names: "native",
             "_native_flash", "_native_efficient", "_native_math", "_native_cudnn", or, where the
             model leaves the choice to diffusers, "flash", "flex", "sage" and others. By default
@@ -101,6 +107,7 @@ class DiffusersPolicy(Exportable):
         lora_seed: int | None = None,
         full_finetuning: bool = False,
         guidance_scale: float = 1.0,
+        guidance_gradient: GuidanceGradient = "both",
         negative_prompt: str = "",
         resolution: int | None = None,
         max_batch: int = 64,
@@ -108,13 +115,15 @@ class DiffusersPolicy(Exportable):
         max_cached_prompts: int = 4096,
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
         quantize: Quantization | None = None,
-        gradient_checkpointing: bool = False,
+        gradient_checkpointing: bool | Literal["auto"] = False,
         offload: bool = False,
         embedding_cache: str | None = None,
         compile: bool = False,
         attention_backend: str | None = None,
     ) -> None:
-        super().__init__(guidance_scale, max_batch, decode_batch, max_cached_prompts)
+        super().__init__(
+            guidance_scale, max_batch, decode_batch, max_cached_prompts, guidance_gradient
+        )
         if full_finetuning and lora_targets is not None:
             raise ValueError("full_finetuning=True trains no adapters; remove lora_targets")
         if quantize not in (None, "nf4", "int8"):
@@ -162,10 +171,10 @@ class DiffusersPolicy(Exportable):
             layers = match_targets(denoiser, self.lora_targets, self.lora_groups)
             alpha = 2 * lora_rank if lora_alpha is None else lora_alpha
             add_lora(denoiser, layers, lora_rank, alpha, run_seed(lora_seed))
-        if gradient_checkpointing:
-            denoiser.enable_gradient_checkpointing(checkpointed(attention_backend))
+        self.auto_checkpointing = gradient_checkpointing == "auto"
+        self.checkpoint_activations(gradient_checkpointing is True)
         if compile:
-            denoiser.compile()
+            compile_blocks(denoiser)
         self._compiled = compile
         self._denoiser_class = type(denoiser)
         self._mesh: DeviceMesh | None = None
@@ -303,6 +312,18 @@ class DiffusersPolicy(Exportable):
         self.text_encoders.eval()
         return self
 
+    @property
+    def checkpointing(self) -> bool:
+        """See `Policy.checkpointing`."""
+        return bool(self.trained.is_gradient_checkpointing)
+
+    def checkpoint_activations(self, wanted: bool) -> None:
+        """See `Policy.checkpoint_activations`."""
+        if wanted:
+            self.trained.enable_gradient_checkpointing(checkpointed(self.attention_backend))
+        elif self.checkpointing:
+            self.trained.disable_gradient_checkpointing()
+
     def attention_kernels(self) -> AbstractContextManager[None]:
         """Inside, attention is computed by `attention_backend`, and by cuDNN if asked for only."""
         return attention_kernels(self.attention_backend, self.device)
@@ -348,8 +369,10 @@ class DiffusersPolicy(Exportable):
 
         See `Policy.shard`.
         """
-        if self.quantize is not None or self._compiled:
-            given = f"quantize={self.quantize}" if self.quantize else "compile=true"
+        auto = self.auto_checkpointing
+        if self.quantize is not None or self._compiled or auto:
+            given = "gradient_checkpointing=auto" if auto else "compile=true"
+            given = f"quantize={self.quantize}" if self.quantize else given
             raise ValueError(
                 f"trainer.strategy=fsdp2 spreads weights over ranks, which does not go with "
                 f"model.policy.{given}; leave one of them out"

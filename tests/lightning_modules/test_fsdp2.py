@@ -7,6 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from fitting_case import train as train_what_fits
 from fsdp_cases import Case, Lonely, refusal, train
 from rank_pair import on_ranks
 from rank_trace import assert_same_run
@@ -100,9 +101,15 @@ def test_every_family_with_adapters(pair, case, tmp_path, family):
     assert sum(rank["padded"] for rank in two) > 0
 
 
-@pytest.mark.parametrize("family", ["StableDiffusion", "Flux", "ZImage"])
-def test_full_finetuning_with_a_spread_reference(pair, case, tmp_path, family):
-    one, two = trained_on_both(pair, tmp_path, case(family, FULL, settings=RAGGED))
+ONE_BRANCH = {"guidance_scale": 3.0, "guidance_gradient": "conditional"}
+"""A call with a graph and one without, by turns."""
+
+
+@pytest.mark.parametrize(
+    ("family", "policy"), [("StableDiffusion", ONE_BRANCH), ("Flux", {}), ("ZImage", {})]
+)
+def test_full_finetuning_with_a_spread_reference(pair, case, tmp_path, family, policy):
+    one, two = trained_on_both(pair, tmp_path, case(family, FULL | policy, settings=RAGGED))
     compare(one, two)
 
 
@@ -188,8 +195,19 @@ def assert_same(one, two, where):
 def test_what_cannot_be_spread_is_refused(pair, case, tmp_path):
     line = pair.run(refusal, case(policy={"compile": True}), tmp_path)[0]
     assert line.endswith("does not go with model.policy.compile=true; leave one of them out")
+    for settings, named in [
+        ({"policy": {"gradient_checkpointing": "auto"}}, "policy.gradient_checkpointing=auto"),
+        ({"settings": {"micro_batch_size": "auto"}}, "model.micro_batch_size=auto"),
+    ]:
+        assert named in pair.run(refusal, case(**settings), tmp_path)[0]
     line = pair.run(refusal, case(optimizer="AdamW8bit"), tmp_path)[1]
     assert "AdamW8bit of bitsandbytes" in line and "use torch.optim.AdamW" in line
+
+
+def test_ranks_agree_on_what_fits_all_of_them(pair, tiny_sd3_folder, tmp_path):
+    """Under DDP, where each could fill its own memory."""
+    found = pair.run(train_what_fits, tiny_sd3_folder, tmp_path, [1e12, 1.0])
+    assert [rank[:2] for rank in found] == [(1, True), (1, True)]
 
 
 def test_a_call_that_other_ranks_cannot_know_of_is_an_error(pair, case, tmp_path):

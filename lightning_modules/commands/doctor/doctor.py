@@ -20,6 +20,8 @@ from aegpo.utilities.findings import Finding, report
 from lightning_modules.aegpo_module import AEGPOModule
 from lightning_modules.commands.doctor.environment import check_writable
 
+SAMPLES = 8
+"""Samples evaluated together where the training is to choose how many."""
 FP32_TOLERANCE = 1e-6
 """Largest |log ratio| before the first update that counts as 1 when everything is in fp32."""
 
@@ -91,7 +93,8 @@ def first_log_ratio(module: AEGPOModule, batch: PromptBatch) -> float | None:
     samples = module.objective.samples(module.collect(batch, decision))
     (update,) = samples.split(batch.index, 1, decision.noise)
     deviation = None
-    for which in update.split(module.micro_batch_size):
+    size = module.micro_batch_size
+    for which in update.split(SAMPLES if size == "auto" else size):
         loss = samples.loss(which)
         module.manual_backward(loss.loss.mean())
         if loss.ratio is not None:

@@ -53,7 +53,7 @@ def dry_run(
     iterations: Sequence[int],
     publishes: set[str],
     *,
-    guidance_scale: float = 1.0,
+    policy: StandInPolicy | None = None,
     rescores: bool = False,
     world_size: int = 1,
 ) -> PlannedIteration:
@@ -69,7 +69,7 @@ def dry_run(
         batch_size: Prompts of an iteration, over all ranks.
         iterations: Which iterations of the run to try.
         publishes: What callbacks will put into `module.entropy`: "curve" and "delta".
-        guidance_scale: Of the policy to be trained.
+        policy: Guided as the one to be trained; None for one without guidance.
         rescores: Whether the run computes below fp32, where old log-probs are computed again.
         world_size: Ranks that share the prompts.
 
@@ -87,7 +87,7 @@ def dry_run(
     batch = PromptBatch.collate(
         [{"prompt": str(row), "index": row, "metadata": {}} for row in range(batch_size)]
     )
-    with _stand_in(module, guidance_scale):
+    with _stand_in(module, policy or StandInPolicy()):
         for iteration in iterations:
             module.iteration = iteration
             noise = module.noise.at(iteration)
@@ -164,8 +164,8 @@ def _update(module: AEGPOModule, experience: Experience, rescores: bool) -> int:
     samples = module.objective.samples(experience)
     updates = samples.split(experience.index, module.updates_per_epoch, experience.noise)
     updates = [active for rows in updates if len(active := samples.active(rows)) > 0]
-    if rescores:
-        samples.rescore(updates)
+    if rescores:  # all but the first, whose old predictions are its own
+        samples.rescore(updates[1:])
     for _ in range(module.inner_epochs):
         for rows in updates:
             samples.loss(rows)
@@ -173,10 +173,10 @@ def _update(module: AEGPOModule, experience: Experience, rescores: bool) -> int:
 
 
 @contextmanager
-def _stand_in(module: AEGPOModule, guidance_scale: float) -> Iterator[None]:
+def _stand_in(module: AEGPOModule, policy: StandInPolicy) -> Iterator[None]:
     """Give the module a policy to count with, and take back what it and the objective kept."""
     remembered, reached = module.objective.state_dict(), (module.iteration, module.entropy)
-    module.policy = StandInPolicy(guidance_scale)
+    module.policy = policy
     try:
         yield
     finally:

@@ -17,6 +17,8 @@ from aegpo.evaluations import TRAINING
 from aegpo.planning.counts import PlansEvaluations, Range, RunShape
 from aegpo.planning.memory import MemoryLoad, estimate_memory
 from aegpo.planning.policy_size import PolicySize, policy_of, policy_size
+from aegpo.planning.stand_in import StandInPolicy
+from aegpo.policies.base import GuidanceGradient
 from aegpo.policies.diffusers_policy import DiffusersPolicy
 from aegpo.policies.pretrained import find_pipeline
 from aegpo.samplers import sampler_name
@@ -41,6 +43,7 @@ class _PlannedPolicy:
     """As much of the policy's constructor arguments as a plan needs, and its networks."""
 
     guidance_scale: float = 1.0
+    guidance_gradient: GuidanceGradient = "both"
     max_batch: int = 64
     decode_batch: int = 64
     half_weights: bool = False  # frozen weights below fp32
@@ -126,7 +129,7 @@ def make_plan(
     known = known if measured is None else read_rate(Path(measured))
     policy = _policy(model)
     if model.unguided:
-        policy = replace(policy, guidance_scale=1.0)
+        policy = replace(policy, guidance_scale=1.0, guidance_gradient="both")
     rows = 1 if policy.guidance_scale == 1 else 2
     half = trainer.precision == "bf16-mixed"
     callbacks = [c for c in trainer.callbacks if isinstance(c, PlansEvaluations)]  # type: ignore[attr-defined]
@@ -136,7 +139,7 @@ def make_plan(
         data.batch_size,
         sorted({round(part * (bound - 1) / (TRIED - 1)) for part in range(TRIED)}),
         {kind for callback in callbacks for kind in callback.publishes},
-        guidance_scale=policy.guidance_scale,
+        policy=StandInPolicy(policy.guidance_scale, policy.guidance_gradient),
         rescores=half or policy.half_weights,
         world_size=processes,
     )
@@ -164,8 +167,11 @@ def make_plan(
         share = iteration.busiest_share
         images = math.ceil(iteration.images.high * share)
         largest_call = min(policy.max_batch, images * rows)
+        one_branch = policy.guidance_gradient == "conditional"
         load = MemoryLoad(
-            micro_batch_rows=model.micro_batch_size * rows,
+            # As many as fit, but one where nothing else does.
+            micro_batch_rows=(1 if model.micro_batch_size == "auto" else model.micro_batch_size)
+            * (1 if one_branch else rows),
             rollout_rows=largest_call,
             decoded=min(policy.decode_batch, images),
             transitions=math.ceil(iteration.transitions.high * share),
@@ -219,6 +225,7 @@ def _policy(model: AEGPOModule) -> _PlannedPolicy:
         # A hub id, and no network or no access: the counts are known all the same.
         return _PlannedPolicy(
             guidance_scale=policy.classifier_free_guidance(arguments),
+            guidance_gradient=arguments["guidance_gradient"],
             max_batch=int(arguments["max_batch"]),
             decode_batch=int(arguments["decode_batch"]),
             half_weights=arguments["dtype"] != "float32" and not arguments["full_finetuning"],
@@ -227,6 +234,7 @@ def _policy(model: AEGPOModule) -> _PlannedPolicy:
     built = size.policy
     return _PlannedPolicy(
         guidance_scale=built.guidance_scale,
+        guidance_gradient=built.guidance_gradient,
         max_batch=built.max_batch,
         decode_batch=built.decode_batch,
         half_weights=built.compute_dtype != torch.float32,

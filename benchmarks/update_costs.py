@@ -1,0 +1,265 @@
+"""What an update costs in several ways, side by side in one run, as ratios.
+
+    python benchmarks/update_costs.py                 # the bundled model; on a GPU if there is one
+    python benchmarks/update_costs.py --rounds 7
+    python benchmarks/update_costs.py --only guidance --quick
+
+One rollout is drawn; then every way of updating on it takes its turn, round after round, so that
+whatever else runs on the machine slows all of them alike. Printed are medians over the rounds,
+divided by the first way's of the table, and rows through the denoiser.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from aegpo.exploration import ExplorationSchedule
+from aegpo.noise import KeyedNoise
+from aegpo.objectives import Experience, PolicyGradient
+from aegpo.objectives.transition_samples import Replay
+from aegpo.planning.activations import kept_bytes
+from aegpo.policies import StableDiffusion3
+from aegpo.policies.base import GuidanceGradient
+from aegpo.policies.lora import adapters_disabled
+from aegpo.rollout import rollout
+from aegpo.sde import FlowSDE
+
+STEPS, NOISY = 10, 4
+PROMPTS = ["a red circle", "two blue squares", "a green star", "a yellow triangle"]
+
+Ways = dict[str, Callable[[], object]]
+
+
+def main() -> None:
+    """Measure and print."""
+    tables = {
+        "old means": old_means,
+        "guidance": guidance,
+        "micro-batches": micro_batches,
+        "adapters": adapters,
+        "compiled": compiled,
+    }
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5, help="of which the medians are taken")
+    parser.add_argument("--images", type=int, default=24, help="of a prompt; there are four")
+    parser.add_argument("--quick", action="store_true", help="one round of four images a prompt")
+    parser.add_argument("--only", choices=tables, nargs="+", help="tables to print")
+    options = parser.parse_args()
+    rounds, images = (1, 4) if options.quick else (options.rounds, options.images)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads", flush=True)
+    for title in options.only or tables:
+        show(title, *tables[title](device, images), rounds)
+
+
+def show(title: str, ways: Ways, policy: StableDiffusion3, rounds: int) -> None:
+    """Let every way take its turn in every round, and print the table."""
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    rows: dict[str, int] = {}
+    for number in range(rounds + 1):  # the first warms up
+        for way, run in ways.items():
+            before = sum(policy.evaluations.counts.values())
+            start = time.perf_counter()
+            run()
+            if policy.device.type == "cuda":
+                torch.cuda.synchronize()
+            if number:
+                seconds[way].append(time.perf_counter() - start)
+            rows[way] = sum(policy.evaluations.counts.values()) - before
+    medians = {way: statistics.median(found) for way, found in seconds.items()}
+    first = next(iter(ways))
+    table = Table("", "seconds", "ratio", "rows", "ratio", title=title)
+    for way, median in medians.items():
+        table.add_row(
+            *(way, f"{median:.3f}", f"{median / medians[first]:.3f}"),
+            *(str(rows[way]), f"{rows[way] / max(1, rows[first]):.3f}"),
+        )
+    Console(soft_wrap=True).print(table)
+
+
+def shapes(device: str, **settings: object) -> StableDiffusion3:
+    """The bundled model with the quickstart's adapters."""
+    policy = StableDiffusion3(
+        "shapes",
+        **{"lora_rank": 8, "lora_seed": 0, "lora_targets": ["attention", "feed_forward"]},
+        **{"sigma_spacing": "uniform", "max_sequence_length": 0, "max_batch": 256},
+        **settings,
+    )
+    return policy.to(device).train()
+
+
+def drawn(policy: StableDiffusion3, images: int) -> Replay:
+    """One rollout with random rewards, as samples of the policy gradient."""
+    sde, noise = FlowSDE(), KeyedNoise(0)
+    cond = policy.encode(PROMPTS)
+    noisy = torch.zeros(len(PROMPTS), STEPS, dtype=torch.bool)
+    noisy[:, :NOISY] = True
+    schedule = ExplorationSchedule.from_mask(noisy, 0.7)
+    sizes, index = torch.full((len(PROMPTS),), images), torch.arange(len(PROMPTS))
+    tree = rollout(policy, sde, cond, schedule, sizes, noise, index)
+    rewards = noise.normal("rewards", torch.arange(len(tree))[:, None], (1,))[:, 0].to(
+        policy.device
+    )
+    return PolicyGradient().samples(
+        Experience(policy, sde, cond, tree, schedule, rewards, rewards, index, noise)
+    )
+
+
+def backward(samples: Replay, micro_batches: list[Tensor], first: bool = False) -> None:
+    """Add up an update's gradient, and forget it."""
+    for which in micro_batches:
+        (samples.first_loss if first else samples.loss)(which).loss.sum().backward()
+    samples.policy.zero_grad()
+
+
+def halves(samples: Replay, size: int) -> tuple[list[Tensor], list[Tensor]]:
+    """The micro-batches of two updates."""
+    order = torch.arange(len(samples.tree.transitions), device=samples.policy.device)
+    one, two = (list(part.split(size)) for part in order.chunk(2))
+    return one, two
+
+
+def old_means(device: str, images: int) -> tuple[Ways, StableDiffusion3]:
+    """Two updates below fp32: old log-probs of both computed again, or of the second."""
+    policy = shapes(device, dtype="bfloat16")
+    half = torch.autocast(device, torch.bfloat16, cache_enabled=False)
+    with half:
+        samples = drawn(policy, images)
+    one, two = halves(samples, 48)
+
+    def both() -> None:
+        with half:
+            samples.rescore([*one, *two])
+            backward(samples, one)
+            backward(samples, two)
+
+    def later() -> None:
+        with half:
+            samples.rescore(two)
+            backward(samples, one, first=True)
+            backward(samples, two)
+
+    return {"all scored again": both, "the later ones": later}, policy
+
+
+def guidance(device: str, images: int) -> tuple[Ways, StableDiffusion3]:
+    """An update with guidance: the gradient through both branches, or through one."""
+    policy = shapes(device, guidance_scale=3.0)
+    samples = drawn(policy, images)
+    one, _ = halves(samples, 48)
+
+    def through(branches: GuidanceGradient) -> Callable[[], None]:
+        def run() -> None:
+            policy.guidance_gradient = branches
+            backward(samples, one)
+
+        return run
+
+    kinds: tuple[GuidanceGradient, ...] = ("both", "conditional")
+    ways: Ways = {branches: through(branches) for branches in kinds}
+    whole, part = (gradient(samples, one, branches) for branches in kinds)
+    cosine = float(torch.cosine_similarity(whole, part, dim=0))
+    print(
+        f"guidance {policy.guidance_scale:g}: the gradient through one branch has cosine "
+        f"{cosine:.3f} with that through both, and {float(part.norm() / whole.norm()):.2f} "
+        "times its length"
+    )
+    return ways, policy
+
+
+def gradient(samples: Replay, micro_batches: list[Tensor], branches: GuidanceGradient) -> Tensor:
+    """That of an update by all adapters."""
+    policy = samples.policy
+    policy.guidance_gradient = branches
+    for which in micro_batches:
+        samples.loss(which).loss.sum().backward()
+    weights = policy.trainable_parameters()
+    found = [weight.grad.flatten() for weight in weights if weight.grad is not None]
+    policy.zero_grad()
+    return torch.cat(found)
+
+
+def micro_batches(device: str, images: int) -> tuple[Ways, StableDiffusion3]:
+    """An update in micro-batches of several sizes."""
+    policy = shapes(device)
+    samples = drawn(policy, images)
+    order = torch.arange(len(samples.tree.transitions), device=device)[: 8 * images]
+    one, two = (
+        kept_bytes(policy.denoiser, partial(samples.loss, order[:number])) for number in (1, 2)
+    )
+    print(f"autograd keeps {(two - one) / 2**20:.2f} MiB of a sample")
+
+    def of(size: int) -> Callable[[], None]:
+        return lambda: backward(samples, list(order.split(size)))
+
+    return {str(size): of(size) for size in (192, 128, 96, 64, 48, 32, 24, 16)}, policy
+
+
+def adapters(device: str, images: int) -> tuple[Ways, StableDiffusion3]:
+    """A forward under bf16 autocast: without adapters, with peft's, and with ours."""
+    policy = shapes(device, dtype="bfloat16")
+    layers = [one for one in policy.modules() if isinstance(one, BaseTunerLayer)]
+    weights = policy.trainable_parameters()
+    rows = min(64, 4 * images)
+    cond = policy.encode(["a red circle"] * rows)
+    latents = torch.zeros(rows, *policy.latent_shape, device=device)
+    sigma = torch.full((rows,), 0.5, device=device)
+    ours = [layer._cast_input_dtype for layer in layers]
+    peft = [partial(type(layer)._cast_input_dtype, layer) for layer in layers]
+
+    def forward(casts: list[Any] | None, dtype: torch.dtype = torch.float32) -> Callable[[], None]:
+        def run() -> None:
+            for layer, cast in zip(layers, casts or ours, strict=True):
+                layer._cast_input_dtype = cast
+            for weight in weights:
+                weight.data = weight.data.to(dtype)
+            off = adapters_disabled(policy.trained) if casts is None else nullcontext()
+            half = torch.autocast(device, torch.bfloat16, cache_enabled=False)
+            with torch.no_grad(), half, off:
+                for _ in range(3):
+                    policy(latents, sigma, cond)
+
+        return run
+
+    return {
+        "without adapters": forward(None),
+        "inputs cast to fp32, as peft does": forward(peft),
+        "inputs as they are": forward(ours),
+        "and weights that need no cast": forward(ours, torch.bfloat16),
+    }, policy
+
+
+def compiled(device: str, images: int) -> tuple[Ways, StableDiffusion3]:
+    """A forward as in rollouts and an update, as Python and with compiled blocks."""
+    plain, blocks = shapes(device), shapes(device, compile=True)
+    samples = {"plain": drawn(plain, images), "compiled blocks": drawn(plain, images)}
+    samples["compiled blocks"].policy = blocks
+    blocks.evaluations = plain.evaluations
+    order = torch.arange(min(96, len(samples["plain"].tree.transitions)), device=device)
+
+    def run(way: str) -> None:
+        with torch.no_grad():
+            samples[way].step(order)
+        backward(samples[way], [order])
+
+    start = time.perf_counter()
+    run("compiled blocks")
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    print(f"compiled {graphs} graphs in {time.perf_counter() - start:.1f} s, with their first run")
+    return {way: partial(run, way) for way in samples}, plain
+
+
+if __name__ == "__main__":
+    main()
