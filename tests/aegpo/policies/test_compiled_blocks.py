@@ -71,11 +71,11 @@ def test_blocks_are_compiled_once_also_while_some_are_watched(graphs: list[int])
         "shapes", lora_rank=2, lora_seed=0, max_sequence_length=0, compile=True
     )
     iteration(policy, 3)
-    # Three of the four blocks are of one kind; the last has no stream of text behind it.
-    assert counters["stats"]["unique_graphs"] == len(graphs) == 2 * 2
+    # Of four blocks the last has no stream of text behind it, and into the first no gradient flows.
+    assert graphs == [3 * STEPS, STEPS, 1, 2, 1]
     iteration(policy, 2)
     made = len(graphs)
-    assert made <= 2 * 2 * 2  # another number of rows, from now on any
+    assert made <= 2 * 5  # another number of rows, from now on any
 
     recorder = EntropyRecorder(layers=["transformer_blocks.1.attn"])
     for _ in range(2):
