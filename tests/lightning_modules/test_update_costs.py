@@ -51,7 +51,7 @@ def test_below_fp32_the_first_updates_own_means_are_the_old_ones(
     counts, before = module.policy.evaluations.counts, other.policy.evaluations.counts
     assert before["rollout"] - counts["rollout"] == 2 * 12
     assert counts["rollout"] == 2 * (12 * 5 + 12)
-    assert counts["update"] == before["update"] == 2 * 2 * 24
+    assert counts["update"] == before["update"] == 3 * 2 * 2 * 24
 
 
 def test_one_branch_of_guidance_trains_as_both_would_draw(
