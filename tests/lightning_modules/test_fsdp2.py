@@ -11,6 +11,7 @@ from fitting_case import train as train_what_fits
 from fsdp_cases import Case, Lonely, refusal, train
 from rank_pair import on_ranks
 from rank_trace import assert_same_run
+from safetensors.torch import load_file
 from test_rank_runs import fit
 from tiny_families import FAMILIES
 from warm_ranks import WarmRanks
@@ -18,9 +19,11 @@ from warm_ranks import WarmRanks
 from aegpo.allocation import ProportionalAllocator, UniformAllocator
 from aegpo.exploration import NoSteps
 from aegpo.objectives import NFT
+from aegpo.utilities.checkpoint_files import write_whole_checkpoints
 from callbacks.ema import EMA
 from callbacks.rollout_checkpoint import RolloutCheckpoint
 from callbacks.step_spread import TrialSpread
+from lightning_modules.training.fsdp2 import FSDP2
 
 # Three prompts on two ranks, groups of two and more, calls of at most four rows: every rollout,
 # micro-batch and evaluation has more calls on one rank than on the other.
@@ -223,7 +226,46 @@ def test_the_quickstart_from_the_command_line(tmp_path):
     on_ranks(one, fit(one), ranks=1)
     on_ranks(two, fit(two, "--trainer.devices", "2", "--trainer.strategy", "fsdp2"))
     assert_same_run(one / "trace.json", two / "trace.json")
-    last = next(two.rglob("last.ckpt"))
-    scores = ["--ckpt_path", str(last), "--prompts", "a red circle", "--out", "images"]
-    _, arguments = fit(two)
-    on_ranks(two, (two, ["sample", *arguments[1:], *scores]), ranks=1)
+    last = str(next(two.rglob("last.ckpt")))
+    drawn = ["--ckpt_path", last, "--prompts", "a red circle", "--out", "images"]
+    export = ["--ckpt_path", last, "--out"]
+    _, spread = fit(two, "--trainer.devices", "2", "--trainer.strategy", "fsdp2")
+    _, alone = fit(one)
+    own = ["--ckpt_path", str(next(one.rglob("last.ckpt"))), "--out"]
+    (ended,) = on_ranks(
+        two,
+        (two, ["sample", *spread[1:], *drawn]),
+        (two, ["export", *spread[1:], *export, "exported"]),
+        (one, ["export", *alone[1:], *own, "exported"]),
+        ranks=1,
+    )
+    # It says so after it has loaded the export into the pipeline.
+    assert "trained weights differ by 0.0e+00" in ended.output
+    exported, expected = (
+        load_file(next((folder / "exported").glob("*.safetensors"))) for folder in (two, one)
+    )
+    assert exported.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(exported[name], tensor, rtol=1e-3, atol=1e-6, msg=name)
+
+
+def test_files_of_others_are_refused(tmp_path):
+    """As everywhere: nothing that is unpickled runs, and one line says what the file is."""
+    strategy = FSDP2()
+    write_whole_checkpoints(strategy)
+    for content, line in (
+        ({"a": torch.zeros(1)}, "holds a, and is no checkpoint"),
+        ({"a": Opaque()}, "unpickling them runs the code in them"),
+    ):
+        torch.save(content, tmp_path / "file.ckpt")
+        with pytest.raises(ValueError, match=line):
+            strategy.load_checkpoint(tmp_path / "file.ckpt", weights_only=None)
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint"):
+        strategy.load_checkpoint(tmp_path / "missing.ckpt")
+    torch.save({"pytorch-lightning_version": "2", "a": torch.ones(3)}, tmp_path / "own.ckpt")
+    read = strategy.load_checkpoint(tmp_path / "own.ckpt")
+    assert torch.equal(read["a"], torch.ones(3))
+
+
+class Opaque:
+    """No tensor."""
