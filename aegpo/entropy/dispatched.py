@@ -32,16 +32,16 @@ class WatchedAttention:
     ) -> None:
         module = sys.modules.get("diffusers.models.attention_dispatch")
         self._table = getattr(getattr(module, "_AttentionBackendRegistry", None), "_backends", {})
-        self._kernels = dict(self._table)
-        self._told = {name: _told(kernel, attended) for name, kernel in self._kernels.items()}
-        self._original = F.scaled_dot_product_attention
-        self._replacement = watch(self._original)
+        self._watch, self._attended = watch, attended
+        self._find()
         self._depth = 0
 
     def on(self) -> None:
         """Let all attention be told of, until `off` was called as often."""
         self._depth += 1
         if self._depth == 1:
+            if F.scaled_dot_product_attention is not self._original or self._table != self._kernels:
+                self._find()  # somebody else has replaced some since
             self._put(self._replacement, self._told)
 
     def off(self) -> None:
@@ -52,8 +52,15 @@ class WatchedAttention:
 
     def close(self) -> None:
         """Take back every `on`."""
-        self._depth = 0
-        self._put(self._original, self._kernels)
+        if self._depth > 0:
+            self._depth = 0
+            self._put(self._original, self._kernels)
+
+    def _find(self) -> None:
+        self._kernels = dict(self._table)
+        self._told = {name: _told(one, self._attended) for name, one in self._kernels.items()}
+        self._original = F.scaled_dot_product_attention
+        self._replacement = self._watch(self._original)
 
     def _put(
         self, attention: Callable[..., Tensor], kernels: dict[Any, Callable[..., Any]]

@@ -29,6 +29,7 @@ from lightning_modules.training.fsdp2 import FSDP2
 # micro-batch and evaluation has more calls on one rank than on the other.
 RAGGED = {"allocator": ProportionalAllocator(images_per_prompt=3)}
 FULL = {"full_finetuning": True}
+SHORT = {"batches_per_epoch": 2}  # from the second iteration on ΔEntropy decides the sizes
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +100,9 @@ def trained_on_both(pair, tmp_path, case):
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_every_family_with_adapters(pair, case, tmp_path, family):
-    one, two = trained_on_both(pair, tmp_path, case(family.name, settings=RAGGED))
+    # One family goes through all five iterations.
+    data = {} if family.name == "StableDiffusion3" else SHORT
+    one, two = trained_on_both(pair, tmp_path, case(family.name, settings=RAGGED, data=data))
     compare(one, two)
     assert sum(rank["padded"] for rank in two) > 0
 
@@ -112,7 +115,8 @@ ONE_BRANCH = {"guidance_scale": 3.0, "guidance_gradient": "conditional"}
     ("family", "policy"), [("StableDiffusion", ONE_BRANCH), ("Flux", {}), ("ZImage", {})]
 )
 def test_full_finetuning_with_a_spread_reference(pair, case, tmp_path, family, policy):
-    one, two = trained_on_both(pair, tmp_path, case(family, FULL | policy, settings=RAGGED))
+    of = case(family, FULL | policy, settings=RAGGED, data=SHORT)
+    one, two = trained_on_both(pair, tmp_path, of)
     compare(one, two)
 
 
@@ -140,7 +144,7 @@ def test_bf16_with_frozen_bf16_weights_and_checkpointed_activations(pair, case, 
     """Below fp32 old log-probs are computed again, on as many micro-batches as a rank has."""
     policy = {"dtype": "bfloat16", "gradient_checkpointing": True}
     # Rounding may not decide how many images a prompt gets, or which prompts come.
-    more = {"settings": {"allocator": UniformAllocator(3)}, "probe": None}
+    more = {"settings": {"allocator": UniformAllocator(3)}, "probe": None, "data": SHORT}
     of = case("Flux", policy, trainer={"precision": "bf16-mixed"}, **more)
     one, two = trained_on_both(pair, tmp_path, of)
     assert "ratio/rollout_max_dev" in two[0]["rows"][-1]
@@ -159,7 +163,7 @@ def fitted(pair, case, folder, sharded, epochs, **more):
 
 @pytest.mark.parametrize("policy", [{}, FULL], ids=["adapters", "full"])
 def test_checkpoints_are_those_of_one_process(pair, case, tmp_path, policy):
-    of = case("StableDiffusion3", policy, settings=RAGGED, data={"batches_per_epoch": 2})
+    of = case("StableDiffusion3", policy, settings=RAGGED, data={"batches_per_epoch": 1})
     whole = fitted(pair, of, tmp_path / "whole", False, 2)
     saved = {}
     for sharded in (False, True):
@@ -172,7 +176,7 @@ def test_checkpoints_are_those_of_one_process(pair, case, tmp_path, policy):
     for first, then in ((True, False), (False, True), (True, True)):
         path = str(tmp_path / f"first{first}" / "last.ckpt")
         resumed = fitted(pair, of, tmp_path / f"{first}{then}", then, 2, ckpt_path=path)
-        assert len(resumed["rows"]) == 2
+        assert len(resumed["rows"]) == 1
         for kind in ("weights", "averaged"):
             for name, weight in whole[kind].items():
                 np.testing.assert_allclose(resumed[kind][name], weight, 1e-4, 3e-6, err_msg=name)
