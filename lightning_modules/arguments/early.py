@@ -170,12 +170,14 @@ class _Config:
 
 
 def _typed_settings(typed: Sequence[str]) -> Iterator[tuple[_Keys, str]]:
-    for word, after in zip(typed, [*typed[1:], "--"], strict=True):
+    for word, after in zip(typed, [*typed, "--"][1:], strict=True):
         name, equals, value = word.partition("=")
         option = _OPTION.fullmatch(name)
         if option is None:
             continue
         keys = tuple(key for key in option[1].split(".") if key != "init_args")
+        if not keys:
+            continue
         keys = (*keys[:-1], keys[-1] + option[2])
         if keys[-1] == "help" or "dict_kwargs" in keys:
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,18 @@ def test_what_is_not_certain_is_left_to_the_parser(folder: Path, typed: str) -> 
     (folder / "y.yaml").write_text(REWARD.replace("Mach", "Match"))
     (folder / "broken.yaml").write_text("trainer: {max_steps: [}")
     assert told(*typed.replace("{trainer: {", "{trainer:{").split(" ", 5)) is None
+
+
+def test_words_in_any_order_are_no_mistake_of_the_check(folder: Path) -> None:
+    (folder / "x.yaml").write_text("model: {class_path: 3}\ntrainer:\n1: 2\n? {a: b}\n: 3\n")
+    (folder / "y.yaml").write_text("trainer: {callbacks: {class_path: [3]}, callbacks+: 3}")
+    words = ["", "--", "--=", "--init_args", "--model.init_args=3", "--config", "x.yaml", "y.yaml"]
+    words += ["--config=y.yaml", "--trainer.callbacks+", "a.", ".a", "--a..b", "--model..x=3", "["]
+    words += ["--model.reward.class_path", "aegpo.rewards.ShapesMatch", "--trainer", "--model"]
+    choice = random.Random(0)
+    assert told() is None
+    for _ in range(2000):
+        told(*choice.choices(words, k=choice.randint(1, 6)))
 
 
 def test_aliases_of_aliases_come_to_an_end(folder: Path) -> None:
