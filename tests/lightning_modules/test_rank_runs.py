@@ -1,16 +1,21 @@
-"""Shipped configs on two real ranks against one: tensors, logged numbers, costs.
+"""Shipped configs and commands on two real ranks against one: tensors, logged numbers, costs.
 
 One process runs the list of configs, two run it together; then each pair of runs is compared.
-A pair costs 14 seconds of a core, so only some are run; with ALL_RANK_RUNS in the environment, all.
+A pair costs 14 seconds of a core, so only some are run; with ALL_RANK_RUNS=1 in the environment
+all of them, or those that it names, between commas.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+import torch
 from cli_runs import ROOT
 from rank_pair import SHAPES, TWO, Command, fit, on_ranks
 from rank_trace import assert_same_run
@@ -21,7 +26,7 @@ EVEN = ("--model.allocator.images_per_prompt", "3")
 TREES = ("--model.step_selector.top_k", "2")
 RUNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     # name: overlays, options; each has another callback, selector, allocator, weight or objective
-    "quickstart": ((), (*RAGGED, "--trainer.callbacks+", "callbacks.DecisionLog")),
+    "quickstart": ((), (*RAGGED, "--trainer.callbacks+", "callbacks.DecisionLog")),  # below
     "running means": (("running_entropy", "reward_spread", "ema"), RAGGED),
     "shuffled_entropy": (("shuffled_entropy",), RAGGED),
     "within_category": (("within_category",), RAGGED),
@@ -48,7 +53,7 @@ RUNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "oracle_steps": (("oracle_steps",), EVEN),
     "oracle_tree": (("oracle_tree",), ("--model.allocator.images_per_prompt", "4", *TREES)),
 }
-OFTEN = ("quickstart", "running means", "aegpo_tree", "aegpo_nft", "flux1_dev", "sd15")
+OFTEN = ("running means", "aegpo_nft", "flux1_dev", "sd15")
 MODELS = {
     # pixels, reward
     "sd35_medium": (16, "pickscore"),
@@ -76,7 +81,8 @@ model:
 
 
 def chosen(names: Iterable[str]) -> list[str]:
-    return [name for name in names if name in OFTEN or "ALL_RANK_RUNS" in os.environ]
+    more = os.environ.get("ALL_RANK_RUNS", "")
+    return [name for name in names if name in OFTEN or more == "1" or name in more.split(",")]
 
 
 def overlay(name: str) -> Path:
@@ -104,16 +110,6 @@ def model_run(folder: Path, name: str, pretrained: Path, clip: Path, *ranks: str
     return fit(folder / name, *options, *ranks, files=(*files, hardware, on_cpu))
 
 
-def predict(folder: Path, *ranks: str) -> Command:
-    """The command that draws and scores the base's held-out images."""
-    place, arguments = fit(folder / "predict", *ranks, files=(SHAPES,))
-    return place, ["predict", *arguments[1:]]
-
-
-def folder_content(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
 @pytest.fixture(scope="module")
 def two_folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Of the runs on one process, and of those on two ranks."""
@@ -122,16 +118,85 @@ def two_folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def test_kinds_of_training(two_folders: tuple[Path, Path]) -> None:
     one, two = two_folders
-    runs = chosen(RUNS)
-    on_ranks(one, *(shapes_run(one, name) for name in runs), predict(one), ranks=1)
-    on_ranks(two, *(shapes_run(two, name, *TWO) for name in runs), predict(two, *TWO))
+    runs = [name for name in chosen(RUNS) if name != "quickstart"]
+    on_ranks(one, *(shapes_run(one, name) for name in runs), ranks=1)
+    on_ranks(two, *(shapes_run(two, name, *TWO) for name in runs))
     assert_all_same(two_folders, runs)
-    grids = [sorted((folder / "quickstart").rglob("samples/*.png")) for folder in (one, two)]
+
+
+LAST, LONG = ("--ckpt_path", "last"), ("--trainer.max_epochs", "2")
+LOOKS = ("validate", "test", "predict")  # on as many processes as the trainer has
+ALONE = {
+    # what runs on one process: further options, and what it writes
+    "sample": (("--prompts", "a red circle", "--out", "drawn"), "drawn/*.png"),
+    "export": (("--out", "exported"), "exported/*.safetensors"),
+    "signals": (
+        ("--out", "read", "--prompts", "3", "--images", "2", "--trajectories", "2", "--rows", "8"),
+        "read/*",
+    ),
+    "doctor": ((), "trace.json"),
+}
+
+
+def test_the_quickstart_and_all_that_follows_it(two_folders: tuple[Path, Path]) -> None:
+    """Each command as it is typed, and a run that goes on with another number of ranks."""
+    one, two = (folder / "quickstart" for folder in two_folders)
+    _, alone = fit(one, *RUNS["quickstart"][1])
+    _, shared = fit(two, *RUNS["quickstart"][1], *TWO)
+    _, whole = fit(two_folders[0] / "whole", *RUNS["quickstart"][1], *LONG)
+    on_ranks(one, (one, alone), (two_folders[0] / "whole", whole), ranks=1)
+    from_one, from_two = two_folders[1] / "from_one", two_folders[0] / "from_two"
+    shutil.copytree(one, from_one)
+    after = [(two, [name, *shared[1:], *LAST]) for name in LOOKS]
+    after += [
+        (two, [name, *shared[1:], *LAST, *options])
+        for name, (options, _) in ALONE.items()
+        if name != "doctor"
+    ]
+    # It trains, for which rank 0 would take the group of a command before it.
+    first = two, ["doctor", *shared[1:]]
+    on_two = on_ranks(two, first, (two, shared), *after, (from_one, [*shared, *LAST, *LONG]))
+    shutil.copytree(two, from_two)
+    after = [(from_two, [name, *alone[1:], *LAST]) for name in LOOKS]
+    on_one = on_ranks(one, *after, (from_two, [*alone, *LAST, *LONG]), ranks=1)
+
+    assert_same_run(one / "trace.json", two / "trace.json")
+    spent = [
+        torch.load(next(folder.rglob("last.ckpt")), weights_only=True)["aegpo"]["evaluations"]
+        for folder in (one, two)
+    ]
+    assert spent[0] == spent[1]  # what a card publishes: the sum over the ranks
+    grids = [sorted((folder / "runs/shapes/samples").glob("*.png")) for folder in (one, two)]
     assert [grid.name for grid in grids[0]] == [grid.name for grid in grids[1]]
     assert grids[0][0].read_bytes() == grids[1][0].read_bytes()  # of the base: the same images
-    outs = [next((folder / "predict").rglob("predictions")) for folder in (one, two)]
-    assert len(list(outs[0].glob("*.png"))) == 5
-    assert folder_content(outs[0]) == folder_content(outs[1])
+    for resumed in (from_one, from_two):
+        assert len(json.loads((resumed / "trace.json").read_text())) == 3  # of its own epoch
+        traces = two_folders[0] / "whole/trace.json", resumed / "trace.json"
+        assert_same_run(*traces, resumed=True)
+
+    shown = [scores(ended[0].output) for ended in (on_one, on_two)]
+    assert {"val/shapes_match", "test/shapes_match"} <= dict(shown[0]).keys()
+    assert [name for name, _ in shown[0]] == [name for name, _ in shown[1]]
+    for (name, expected), (_, found) in zip(*shown, strict=True):
+        assert found == pytest.approx(expected, rel=1e-5), name  # of the same checkpoint
+    drawn = [next(folder.rglob("predictions")) for folder in (from_two, two)]
+    assert len(list(drawn[0].glob("*.png"))) == 5
+    assert folder_content(drawn[0]) == folder_content(drawn[1])
+
+    for name, (_, written) in ALONE.items():
+        assert list(two.glob(written)), name
+        assert f"{name} runs on one process, not on 2 devices" in on_two[0].output, name
+        assert f"{name} runs on one process; rank 1 leaves it to rank 0" in on_two[1].output, name
+
+
+def folder_content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def scores(output: str) -> list[tuple[str, float]]:
+    """The metrics in the tables that Lightning prints."""
+    found = re.findall(r"((?:val|test)/\w+)\s+\S?\s*(-?[\d.]+(?:e-?\d+)?)", output)
+    return sorted((name, float(value)) for name, value in found)
 
 
 def test_models(
