@@ -23,8 +23,8 @@ SHRUNKEN = [
         "--trainer.limit_val_batches=0",
         "--trainer.num_sanity_val_steps=0",
     ),
-    *("--trainer.logger=false", "--trainer.enable_model_summary=false"),  # loggers have own tests
-    "--trainer.accelerator=cpu",
+    *("--trainer.logger=lightning.pytorch.loggers.CSVLogger", "--trainer.logger.save_dir=log"),
+    *("--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"),
 ]
 """Two prompts, one iteration; steps, groups and parts are those of the files."""
 NOT_HERE = {
