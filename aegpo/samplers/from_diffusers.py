@@ -33,6 +33,9 @@ class _Multistep(Sampler):
 
         Args:
             final_sigmas_type: "zero" where the noise levels end at 0, else "sigma_min".
+
+        Returns:
+            A scheduler of diffusers.
         """
 
     def weights(self, sigmas: Tensor, start: int) -> Tensor:

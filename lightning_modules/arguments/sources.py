@@ -50,6 +50,9 @@ def is_there(module: str) -> bool:
     Args:
         module: Dotted name.
 
+    Returns:
+        Whether it is there.
+
     Raises:
         OnlyImportTells: If a package of somebody else's may make it while it is imported.
     """
@@ -62,6 +65,9 @@ def has_name(module: str, name: str) -> bool:
     Args:
         module: Dotted name.
         name: What is looked for in it.
+
+    Returns:
+        Whether it has it.
 
     Raises:
         OnlyImportTells: If its source does not settle that.
@@ -79,6 +85,9 @@ def class_names(module: str) -> list[str]:
     Args:
         module: Dotted name.
 
+    Returns:
+        The names, sorted.
+
     Raises:
         OnlyImportTells: If its source does not settle that.
     """
@@ -94,6 +103,9 @@ def parameters(class_path: str) -> list[str]:
     Args:
         class_path: Module and class, for instance ``aegpo.exploration.EntropyPeaks``.
 
+    Returns:
+        The names, in order.
+
     Raises:
         OnlyImportTells: If its source does not settle that, as where it passes some on.
     """
@@ -106,6 +118,9 @@ def function_parameters(path: str) -> list[str]:
 
     Args:
         path: Module, class if it is a method, and name.
+
+    Returns:
+        The names, in order.
 
     Raises:
         OnlyImportTells: If its source does not settle that.

@@ -63,6 +63,9 @@ class Command:
     def options(self) -> list[str]:
         """Read the names of its own options from the source of its function; nothing is imported.
 
+        Returns:
+            The names, in order.
+
         Raises:
             OnlyImportTells: If they do not stand there.
         """

@@ -167,6 +167,9 @@ class Fitting:
 
         Args:
             micro_batch_size: As it is by now: memory may have run out since.
+
+        Returns:
+            Of the choice; plain numbers.
         """
         if self._choice is None:
             return {}
