@@ -48,7 +48,6 @@ data:
     val_batch_size: 4
 """
 TWO = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
-MACHINES = ("--trainer.devices", "1", "--trainer.num_nodes", "2", "--trainer.strategy", "ddp")
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,6 @@ class Ranks:
         commands: Sequence[Command],
         ranks: int = 2,
         before: Callable[[int], None] | None = None,
-        machines: bool = False,
     ) -> None:
         context = forkserver()
         port = free_port()
@@ -95,7 +93,7 @@ class Ranks:
         listed = [(str(where), [*arguments]) for where, arguments in commands]
         self.processes = [
             context.Process(
-                target=_machine if machines else _rank,
+                target=_rank,
                 args=(listed, environment, rank, self.outputs[rank], before),
             )
             for rank in range(ranks)
@@ -149,7 +147,6 @@ def on_ranks(
     folder: Path,
     *commands: Command,
     ranks: int = 2,
-    machines: bool = False,
     seconds: float = 300,
 ) -> list[Ended]:
     """Run commands on several ranks, or on one, in one process each; all have to end well.
@@ -158,13 +155,12 @@ def on_ranks(
         folder: Where their outputs go.
         *commands: The commands.
         ranks: Processes.
-        machines: Whether torchrun starts them, each as one of two machines.
         seconds: When they are given up.
 
     Returns:
         How each ended.
     """
-    ended = Ranks(folder, commands, ranks, machines=machines).ended(seconds)
+    ended = Ranks(folder, commands, ranks).ended(seconds)
     for one in ended:
         assert one.status == [0] * len(commands), one.output[-6000:]
     return ended
@@ -186,31 +182,6 @@ def _rank(  # what a process is started with
     status = _run_all(commands, output)
     sys.stdout.flush()
     os._exit(status)
-
-
-def _machine(
-    commands: list[tuple[str, list[str]]],
-    environment: dict[str, str],
-    number: int,
-    output: Path,
-    before: None,
-) -> None:
-    """A machine with one rank: torchrun's own agent, whose rank is forked in place of started."""
-    begin({name: text for name, text in environment.items() if name not in GIVEN}, output)
-    from torch.distributed.launcher.api import elastic_launch
-    from torch.distributed.run import config_from_args, parse_args
-
-    words = ["--nnodes", "2", "--nproc_per_node", "1", "--node_rank", str(number)]
-    words += ["--master_addr", "127.0.0.1", "--master_port", environment["MASTER_PORT"]]
-    config, _, _ = config_from_args(parse_args([*words, "-m", "aegpo"]))
-    config.start_method = "fork"
-    config.monitor_interval = 0.1
-    elastic_launch(config, _run_all)(commands, output)
-    sys.stdout.flush()
-
-
-GIVEN = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "WORLD_SIZE")
-"""Variables of a rank, all of which torchrun sets by itself."""
 
 
 def _run_all(commands: list[tuple[str, list[str]]], output: Path) -> int:
