@@ -15,6 +15,7 @@ LINES_A_FILE = 300
 LONG_FILES = {
     "aegpo/policies/base.py": "the contract of a policy: shapes and ranges of every method",
     "aegpo/policies/diffusers_policy.py": "one class, and the settings that all families share",
+    "lightning_modules/arguments/sources.py": "one reading of a source, asked five questions",
     "lightning_modules/aegpo_module.py": "the training step, and the help of its 30 settings",
 }
 
