@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from aegpo.utilities.files import replacing
+from aegpo.tensor_folder import TensorFolder
 
 _SAMPLES = 64
 """Weights of a tensor that its fingerprint is made of."""
 _CURVE = "entropy"
 
 
-class CurveFolder:
-    """Curves as files, one per prompt; several processes may share a folder.
-
-    A file's name is a hash of everything that its curve depends on, so that a curve of another
-    model, schedule or choice of layers is never found. A file that cannot be read, or that holds
-    something else, costs one line and is drawn again.
+class CurveFolder(TensorFolder):
+    """Curves as files, one per prompt; what is unreadable or no curve is drawn again.
 
     Args:
         folder: Created if absent.
@@ -36,9 +29,7 @@ class CurveFolder:
     """
 
     def __init__(self, folder: str | Path, settings: Sequence[object]) -> None:
-        self.folder = Path(folder).expanduser()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.settings = json.dumps([str(setting) for setting in settings])
+        super().__init__(folder, settings, "drawing again")
 
     def get(
         self, keys: Sequence[str], num_steps: int, draw: Callable[[list[int]], Tensor]
@@ -53,45 +44,30 @@ class CurveFolder:
         Returns:
             (B, T) fp32 on the CPU.
         """
-        curves = [self._load(self._path(key), num_steps) for key in keys]
+        curves = [self._load(key, num_steps) for key in keys]
         missing = [number for number, curve in enumerate(curves) if curve is None]
         drawn = draw(missing).float().cpu() if missing else torch.empty(0, num_steps, device="cpu")
         for number, curve in zip(missing, drawn, strict=True):
             curves[number] = curve
-            self._save(self._path(keys[number]), curve)
+            self.save_tensors(keys[number], {_CURVE: curve.clone()})
         present = [curve for curve in curves if curve is not None]
         return torch.stack(present) if present else drawn
 
-    def _load(self, path: Path, num_steps: int) -> Tensor | None:
-        if not path.is_file():
+    def _load(self, key: str, num_steps: int) -> Tensor | None:
+        parts = self.load_tensors(key, _CURVE)
+        if parts is None:
             return None
-        try:
-            curve = load_file(path)[_CURVE]
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
-            warnings.warn(f"{path} is unreadable ({error}); drawing again", stacklevel=3)
-            return None
+        curve = parts[_CURVE]
         if (
             curve.shape != (num_steps,)
             or curve.dtype != torch.float32
             or not curve.isfinite().all()
         ):
             warnings.warn(
-                f"{path} holds no curve of {num_steps} steps; drawing again", stacklevel=3
+                f"{self.path(key)} holds no curve of {num_steps} steps; drawing again", stacklevel=3
             )
             return None
         return curve
-
-    def _save(self, path: Path, curve: Tensor) -> None:
-        """Write one curve; a full disk costs a line, not the run."""
-        try:
-            with replacing(path) as partial:
-                save_file({_CURVE: curve.contiguous().clone()}, partial)
-        except (OSError, SafetensorError) as error:
-            warnings.warn(f"{path} could not be written ({error})", stacklevel=3)
-
-    def _path(self, key: str) -> Path:
-        name = hashlib.blake2b(f"{self.settings}{key}".encode(), digest_size=16).hexdigest()
-        return self.folder / f"{name}.safetensors"
 
 
 @torch.no_grad()

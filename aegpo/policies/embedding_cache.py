@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-
 from aegpo.policies.conditioning import Conditioning
-from aegpo.utilities.files import replacing
+from aegpo.tensor_folder import TensorFolder
 
 NEGATIVE = "\0negative"
 """Stands in a cache for the row that guidance subtracts, which no prompt can spell."""
 
 
-class EmbeddingFolder:
-    """Rows of conditioning as files, one per text; several processes may share a folder.
-
-    A file's name is a hash of the text and of `settings`, so that rows of another model or of
-    another text length are never found. A file that cannot be read is encoded again.
+class EmbeddingFolder(TensorFolder):
+    """Rows of conditioning as files, one per text; a row that cannot be read is encoded again.
 
     Args:
         folder: Created if absent.
@@ -33,36 +24,19 @@ class EmbeddingFolder:
     """
 
     def __init__(self, folder: str | Path, settings: Sequence[object]) -> None:
-        self.folder = Path(folder).expanduser()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.settings = json.dumps([str(setting) for setting in settings])
+        super().__init__(folder, settings, "encoding again")
 
     def load(self, text: str) -> Conditioning | None:
         """The row of a text, or None if there is no readable file of it."""
-        path = self._path(text)
-        if not path.is_file():
+        parts = self.load_tensors(text, "embeds")
+        if parts is None:
             return None
-        try:
-            parts = load_file(path)
-            return Conditioning(parts["embeds"], parts.get("pooled"), parts.get("mask"))
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
-            warnings.warn(f"{path} is unreadable ({error}); encoding again", stacklevel=2)
-            return None
+        return Conditioning(parts["embeds"], parts.get("pooled"), parts.get("mask"))
 
     def save(self, text: str, row: Conditioning) -> None:
         """Writes one row; a full disk costs a warning, not the run."""
         parts = {"embeds": row.embeds, "pooled": row.pooled, "mask": row.mask}
-        present = {name: part.contiguous() for name, part in parts.items() if part is not None}
-        path = self._path(text)
-        try:
-            with replacing(path) as partial:  # another process never reads half a file
-                save_file(present, partial)
-        except (OSError, SafetensorError) as error:
-            warnings.warn(f"{path} could not be written ({error})", stacklevel=2)
-
-    def _path(self, text: str) -> Path:
-        name = hashlib.blake2b(f"{self.settings}{text}".encode(), digest_size=16).hexdigest()
-        return self.folder / f"{name}.safetensors"
+        self.save_tensors(text, {name: part for name, part in parts.items() if part is not None})
 
 
 class ConditioningCache:

@@ -150,7 +150,7 @@ def test_a_folder_that_cannot_be_written_costs_a_line(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("aegpo.entropy.reference_curves.save_file", full)
+    monkeypatch.setattr("aegpo.tensor_folder.save_file", full)
     with pytest.warns(UserWarning, match="could not be written"):
         read(probe(reference_cache=str(tmp_path)), module, (1,))
     assert drawn(module) == 5 and not list(tmp_path.iterdir())

@@ -46,7 +46,7 @@ def test_a_full_disk_costs_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def full(*_: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("aegpo.policies.embedding_cache.save_file", full)
+    monkeypatch.setattr("aegpo.tensor_folder.save_file", full)
     with pytest.warns(UserWarning, match="no space left"):
         row = ConditioningCache(4, EmbeddingFolder(tmp_path, [])).get(["abc"], encode)
     assert row.embeds[0, 0, 0] == 3 and not list(tmp_path.iterdir())
@@ -106,7 +106,7 @@ def test_writers_of_one_process_number_do_not_meet(
         names.append(path.name)
         path.write_bytes(b"")
 
-    monkeypatch.setattr("aegpo.policies.embedding_cache.save_file", save)
+    monkeypatch.setattr("aegpo.tensor_folder.save_file", save)
     for _ in range(2):
         EmbeddingFolder(tmp_path, []).save("a", encode(["a"]))
     assert len(set(names)) == 2
