@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 from rich.table import Table
 
@@ -13,14 +15,50 @@ from aegpo.utilities.names import tag_name
 
 
 class ScoreTable(L.Callback):
-    """Prints the held-out scores after every evaluation, with their change since the first one."""
+    """Prints the held-out scores after every evaluation, with their change since the first one.
+
+    Below the table stands the best score so far of each reward and its iteration. Where a training
+    ends below one, it says so, and how to export the best.
+    """
 
     def __init__(self) -> None:
         self.first: dict[str, float] = {}
+        self.best: dict[str, tuple[float, int]] = {}
+        self._latest: dict[str, float] = {}
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Training) -> None:
         """Print the table on rank zero."""
-        self._print(trainer, pl_module.held_out.metrics("val"), pl_module.iteration)
+        metrics = pl_module.held_out.metrics("val")
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._note(metrics, pl_module.iteration)
+        self._print(trainer, metrics, pl_module.iteration)
+
+    def _note(self, metrics: dict[str, float], iteration: int) -> None:
+        self._latest = {key: value for key, value in metrics.items() if key.count("/") == 1}
+        for key, value in self._latest.items():
+            if value == value and value > self.best.get(key, (-float("inf"), 0))[0]:
+                self.best[key] = (value, iteration)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Training) -> None:
+        """Say which scores fell from their best, on rank zero."""
+        if not trainer.is_global_zero:
+            return
+        kept = {
+            writer.monitor
+            for writer in trainer.checkpoint_callbacks
+            if isinstance(writer, ModelCheckpoint) and writer.best_model_path
+        }
+        for key, value in self._latest.items():
+            best, iteration = self.best.get(key, (value, 0))
+            if value >= best:
+                continue
+            advice = f"no checkpoint of it was kept: set the checkpoint callback's monitor to {key}"
+            if key in kept:
+                advice = "aegpo export … --ckpt_path best exports that"
+            Console(markup=False, soft_wrap=True).print(
+                f"{tag_name(key.split('/')[1])} ended at {value:.3f}, {best - value:.3f} below its "
+                f"best of {best:.3f} after {iteration} iterations; {advice}"
+            )
 
     def on_test_end(self, trainer: L.Trainer, pl_module: Training) -> None:
         """Print the table on rank zero."""
@@ -37,6 +75,11 @@ class ScoreTable(L.Callback):
         categories = sorted({part[2] for part in parts if len(part) == 3})
         stage = next(iter(metrics)).split("/")[0]
         table = Table(title=f"held-out scores ({stage}) after {iteration} iterations")
+        if len({when for _, when in self.best.values()} | {iteration}) > 1:
+            table.caption = "best: " + ", ".join(
+                f"{tag_name(key.split('/')[1])} {value:.3f} after {when}"
+                for key, (value, when) in self.best.items()
+            )
         for column in ("reward", "all", *categories):
             name = column == "reward"
             table.add_column(tag_name(column), justify="left" if name else "right", no_wrap=name)
@@ -50,9 +93,10 @@ class ScoreTable(L.Callback):
         return f"{value:.3f}" + (f" ({change:+.3f})" if self.first is not metrics else "")
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the first scores, so that a resumed run reports the same change."""
-        return {"first": self.first}
+        """Return the first and the best scores, so that a resumed run reports the same."""
+        return {"first": self.first, "best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from `state_dict`."""
         self.first = state_dict["first"]
+        self.best = dict(state_dict.get("best", {}))

@@ -77,14 +77,17 @@ class AEGPOModule(PolicyModule):
         pruning: Which transitions are left out of the update; None for none.
         transition_weight: Weight of a transition in the loss by its step; None for equal weights.
         objective: What is minimized instead of the policy gradient, to which `credit`, `pruning`,
-            `transition_weight`, `clip_range`, `kl_coeff` and `kl_normalization` belong; None for
-            it.
+            `transition_weight`, `clip_range`, `divergence_bound`, `kl_coeff` and
+            `kl_normalization` belong; None for it.
         evaluation_rewards: Rewards that are only measured on the held-out prompts, beside
             `reward`.
         num_steps: Denoising steps T of rollouts.
         sampler: What takes the steps of rollouts and of the entropy probe that draw no noise; None
             for the Euler step.
         clip_range: Half width of the clip on the ratio of per-dimension mean log-probs.
+        divergence_bound: KL to the policy that drew a transition, per dimension, from which on it
+            is dropped if its gradient would raise that (Flow-DPPO), in place of the clip; None for
+            the clip.
         kl_coeff: Weight of the KL to the reference policy; 0 skips the reference evaluations.
         kl_normalization: "variance" for the KL of the steps itself; "diffusion" for Flow-GRPO's,
             the KL times the step's length in sigma, for which its coefficients are meant.
@@ -137,6 +140,7 @@ class AEGPOModule(PolicyModule):
         num_steps: int = 10,
         sampler: Sampler | None = None,
         clip_range: float = 1e-3,
+        divergence_bound: float | None = None,
         kl_coeff: float = 0.0,
         kl_normalization: KLNormalization = "variance",
         unguided: bool = False,
@@ -179,6 +183,7 @@ class AEGPOModule(PolicyModule):
         self.objective = choose_objective(
             objective,
             clip_range=clip_range,
+            divergence_bound=divergence_bound,
             kl_coeff=kl_coeff,
             kl_normalization=kl_normalization,
             transition_weight=transition_weight,
@@ -385,7 +390,8 @@ class AEGPOModule(PolicyModule):
         totals = [max(all_reduce_sum(float(len(which)), self.device), 1.0) for which in updates]
         updates = [samples.active(which) for which in updates]
         self._fit(samples, updates)
-        rescored = updates[1:] if self._below_fp32() else None
+        own = samples.first_is_old or self._below_fp32()
+        rescored = updates[1:] if own else None
         if rescored is not None:
             with self.policy.together():
                 samples.rescore(self._micro_batches(rescored, self._size))
@@ -416,8 +422,9 @@ class AEGPOModule(PolicyModule):
             samples: The samples of this rank.
             which: Those of the step, shape (n,) int64.
             total: How many samples all ranks have in it.
-            rescored: Before the first step below fp32 the samples of the later ones, whose old
-                log-probs are to be of the same micro-batches as the new ones; else None.
+            rescored: Before the first step, where its old predictions are its own, the samples of
+                the later ones, whose old predictions are to be of the same micro-batches as the new
+                ones; else None.
 
         Returns:
             The loss of each micro-batch, without its graph.

@@ -254,6 +254,32 @@ CLAIMS: list[tuple[str, Callable[[Pair, Any], bool]]] = [
             == [0.001, 0.5, 0]
         ),
     ),
+    (
+        r"generalized Huber weights, clip 1, advantages up to 5 that count as 1",
+        lambda p, _: (
+            [p.get(f"model.objective.{k}") for k in ("weighting", "clip_range", "advantage_clip")]
+            == ["generalized_huber", 1, 5]
+        ),
+    ),
+    (
+        r"each of equal parts of the schedule's first 90 %",
+        lambda p, _: (
+            p.get("model.objective.levels") == "stratified"
+            and list(p.get("model.objective.level_range")) == [0, 0.9]
+        ),
+    ),
+    (
+        r"KL 0\.003 to the base and 1 to an average of the policy with decay min\(0\.001 i, 0\.3\)",
+        lambda p, _: (
+            [
+                p.get(f"model.objective.{k}")
+                for k in ("kl_coeff", "ema_kl_coeff", "ema_decay_rate", "ema_decay_max")
+            ]
+            == [0.003, 1, 0.001, 0.3]
+        ),
+    ),
+    (r"\bAWM\b", lambda p, _: p.cls("model.objective") == "AWM"),
+    (r"is 1e-5 per dimension", lambda p, _: p.get("model.divergence_bound") == 1e-5),
     (r"no classifier-free guidance", lambda p, _: p.get("model.unguided") is True),
     (r"learning rate 3e-4", lambda p, _: p.get("model.optimizer.lr") == 3e-4),
     (r"4 noise levels for each", lambda p, _: p.get("model.objective.times_per_image") == 4),
@@ -318,6 +344,7 @@ UNSAID = {
     "rollout_entropy": {"trainer.callbacks"},
     "shapes_clip_reward": {"model.reward", "model.evaluation_rewards"},
     "diffusion_nft": {f"{SELECTOR}"},
+    "awm": {f"{SELECTOR}", "model.transition_weight"},
 }
 """What an overlay sets that its header tells in words of its own; looked at in other tests."""
 

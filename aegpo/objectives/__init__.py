@@ -6,7 +6,8 @@ configuration by their `class_path`.
 
 from aegpo.objectives.base import Experience, Objective
 from aegpo.objectives.credit import Credit, DepthCredit, LeafCredit
-from aegpo.objectives.nft import NFT
+from aegpo.objectives.forward.awm import AWM
+from aegpo.objectives.forward.nft import NFT
 from aegpo.objectives.policy_gradient import PolicyGradient
 from aegpo.objectives.pruning import DepthPruning, Pruning, RandomStepPruning, WidthPruning
 from aegpo.objectives.samples import LossTerms, Samples
@@ -19,6 +20,7 @@ from aegpo.objectives.transition_weights import (
 )
 
 __all__ = [
+    "AWM",
     "NFT",
     "Credit",
     "DepthCredit",

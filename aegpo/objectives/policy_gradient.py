@@ -16,6 +16,8 @@ class PolicyGradient(Objective):
 
     Args:
         clip_range: Half width of the clip on the ratio of per-dimension mean log-probs, above 0.
+        divergence_bound: KL to the behavior policy, per dimension, from which on a transition is
+            dropped whose gradient would raise it, in place of the clip (Flow-DPPO); None for it.
         kl_coeff: Weight of the KL to the reference policy; 0 skips the reference evaluations.
         kl_normalization: What that KL is divided by, see `Replay`: "variance" for the KL itself,
             "diffusion" for Flow-GRPO's.
@@ -27,13 +29,14 @@ class PolicyGradient(Objective):
             None for the group-relative one.
 
     Raises:
-        ValueError: If `clip_range` is not above 0, `kl_coeff` is negative or `kl_normalization` is
-            unknown.
+        ValueError: If `clip_range` or `divergence_bound` is not above 0, `kl_coeff` is negative or
+            `kl_normalization` is unknown.
     """
 
-    def __init__(  # settings, given by name
+    def __init__(  # noqa: PLR0913  # settings, given by name
         self,
         clip_range: float = 1e-3,
+        divergence_bound: float | None = None,
         kl_coeff: float = 0.0,
         kl_normalization: KLNormalization = "variance",
         transition_weight: TransitionWeight | None = None,
@@ -46,6 +49,10 @@ class PolicyGradient(Objective):
                 f"model.clip_range={clip_range} must be above 0 and model.kl_coeff={kl_coeff} at "
                 "least 0"
             )
+        if divergence_bound is not None and divergence_bound <= 0:
+            raise ValueError(
+                f"model.divergence_bound={divergence_bound} must be above 0, or null for the clip"
+            )
         if kl_normalization not in KL_NORMALIZATIONS:
             raise ValueError(
                 f"model.kl_normalization={kl_normalization!r} is unknown; use 'variance' for the "
@@ -53,6 +60,7 @@ class PolicyGradient(Objective):
             )
         self.kl_normalization: KLNormalization = kl_normalization
         self.clip_range, self.kl_coeff = clip_range, kl_coeff
+        self.divergence_bound = divergence_bound
         self.transition_weight = transition_weight or EqualWeight()
         self.credit, self.pruning = credit or LeafCredit(), pruning
         self.advantage = advantage or GroupRelative()
@@ -88,4 +96,5 @@ class PolicyGradient(Objective):
             weight=self.transition_weight,
             kl_coeff=self.kl_coeff,
             kl_normalization=self.kl_normalization,
+            divergence_bound=self.divergence_bound,
         )

@@ -30,6 +30,9 @@ class LossTerms(NamedTuple):
 class Samples(abc.ABC):
     """n training samples of one rollout, each with a loss under the policy as it is now."""
 
+    first_is_old: bool = False
+    """Whether `first_loss` and `rescore` are called in any precision, not only below fp32."""
+
     @property
     @abc.abstractmethod
     def row(self) -> Tensor:
@@ -60,8 +63,8 @@ class Samples(abc.ABC):
     def first_loss(self, which: Tensor) -> LossTerms:
         """The loss under the very weights that drew the samples, each being its own old policy.
 
-        It is called below fp32 for the samples of an iteration's first update, in place of
-        `rescore` and `loss`: what they would compare is one prediction.
+        It is called below fp32, or with `first_is_old`, for the samples of an iteration's first
+        update, in place of `rescore` and `loss`: what they would compare is one prediction.
 
         Args:
             which: Which samples, shape (m,) int64.
@@ -74,8 +77,9 @@ class Samples(abc.ABC):
     def rescore(self, micro_batches: list[Tensor]) -> None:
         """Compute again, on the updates' own micro-batches, what the rollout scored.
 
-        It is called below fp32, where a kernel's result depends on the shape of the batch, before
-        the first optimizer step, for the samples of all updates but the first.
+        It is called below fp32, where a kernel's result depends on the shape of the batch, or with
+        `first_is_old`, before the first optimizer step, for the samples of all updates but the
+        first.
 
         Args:
             micro_batches: Sample numbers, each of shape (m,) int64.

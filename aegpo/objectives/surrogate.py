@@ -59,13 +59,13 @@ def surrogate(log_ratio: Tensor, advantages: Tensor, clip_range: float) -> Surro
     Args:
         log_ratio: Log of the policy ratio, with gradient, shape (n,).
         advantages: Advantage of each transition, shape (n,).
-        clip_range: ε, in (0, 1), on the scale of the ratio.
+        clip_range: ε, in (0, 1], on the scale of the ratio; at 1 only what grows is held.
 
     Returns:
         Loss, ratio and where the clip holds, each of shape (n,).
 
     Raises:
-        ValueError: If the shapes differ or `clip_range` is outside (0, 1).
+        ValueError: If the shapes differ or `clip_range` is outside (0, 1].
 
     Examples:
         Ratios of 2 and 1/2 under a clip range of 0.1. What has already moved the way that its
@@ -85,8 +85,8 @@ def surrogate(log_ratio: Tensor, advantages: Tensor, clip_range: float) -> Surro
             "log_ratio and advantages need one value per transition, but got shapes "
             f"{tuple(log_ratio.shape)} and {tuple(advantages.shape)}"
         )
-    if not 0 < clip_range < 1:
-        raise ValueError(f"clip_range={clip_range} must lie between 0 and 1")
+    if not 0 < clip_range <= 1:
+        raise ValueError(f"clip_range={clip_range} must be above 0 and at most 1")
     ratio = log_ratio.exp()
     bounded = ratio.clamp(1 - clip_range, 1 + clip_range)
     beyond = (advantages > 0) & (ratio > 1 + clip_range)
@@ -98,6 +98,39 @@ def surrogate(log_ratio: Tensor, advantages: Tensor, clip_range: float) -> Surro
     )
 
 
+def masked_surrogate(
+    log_ratio: Tensor, divergence: Tensor, advantages: Tensor, bound: float
+) -> SurrogateStats:
+    """The surrogate with a mask in place of the clip (Flow-DPPO, arXiv 2606.11025).
+
+    -A r, without a gradient where the KL to the old policy is at the bound or above and the
+    gradient would raise it: the ratio has moved the way that the advantage asks for. The ratio is a
+    sample of how far the policies are apart, the KL of two Gaussians of equal deviation is known.
+
+    Args:
+        log_ratio: Log of the policy ratio, with gradient, shape (n,).
+        divergence: Exact KL to the old policy, per dimension, at least 0, shape (n,).
+        advantages: Advantage of each sample, shape (n,).
+        bound: KL from which on samples are dropped, above 0.
+
+    Returns:
+        Loss, ratio and where samples are dropped, each of shape (n,).
+
+    Examples:
+        Beyond the bound a good sample that is likelier by now, and a bad one that is less likely,
+        are dropped. What has moved the wrong way is brought back:
+
+        >>> log_ratio = torch.tensor([2.0, 0.5, 2.0, 0.5]).log()
+        >>> far = torch.full((4,), 1e-3)
+        >>> masked_surrogate(log_ratio, far, torch.tensor([1.0, 1.0, -1.0, -1.0]), 1e-5).clipped
+        tensor([ True, False, False,  True])
+    """
+    ratio = log_ratio.exp()
+    dropped = (divergence.detach() >= bound) & (advantages * log_ratio.detach() > 0)
+    loss = -advantages * ratio
+    return SurrogateStats(loss=loss.where(~dropped, loss.detach()), ratio=ratio, clipped=dropped)
+
+
 def policy_loss(
     terms: TransitionTerms,
     advantages: Tensor,
@@ -106,6 +139,7 @@ def policy_loss(
     weight: TransitionWeight,
     kl: Tensor | None = None,
     kl_coeff: float = 0.0,
+    divergence_bound: float | None = None,
 ) -> LossTerms:
     """The GRPO objective of n transitions: weight · clipped surrogate + β KL.
 
@@ -116,6 +150,8 @@ def policy_loss(
         weight: How much each transition counts, by its step.
         kl: KL to the reference policy (`GaussianStep.kl`), with gradient, shape (n,); or None.
         kl_coeff: β, the weight of the KL.
+        divergence_bound: KL to the behavior policy from which on transitions are masked, in place
+            of the clip; None for the clip.
 
     Returns:
         Loss and statistics, each of shape (n,).
@@ -129,7 +165,10 @@ def policy_loss(
             f"kl_coeff={kl_coeff} must be at least 0, and above 0 it needs the KL to the reference"
         )
     log_ratio, factor = weight(terms)
-    stats = surrogate(log_ratio, advantages, clip_range)
+    if divergence_bound is None:
+        stats = surrogate(log_ratio, advantages, clip_range)
+    else:
+        stats = masked_surrogate(log_ratio, terms.drift, advantages, divergence_bound)
     loss = factor * stats.loss
     if kl is not None:
         if kl.shape != loss.shape:

@@ -46,6 +46,8 @@ class Replay(Samples):
             diffusion coefficient, the variance without the step's |dt|, as the public code of
             Flow-GRPO (arXiv 2505.05470) and its coefficients of 0.04 to 0.01 have it: the KL
             times |dt|, smaller by 25 at the first of 10 steps and by 4 at the last noisy one.
+        divergence_bound: KL to the behavior policy, per dimension, from which on a transition is
+            dropped whose gradient would raise it, in place of the clip; None for the clip.
     """
 
     policy: Policy
@@ -59,6 +61,7 @@ class Replay(Samples):
     weight: TransitionWeight = field(default_factory=EqualWeight)
     kl_coeff: float = 0.0
     kl_normalization: KLNormalization = "variance"
+    divergence_bound: float | None = None
     old_mean: Tensor = field(init=False)
     largest_change: Tensor = field(init=False)
     sensitivity: Tensor = field(init=False)
@@ -174,6 +177,7 @@ class Replay(Samples):
             weight=self.weight,
             kl=kl,
             kl_coeff=self.kl_coeff,
+            divergence_bound=self.divergence_bound,
         )
 
     @torch.no_grad()

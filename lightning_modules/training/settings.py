@@ -29,7 +29,7 @@ def choose_objective(objective: Objective | None, **policy_gradient: Any) -> Obj
     gradient = PolicyGradient(**policy_gradient)
     if objective is None:
         return gradient
-    for name in ("credit", "pruning", "transition_weight", "kl_coeff"):
+    for name in ("credit", "pruning", "transition_weight", "divergence_bound", "kl_coeff"):
         if policy_gradient[name] not in (None, 0):
             raise ValueError(
                 f"model.{name} belongs to the policy gradient, in whose place stands "

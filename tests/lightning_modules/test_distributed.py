@@ -14,7 +14,7 @@ from tiny_training import Redness, entropy_callbacks, tiny_data, tiny_module
 from aegpo.advantages import PerReward
 from aegpo.allocation import MedianSplitAllocator, ProportionalAllocator
 from aegpo.exploration import EntropyPeaks, NoSteps
-from aegpo.objectives import NFT, DepthCredit
+from aegpo.objectives import AWM, NFT, DepthCredit
 from aegpo.rewards.jpeg import JpegCompressibility
 from aegpo.rewards.weighted_sum import WeightedSum
 from callbacks.canary import Canary
@@ -155,8 +155,9 @@ def compare(one, two, names=ALL_RANKS):
         ),
         ({"source": "rollouts"}, {}),
         ({}, {"step_selector": NoSteps(), "objective": NFT(decay_rate=0.2), "max_epochs": 3}),
+        ({}, {"step_selector": NoSteps(), "objective": AWM(times_per_image=2), "max_epochs": 3}),
     ],
-    ids=["median", "ragged, rewards by part", "entropy of the rollouts", "nft"],
+    ids=["median", "ragged, rewards by part", "entropy of the rollouts", "nft", "awm"],
 )
 def test_two_ranks_follow_the_curve_of_one(tmp_path, tiny_sd3_folder, probe, settings):
     one, two = (

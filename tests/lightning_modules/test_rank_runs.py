@@ -35,6 +35,8 @@ RUNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "aegpo_tree": (("aegpo_tree",), (*RAGGED[:-1], "8", "--model.allocator.low", "4", *TREES)),
     "aegpo_nft": (("aegpo_nft",), RAGGED),
     "diffusion_nft": (("diffusion_nft",), EVEN),
+    "awm": (("awm",), EVEN),
+    "flow_dppo": (("flow_dppo",), RAGGED),
     "grpo": (("grpo",), EVEN),
     "dance_grpo": (("dance_grpo",), EVEN),
     "e_grpo": (("e_grpo",), EVEN),

@@ -164,11 +164,13 @@ def _update(module: AEGPOModule, experience: Experience, rescores: bool) -> int:
     samples = module.objective.samples(experience)
     updates = samples.split(experience.index, module.updates_per_epoch, experience.noise)
     updates = [active for rows in updates if len(active := samples.active(rows)) > 0]
-    if rescores:  # all but the first, whose old predictions are its own
+    own = rescores or samples.first_is_old
+    if own:  # all but the first, whose old predictions are its own
         samples.rescore(updates[1:])
-    for _ in range(module.inner_epochs):
-        for rows in updates:
-            samples.loss(rows)
+    for epoch in range(module.inner_epochs):
+        for number, rows in enumerate(updates):
+            score = samples.first_loss if own and epoch == number == 0 else samples.loss
+            score(rows)
     return sum(map(len, updates))
 
 

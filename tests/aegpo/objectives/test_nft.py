@@ -11,7 +11,7 @@ from toy_policy import ToyPolicy
 from aegpo.exploration import AllSteps, ExplorationSchedule, FixedSplits, NoSteps, StepSelector
 from aegpo.noise import KeyedNoise
 from aegpo.objectives import NFT, Experience
-from aegpo.objectives.nft import ForwardSamples, nft_loss
+from aegpo.objectives.forward.nft import NFTSamples, nft_loss
 from aegpo.rollout import rollout
 from aegpo.sde import ODE
 
@@ -121,7 +121,7 @@ def forward_samples(
     iteration: int = 0,
     num_steps: int = 5,
     chosen: list[list[int]] | None = None,
-) -> ForwardSamples:
+) -> NFTSamples:
     """As a rank that holds only some of the three prompts would have them."""
     rows = torch.tensor([0, 1, 2] if prompts is None else prompts)
     noise = KeyedNoise(3, iteration)
@@ -237,6 +237,41 @@ def test_levels_may_be_those_of_the_steps_that_the_selector_chose() -> None:
     assert samples.loss(torch.arange(len(samples.sigma))).loss.shape == samples.sigma.shape
 
 
+def test_stratified_levels_lie_one_in_each_part_of_the_range() -> None:
+    settings = {"times_per_image": 7, "levels": "stratified", "level_range": (0.1, 0.8)}
+    whole = forward_samples(NFT(**settings), ToyPolicy())
+    sigma = whole.sigma.reshape(10, 7)  # of images, here 1 - the share of the schedule
+    edges = torch.linspace(0.9, 0.2, 8)
+    assert bool((sigma <= edges[:-1] + 1e-6).all()) and bool((sigma >= edges[1:] - 1e-6).all())
+    inside = ((edges[:-1] - sigma) / 0.1).flatten()
+    assert 0.35 < float(inside.mean()) < 0.65 and float(inside.std()) > 0.2  # anywhere in its part
+    assert len(set(inside.tolist())) == 70
+    apart = forward_samples(NFT(**settings), ToyPolicy(), [2, 0])
+    own = torch.cat([torch.arange(49, 70), torch.arange(0, 14)])
+    assert torch.equal(apart.sigma, whole.sigma[own]) and torch.equal(apart.keys, whole.keys[own])
+    assert not torch.equal(forward_samples(NFT(**settings), ToyPolicy(), iteration=1).sigma, sigma)
+    NFT(**settings).validate(NoSteps(), 1)  # more levels than steps
+
+
+def test_stratified_levels_follow_the_steps_of_the_schedule() -> None:
+    """On a schedule that is not even, a share of it is one of its steps, not of its levels."""
+    policy = ToyPolicy()
+    policy.sigmas = lambda num_steps: torch.tensor([1.0, 0.9, 0.7, 0.1, 0.0])  # type: ignore[method-assign]
+    objective = NFT(times_per_image=4, levels="stratified")
+    sigma = forward_samples(objective, policy, num_steps=4).sigma.reshape(10, 4)
+    for step, (high, low) in enumerate([(1.0, 0.9), (0.9, 0.7), (0.7, 0.1), (0.1, 0.0)]):
+        own = sigma[:, step]
+        assert bool((own <= high).all()) and bool((own > low).all())
+        assert float(own.max() - own.min()) > 0.3 * (high - low)
+
+
+def test_random_levels_may_be_those_of_a_part_of_the_schedule() -> None:
+    samples = forward_samples(NFT(times_per_image=2, level_range=(0.2, 0.8)), ToyPolicy())
+    assert {round(level, 5) for level in samples.sigma.tolist()} == {0.8, 0.6, 0.4}
+    with pytest.raises(ValueError, match=r"NFT: times_per_image=4 .* 3 of them in the level_range"):
+        NFT(times_per_image=4, level_range=(0.2, 0.8)).validate(NoSteps(), 5)
+
+
 @pytest.mark.parametrize(
     ("selector", "message"),
     [
@@ -284,6 +319,74 @@ def test_every_prediction_is_counted() -> None:
         assert counts["reference"] == reference
 
 
+def scored(samples: NFTSamples, policy: ToyPolicy, first: bool) -> tuple[Tensor, Tensor, int]:
+    """Loss, gradient, and what the old predictions cost."""
+    policy.speed.grad = None
+    policy.evaluations.counts = dict.fromkeys(policy.evaluations.counts, 0)
+    terms = (samples.first_loss if first else samples.loss)(torch.arange(27))
+    terms.loss.sum().backward()
+    assert policy.speed.grad is not None
+    return terms.loss.detach(), policy.speed.grad.clone(), policy.evaluations.counts["rollout"]
+
+
+def test_old_predictions_that_are_the_new_ones_are_not_made_again() -> None:
+    for iteration, cost in ((0, 0), (1, 0), (2, 27)):  # the lag begins after one iteration
+        objective, policy = NFT(times_per_image=3, decay_rate=0.2, decay_start=1), ToyPolicy()
+        for done in range(iteration):
+            policy.speed.data += 0.1
+            objective.end_iteration(policy, done)
+        samples = forward_samples(objective, policy, iteration=iteration)
+        loss, gradient, asked = scored(samples, policy, first=False)
+        first = scored(samples, policy, first=True)
+        assert torch.equal(first[0], loss) and torch.equal(first[1], gradient)
+        assert (asked, first[2]) == (27, cost)
+    policy.speed.data.fill_(0.9)  # once the weights have moved, they are asked for
+    later, _, asked = scored(samples, policy, first=False)
+    assert asked == 27 and not torch.equal(later, loss)
+
+
+def test_a_resumed_lag_is_seen_whatever_the_ramp_is_now() -> None:
+    lagging, policy = NFT(decay_rate=0.5), ToyPolicy()
+    lagging.end_iteration(policy, 0)
+    for state, equal in ((lagging.state_dict(), False), ({}, True)):
+        now = NFT(decay_max=0.0)
+        now.load_state_dict(state)
+        assert now.on_policy(1) is equal
+        now.end_iteration(policy, 1)
+        assert now.on_policy(2)
+
+
+def test_the_average_of_the_policy_pulls_at_the_prediction() -> None:
+    settings = {"times_per_image": 3, "kl_coeff": 0.0, "ema_decay_rate": 0.25}
+    plain, policy = NFT(**settings), ToyPolicy()
+    pulled = NFT(**settings, ema_kl_coeff=2.0)
+    assert (plain.weight_copies, pulled.weight_copies) == (1, 2)
+    for objective in (plain, pulled):
+        policy.speed.data.fill_(0.5)
+        with objective.behavior(policy), objective.averaged(policy):
+            pass
+        policy.speed.data.fill_(0.9)
+        objective.end_iteration(policy, 0)
+    mean = 0.25 * 0.5 + 0.75 * 0.9
+    policy.speed.data.fill_(1.2)
+    with pulled.averaged(policy):
+        assert policy.speed.item() == pytest.approx(mean)
+    without = scored(forward_samples(plain, policy, iteration=1), policy, first=False)
+    samples = forward_samples(pulled, policy, iteration=1)
+    loss, gradient, _ = scored(samples, policy, first=False)
+    assert policy.evaluations.counts["reference"] == 27
+    at = samples.noised(torch.arange(27))
+    slope = (1 + at.cond.embeds.view(-1, 1, 1, 1)) * at.latents * at.sigma.view(-1, 1, 1, 1)
+    squares = slope.square().mean((1, 2, 3))
+    torch.testing.assert_close(loss - without[0], 2 * (1.2 - mean) ** 2 * squares)
+    pull = 4 * (1.2 - mean) * squares.sum()
+    torch.testing.assert_close(gradient - without[1], pull, rtol=1e-4, atol=1e-4)
+    resumed = NFT(**settings, ema_kl_coeff=2.0)
+    resumed.load_state_dict(pulled.state_dict())
+    with resumed.averaged(policy):
+        assert policy.speed.item() == pytest.approx(mean)
+
+
 def test_theta_old_follows_by_the_schedule() -> None:
     objective = NFT(decay_rate=0.2, decay_max=0.5, decay_start=1)
     policy = ToyPolicy()
@@ -312,10 +415,15 @@ def test_theta_old_follows_by_the_schedule() -> None:
         ({"advantage_clip": 0.0}, "advantage_clip=0.0"),
         ({"times_per_image": 0}, "times_per_image=0"),
         ({"kl_coeff": -1.0}, "kl_coeff=-1.0"),
+        ({"ema_kl_coeff": -1.0}, "ema_kl_coeff=-1.0"),
+        ({"ema_decay_max": 1.0}, "ema_decay_max=1.0"),
         ({"decay_rate": -0.1}, "decay_rate=-0.1"),
         ({"decay_max": 1.0}, "decay_max=1.0"),
         ({"decay_start": -1}, "decay_start=-1"),
         ({"levels": "all"}, "levels='all'"),
+        ({"level_range": (0.5, 0.5)}, r"level_range=\[0.5, 0.5\] must rise"),
+        ({"level_range": (-0.1, 1.0)}, r"level_range=\[-0.1, 1.0\] must rise"),
+        ({"levels": "selected", "level_range": (0.0, 0.5)}, "leave it at"),
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, float], message: str) -> None:

@@ -10,7 +10,12 @@ import torch
 from gaussian_cases import gaussian_case, terms_of
 
 from aegpo.objectives import EqualWeight, StdWeight
-from aegpo.objectives.surrogate import gaussian_log_ratio, policy_loss, surrogate
+from aegpo.objectives.surrogate import (
+    gaussian_log_ratio,
+    masked_surrogate,
+    policy_loss,
+    surrogate,
+)
 from aegpo.objectives.transition_weights import TransitionTerms
 
 EPS = 0.1
@@ -62,10 +67,54 @@ class TestSurrogate:
         with pytest.raises(ValueError, match=r"\(3, 1\)"):
             surrogate(torch.zeros(3), torch.zeros(3, 1), EPS)
 
-    @pytest.mark.parametrize("clip_range", [0.0, -0.1, 1.0])
+    @pytest.mark.parametrize("clip_range", [0.0, -0.1, 1.1])
     def test_refuses_clip_range(self, clip_range: float) -> None:
         with pytest.raises(ValueError, match="clip_range"):
             surrogate(torch.zeros(2), torch.zeros(2), clip_range)
+
+
+class TestMaskedSurrogate:
+    @pytest.mark.parametrize(
+        ("ratio", "divergence", "advantage", "dropped"),
+        [
+            (1.3, 0.02, 2.0, True),  # too far, and the gradient would lead further
+            (0.7, 0.02, -2.0, True),
+            (0.7, 0.02, 2.0, False),  # it leads back
+            (1.3, 0.02, -2.0, False),
+            (1.3, 0.009, 2.0, False),  # near, however much the ratio says
+            (1.3, 0.01, 2.0, True),  # at the bound
+            (1.0, 0.02, 2.0, False),  # the ratio has not moved
+            (1.3, 0.02, 0.0, False),
+        ],
+    )
+    def test_by_hand(
+        self, ratio: float, divergence: float, advantage: float, dropped: bool
+    ) -> None:
+        log_ratio = torch.tensor([math.log(ratio)], requires_grad=True)
+        far, advantages = torch.tensor([divergence]), torch.tensor([advantage])
+        stats = masked_surrogate(log_ratio, far, advantages, bound=0.01)
+        assert stats.loss.item() == pytest.approx(-advantage * ratio, abs=1e-6)
+        assert stats.clipped.item() is dropped
+        (gradient,) = torch.autograd.grad(stats.loss.sum(), log_ratio)
+        expected = 0.0 if dropped else -advantage * ratio
+        assert gradient.item() == pytest.approx(expected, abs=1e-6)
+
+    def test_takes_the_place_of_the_clip(self) -> None:
+        """By the exact KL of Gaussians, that of torch.distributions per dimension."""
+        case = gaussian_case(0.1)
+        normal, old = (
+            torch.distributions.Normal(case[name].double(), case["std"].double()[:, None])
+            for name in ("mean", "old_mean")
+        )
+        exact = torch.distributions.kl_divergence(normal, old).mean(1)
+        terms, bound = terms_of(case), float(exact.median())
+        advantages = torch.where(terms.log_ratio > 0, 1.0, -1.0)  # all have moved as asked
+        found = policy_loss(
+            terms, advantages, 1e-6, weight=EqualWeight(), divergence_bound=bound * (1 - 1e-6)
+        )
+        assert found.clipped is not None
+        assert found.clipped.tolist() == (exact >= bound).tolist()
+        assert 0 < int(found.clipped.sum()) < 6
 
 
 class TestGaussianLogRatio:

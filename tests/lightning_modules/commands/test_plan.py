@@ -26,7 +26,7 @@ from aegpo.exploration import (
     RandomSteps,
     StepSelector,
 )
-from aegpo.objectives import NFT, RandomStepPruning
+from aegpo.objectives import AWM, NFT, RandomStepPruning
 from aegpo.planning.counts import PlansEvaluations, Range
 from aegpo.policies.families.flux import Flux
 from aegpo.policies.families.flux2 import Flux2, Flux2Klein
@@ -95,6 +95,17 @@ RUNS: dict[str, tuple[dict[str, Any], Any, dict[str, Any], set[str]]] = {
         {"step_selector": NoSteps(), "objective": nft(), "allocator": UniformAllocator(3)},
         list,
         GUIDED,
+        {"rollout"},  # nothing lags behind in the first iteration
+    ),
+    "awm": (
+        {
+            "step_selector": NoSteps(),
+            "objective": AWM(times_per_image=2),
+            "allocator": UniformAllocator(3),
+            "inner_epochs": 2,
+        },
+        list,
+        GUIDED,
         set(),
     ),
     "spread of rewards": ({}, lambda: [RewardSpread()], {}, set()),
@@ -104,7 +115,7 @@ RUNS: dict[str, tuple[dict[str, Any], Any, dict[str, Any], set[str]]] = {
 
 def build(folder: Path, settings: dict[str, Any], policy: dict[str, Any]) -> Any:
     module = tiny_module(folder, seed=0, **settings)
-    if isinstance(module.objective, NFT):
+    if isinstance(module.objective, NFT | AWM):
         module.sde = ODE()
     module.policy_factory = partial(
         StableDiffusion3, str(folder), lora_rank=4, max_sequence_length=4, **policy
@@ -314,7 +325,7 @@ def test_planning_changes_nothing(tiny_sd3_folder: Path, tmp_path: Path) -> None
     settings = {"step_selector": NoSteps(), "objective": objective}
     module = build(tiny_sd3_folder, settings, {})
     make_plan(tiny_trainer(tmp_path, []), module, tiny_data(tmp_path))
-    assert objective.state_dict() == {"behavior": {}}
+    assert objective.state_dict() == {"behavior": {}}  # nothing followed, nothing was copied
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -1,0 +1,1 @@
+"""Objectives on the forward process: images are noised again, and predictions there are trained."""

@@ -1,0 +1,157 @@
+"""At which noise levels an image is trained on."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from aegpo.exploration import StepSelector
+from aegpo.objectives.base import Experience
+
+LevelRule = Literal["random", "stratified", "selected"]
+LEVEL_RULES: tuple[str, ...] = get_args(LevelRule)
+
+
+class DrawnLevels(NamedTuple):
+    """The noise levels of all images of a rollout, n together.
+
+    Attributes:
+        image: Which image, ascending, shape (n,) int64, on the rollout's device.
+        keys: Names of the draws that follow: the prompt's index, the image's number in its group,
+            the level's number; shape (n, 3) int64, on the CPU.
+        sigma: The level, in (0, 1], shape (n,), on the rollout's device.
+    """
+
+    image: Tensor
+    keys: Tensor
+    sigma: Tensor
+
+
+class NoiseLevels:
+    """Draws some noise levels for each image, by its prompt and its number alone.
+
+    Args:
+        rule: "random": steps of the rollout, none twice. "stratified": one level from each of
+            `times_per_image` equal parts of the schedule, uniform inside the part and interpolated
+            between the rollout's steps. "selected": steps that the step selector chose, none twice.
+        times_per_image: Levels of an image.
+        level_range: Part of the schedule that levels come from, as shares of its steps: 0 is its
+            noisiest level, 1 its end.
+
+    Raises:
+        ValueError: If an argument is out of range, or contradicts another.
+    """
+
+    def __init__(
+        self,
+        rule: LevelRule,
+        times_per_image: int,
+        level_range: tuple[float, float],
+    ) -> None:
+        low, high = level_range
+        if times_per_image < 1:
+            raise ValueError(f"times_per_image={times_per_image} must be at least 1")
+        if rule not in LEVEL_RULES:
+            raise ValueError(f"levels={rule!r} is unknown; use one of {', '.join(LEVEL_RULES)}")
+        if not 0 <= low < high <= 1:
+            raise ValueError(
+                f"level_range=[{low}, {high}] must rise from at least 0 to at most 1: shares of "
+                "the schedule, from its noisiest level to its end"
+            )
+        if rule == "selected" and (low, high) != (0, 1):
+            raise ValueError(
+                f"levels='selected' takes the steps that the step selector chose, and "
+                f"level_range=[{low}, {high}] would take some away; leave it at [0, 1]"
+            )
+        self.rule, self.times_per_image = rule, times_per_image
+        self.low, self.high = float(low), float(high)
+
+    def _steps(self, num_steps: int) -> Tensor:
+        """True for steps of the rollout in the range, shape (T,) bool."""
+        share = torch.arange(num_steps, dtype=torch.float64, device="cpu") / num_steps
+        return (share >= self.low - 1e-9) & (share < self.high - 1e-9)
+
+    def validate(self, step_selector: StepSelector, num_steps: int) -> None:
+        """Check that there are enough noise levels to draw.
+
+        Args:
+            step_selector: What chooses the stochastic steps.
+            num_steps: T, the number of denoising steps.
+
+        Raises:
+            ValueError: If there are not.
+        """
+        steps = int(self._steps(num_steps).sum())
+        if self.rule != "stratified" and self.times_per_image > steps:
+            raise ValueError(
+                f"times_per_image={self.times_per_image} noise levels are drawn among those of "
+                f"model.num_steps={num_steps} denoising steps, {steps} of them in the level_range; "
+                "lower it, take more steps, or levels='stratified'"
+            )
+        if self.rule != "selected":
+            return
+        if not step_selector.explores:
+            raise ValueError(
+                f"levels='selected' takes the steps that {type(step_selector).__name__} chooses, "
+                "and it chooses none; take another step_selector, or levels='random'"
+            )
+        if step_selector.branching > 1:
+            raise ValueError(
+                "levels='selected' draws deterministic chains, which cannot branch; set "
+                "step_selector.branching to 1"
+            )
+
+    def draw(self, experience: Experience) -> DrawnLevels:
+        """Draw the levels of every image.
+
+        Args:
+            experience: The rollout of B prompts with N images.
+
+        Returns:
+            The levels.
+        """
+        tree = experience.tree
+        rows = tree.row.cpu()
+        first = torch.searchsorted(rows, rows)  # a prompt's images are neighbors
+        number = torch.arange(len(rows), device="cpu") - first
+        named = torch.stack([experience.index.cpu()[rows], number], dim=1)
+        if self.rule == "stratified":
+            return self._stratified(experience, named)
+        levels = self._among_steps(experience, rows, named)
+        counts = torch.tensor([len(level) for level in levels], dtype=torch.int64, device="cpu")
+        level = torch.cat([torch.empty(0, dtype=torch.int64, device="cpu"), *levels])
+        image = torch.arange(len(rows), device="cpu").repeat_interleave(counts)
+        return DrawnLevels(
+            image=image.to(tree.row.device),
+            keys=torch.cat([named.repeat_interleave(counts, dim=0), level[:, None]], dim=1),
+            sigma=tree.sigmas[level.to(tree.sigmas.device)],
+        )
+
+    def _among_steps(self, experience: Experience, rows: Tensor, named: Tensor) -> list[Tensor]:
+        """Steps of the rollout for each image, each (at most times_per_image,) int64."""
+        num_steps = len(experience.tree.sigmas) - 1
+        allowed = self._steps(num_steps).expand(len(experience.index), -1)
+        if self.rule == "selected":
+            allowed = experience.schedule.stochastic.cpu()
+        candidates = [steps.nonzero().flatten() for steps in allowed]
+        levels = []
+        for row, key in zip(rows.tolist(), named.tolist(), strict=True):
+            order = experience.noise.permutation("forward level", key, len(candidates[row]))
+            levels.append(candidates[row][order[: self.times_per_image]])
+        return levels
+
+    def _stratified(self, experience: Experience, named: Tensor) -> DrawnLevels:
+        times, tree = self.times_per_image, experience.tree
+        part = torch.arange(times, device="cpu").repeat(len(named))
+        keys = torch.cat([named.repeat_interleave(times, dim=0), part[:, None]], dim=1)
+        inside = experience.noise.uniform("forward level", keys, (1,))[:, 0]
+        share = self.low + (self.high - self.low) * (part + inside) / times
+        num_steps = len(tree.sigmas) - 1
+        # Rounding may lift the last share to 1, where nothing is noise any more.
+        place = (share * num_steps).clamp(max=num_steps - 1e-3).to(tree.sigmas)
+        step = place.long()
+        sigma = torch.lerp(tree.sigmas[step], tree.sigmas[step + 1], place - step)
+        image = torch.arange(len(named), device=tree.row.device).repeat_interleave(times)
+        return DrawnLevels(image, keys, sigma)

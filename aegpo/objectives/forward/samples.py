@@ -1,0 +1,146 @@
+"""ForwardSamples: images of a rollout, noised again at some levels."""
+
+from __future__ import annotations
+
+import abc
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from aegpo.objectives.base import Experience
+from aegpo.objectives.forward.objective import ForwardObjective
+from aegpo.objectives.samples import LossTerms, Samples
+from aegpo.policies.conditioning import Conditioning
+
+
+class Noised(NamedTuple):
+    """n noised images, at which policies predict.
+
+    Attributes:
+        clean: The images' latents x_0, shape (n, ...).
+        draw: The noise ε, shape (n, ...).
+        latents: x_t = (1 - σ) x_0 + σ ε, shape (n, ...).
+        sigma: σ of each row, in (0, 1], shape (n,).
+        cond: Conditioning of each row's prompt.
+        advantages: Advantage of each row's image, shape (n,).
+    """
+
+    clean: Tensor
+    draw: Tensor
+    latents: Tensor
+    sigma: Tensor
+    cond: Conditioning
+    advantages: Tensor
+
+
+class ForwardSamples(Samples):
+    """Every image of a rollout, at some noise levels; what the loss makes of it is a subclass's.
+
+    Args:
+        objective: Whose settings hold.
+        experience: The rollout of B prompts with N images.
+    """
+
+    first_is_old = True
+
+    def __init__(self, objective: ForwardObjective, experience: Experience) -> None:
+        self.experience = experience
+        self._objective = objective
+        self.image, self.keys, self.sigma = objective.levels.draw(experience)
+        self.on_policy = objective.on_policy(experience.noise.iteration)
+
+    @property
+    def row(self) -> Tensor:
+        """Each sample's prompt, -1 where the reward failed; see `Samples.row`."""
+        known = self.experience.advantages.isfinite()
+        return self.experience.tree.row.where(known, -1)[self.image]
+
+    def noised(self, which: Tensor) -> Noised:
+        """Noise the images of some samples.
+
+        Args:
+            which: Which samples, shape (n,) int64.
+
+        Returns:
+            The same for the same samples, whatever else is asked for.
+        """
+        experience = self.experience
+        image, sigma = self.image[which], self.sigma[which]
+        clean = experience.policy.clean_latents(experience.tree.latents[image])
+        draw = experience.noise.normal("forward", self.keys[which.cpu()], clean.shape[1:])
+        draw = draw.to(clean.device)
+        latents = torch.lerp(clean, draw, sigma.view(-1, *[1] * (clean.dim() - 1)))
+        cond = experience.cond.select(experience.tree.row[image])
+        return Noised(clean, draw, latents, sigma, cond, experience.advantages[image])
+
+    def predict(self, at: Noised) -> Tensor:
+        """The trained policy's velocity, with gradient; charged to the update.
+
+        Args:
+            at: Where, n rows.
+
+        Returns:
+            Shape (n, ...).
+        """
+        policy = self.experience.policy
+        with policy.evaluations.charge("update"):
+            velocity: Tensor = policy(at.latents, at.sigma, at.cond)
+        return velocity
+
+    @torch.no_grad()
+    def predict_old(self, at: Noised) -> Tensor:
+        """The behavior policy's velocity; charged to the rollout.
+
+        Args:
+            at: Where, n rows.
+
+        Returns:
+            Shape (n, ...).
+        """
+        policy = self.experience.policy
+        with self._objective.behavior(policy), policy.evaluations.charge("rollout"):
+            velocity: Tensor = policy(at.latents, at.sigma, at.cond)
+        return velocity
+
+    def loss(self, which: Tensor) -> LossTerms:
+        """The loss and its penalties under the present policy; see `Samples.loss`."""
+        return self._loss(which, first=False)
+
+    def first_loss(self, which: Tensor) -> LossTerms:
+        """The same before the weights have moved; see `Samples.first_loss`."""
+        return self._loss(which, first=True)
+
+    def _loss(self, which: Tensor, first: bool) -> LossTerms:
+        at = self.noised(which)
+        velocity, terms = self.compare(which, at, first)
+        return self._penalized(at, velocity, terms)
+
+    @abc.abstractmethod
+    def compare(self, which: Tensor, at: Noised, first: bool) -> tuple[Tensor, LossTerms]:
+        """Predict, and set the prediction against the image and the old policy.
+
+        Args:
+            which: Which samples, shape (n,) int64.
+            at: Their images, noised.
+            first: Whether the weights are still those that the iteration began with.
+
+        Returns:
+            The velocity, with gradient, shape (n, ...), and what is minimized but for penalties.
+        """
+
+    def _penalized(self, at: Noised, velocity: Tensor, terms: LossTerms) -> LossTerms:
+        policy, penalties = self.experience.policy, self._objective.penalties
+        charge = policy.evaluations.charge
+        if penalties.kl_coeff > 0:
+            with torch.no_grad(), policy.reference(), charge("reference"):
+                reference = policy(at.latents, at.sigma, at.cond)
+            divergence = (velocity - reference).square().flatten(1).mean(1)
+            loss = terms.loss + penalties.kl_coeff * divergence
+            terms = terms._replace(loss=loss, kl=divergence.detach())
+        if penalties.ema_kl_coeff > 0:
+            with torch.no_grad(), self._objective.averaged(policy), charge("reference"):
+                average = policy(at.latents, at.sigma, at.cond)
+            divergence = (velocity - average).square().flatten(1).mean(1)
+            terms = terms._replace(loss=terms.loss + penalties.ema_kl_coeff * divergence)
+        return terms
