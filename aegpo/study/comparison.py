@@ -127,11 +127,13 @@ class Target:
         score: The score; None for the reference's median score at the end of its own budget, which
             every bootstrap resample then computes anew, so that intervals cover its uncertainty.
         reference_budget: Evaluations of the reference's runs; None for `budget`.
+        lasting: Whether a run must stay at the score once it has it, up to its budget.
     """
 
     budget: float
     score: float | None = None
     reference_budget: float | None = None
+    lasting: bool = False
 
     @property
     def end(self) -> float:
@@ -169,10 +171,10 @@ def evaluations_ratio(
     limit = target.budget if budget is None else budget
 
     def at(score: float, seeds: Sequence[int], reference_seeds: Sequence[int]) -> float:
-        own = np.array([runs[seed].evaluations_to(score, limit) for seed in seeds])
+        own = np.array([runs[seed].evaluations_to(score, limit, target.lasting) for seed in seeds])
         other = np.array(
             [
-                min(reference[seed].evaluations_to(score, target.end), target.end)
+                min(reference[seed].evaluations_to(score, target.end, target.lasting), target.end)
                 for seed in reference_seeds
             ]
         )
@@ -244,7 +246,9 @@ def summarize(
     rows = []
     for name, runs in methods.items():
         final = [float(runs[seed].at(target.budget)) for seed in sorted(runs)]
-        spent = [runs[seed].evaluations_to(score, own[name]) for seed in sorted(runs)]
+        spent = [
+            runs[seed].evaluations_to(score, own[name], target.lasting) for seed in sorted(runs)
+        ]
         rows.append(
             {
                 "method": name,

@@ -95,20 +95,28 @@ class Curve:
         score = np.append(self.score[inside], self.at(budget))
         return float(np.trapezoid(score, cost) / (budget - self.cost[0]))
 
-    def evaluations_to(self, target: float, budget: float) -> float:
-        """Find when the interpolated curve reaches a score for the first time.
+    def evaluations_to(self, target: float, budget: float, lasting: bool = False) -> float:
+        """Find when the interpolated curve reaches a score.
 
         Args:
             target: The score.
             budget: Evaluations up to which the curve counts.
+            lasting: Whether it must stay there: no score measured later, up to `budget`, lies
+                below the target. Otherwise the first passage counts.
 
         Returns:
             Evaluations, at most `budget`; infinity if the score is not reached within it.
         """
-        reached = np.flatnonzero(self.score >= target)
-        if not len(reached):
+        reached = self.score >= target
+        if lasting:
+            if self.at(budget) < target:  # it falls below between the last two measurements
+                return np.inf
+            below = np.flatnonzero(~reached & (self.cost <= budget))
+            reached[: below[-1] + 1 if len(below) else 0] = False
+        points = np.flatnonzero(reached)
+        if not len(points):
             return np.inf
-        point = int(reached[0])
+        point = int(points[0])
         if point == 0:
             cost = float(self.cost[0])
         else:

@@ -1,4 +1,4 @@
-"""Writes what a comparison found: table (Markdown, CSV, JSON), raw curves and figure."""
+"""Writes what a comparison found: table (Markdown, CSV, JSON), raw curves and figures."""
 
 from __future__ import annotations
 
@@ -8,13 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from matplotlib.figure import Figure
-
 from aegpo.study.comparison import FEWEST, Estimate, Target, summarize
-from aegpo.study.learning_curves import Runs, band
-from aegpo.utilities.names import figure_text
+from aegpo.study.learning_curves import Runs
 from aegpo.utilities.tables import finite, markdown_table, write_csv
+from lightning_modules.commands.compare.figures import draw_curves, draw_differences
 from lightning_modules.commands.compare.settings import Comparison
 
 _COLUMNS = (
@@ -29,7 +26,7 @@ def write_report(
     failures: Mapping[str, str],
     out: Path,
 ) -> str:
-    """Write `table.md`, `table.csv`, `table.json`, `curves.csv` and `curves.png`.
+    """Write `table.md`, `table.csv`, `table.json`, `curves.csv`, `curves.png`, `differences.png`.
 
     Args:
         settings: What was compared.
@@ -40,7 +37,12 @@ def write_report(
     Returns:
         The Markdown table.
     """
-    target = Target(settings.budget, settings.target, settings.budget_of(settings.reference))
+    target = Target(
+        settings.budget,
+        settings.target,
+        settings.budget_of(settings.reference),
+        settings.passage == "lasting",
+    )
     score, rows = summarize(methods, settings.reference, target, settings.budgets)
     missing = {
         f"{name}, seed {seed}": curve.missing
@@ -70,6 +72,8 @@ def write_report(
     ]
     write_csv(out / "curves.csv", ("method", "seed", "evaluations", "score"), points)
     draw_curves(settings, methods, score).savefig(out / "curves.png", dpi=120)
+    if len(rows) > 1:
+        draw_differences(settings, rows, score).savefig(out / "differences.png", dpi=120)
     return markdown
 
 
@@ -93,7 +97,8 @@ def markdown_page(
         A heading sentence, the table, how to read it, the scores left out and the failed runs.
     """
     columns = [name.format(settings.reference) for name in _COLUMNS]
-    columns[6] = f"evaluations to {score:.4g}"
+    lasting = settings.passage == "lasting"
+    columns[6] = f"evaluations to {score:.4g}" + " for good" * lasting
     table = []
     for row in rows:
         final = f"{row['final_median']:.4f} ({min(row['final']):.4f} to {max(row['final']):.4f})"
@@ -122,7 +127,10 @@ def markdown_page(
         "",
         f"Scores and evaluations are medians over seeds (lowest to highest seed in parentheses); "
         f"the mean score is that of the curve from its start to {settings.budget:,}. "
-        f"{score:.4g} is {origin}. Ratio: evaluations to reach it over those of "
+        f"{score:.4g} is {origin}"
+        + ", reached when no later score is below it"
+        * lasting
+        + f". Ratio: evaluations to reach it over those of "
         f"{settings.reference}"
         + _bounds(rows)
         + f". A run that does not reach it in {settings.budget:,} counts as infinite for a method "
@@ -138,33 +146,6 @@ def markdown_page(
         lines += ["", "Runs that failed and are left out:", ""]
         lines += [f"- {name}: {problem}" for name, problem in failures.items()]
     return "\n".join(lines) + "\n"
-
-
-def draw_curves(settings: Comparison, methods: Mapping[str, Runs], score: float) -> Figure:
-    """Draw score against evaluations: median over seeds, a band, and the score to reach.
-
-    Args:
-        settings: What was compared.
-        methods: Finished runs of each method.
-        score: The score to reach.
-
-    Returns:
-        The figure.
-    """
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for name, runs in methods.items():
-        grid = np.linspace(0, settings.budget_of(name), 201)
-        median, low, high = band(runs, grid, settings.band == "quartiles")
-        (line,) = axes.plot(grid, median, label=f"{figure_text(name)} ({len(runs)})")
-        axes.fill_between(grid, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
-    axes.axhline(score, color="gray", linestyle=":", linewidth=1)
-    axes.set_xlabel("model evaluations")
-    shaded = "all seeds" if settings.band == "range" else "middle half of the seeds"
-    axes.set_ylabel(figure_text(settings.metric))
-    axes.set_title(f"median over seeds, shaded: {shaded}", fontsize="medium")
-    axes.legend(loc="best", fontsize="small")
-    return figure
 
 
 def _bounds(rows: list[dict[str, Any]]) -> str:

@@ -12,6 +12,9 @@ from jsonargparse.typing import register_type
 from lightning_modules.arguments.messages import UserError
 from lightning_modules.commands.compare.run import ComparedRun, compared_config
 
+MOST_CURVES = 6
+"""Curves in one figure that a reader can tell apart."""
+
 
 class Overlays(list[Any]):
     """Overlays of a method: config files, or overrides written out as nested keys.
@@ -60,7 +63,12 @@ class Comparison:
         out: Folder of the runs and of the table, relative to the current folder.
         report_only: Start nothing; write the table of the runs that are finished. It may be asked
             while the comparison is running.
+        passage: When the target counts as reached: at the "first" passage of the curve, or when it
+            stays there up to the run's budget ("lasting").
         band: What the figure shades around the median: all seeds, or their middle half.
+        curves: Methods whose curves are drawn, at most `MOST_CURVES`; None for the reference and
+            the methods with the best final scores. All methods stand in the table and in
+            `differences.png`.
     """
 
     methods: dict[str, Overlays]
@@ -75,7 +83,9 @@ class Comparison:
     jobs: int = 1
     out: str = "runs/compare"
     report_only: bool = False
+    passage: Literal["first", "lasting"] = "first"
     band: Literal["range", "quartiles"] = "range"
+    curves: list[str] | None = None
 
     def validate(self) -> None:
         """Check what can be checked before anything starts.
@@ -97,6 +107,7 @@ class Comparison:
                     f"budgets names {name!r} with {budget}; a name must be one of "
                     f"{', '.join(self.methods)} and its budget at least budget={self.budget}"
                 )
+        self._validate_curves()
         every = self.evaluate_every
         if (
             len(every) != 1
@@ -115,6 +126,16 @@ class Comparison:
                 or name in ("superseded", "overrides")
             ):
                 raise UserError(f"the method's name {name!r} cannot be a folder; choose another")
+
+    def _validate_curves(self) -> None:
+        if self.curves is None:
+            return
+        unknown = [name for name in self.curves if name not in self.methods]
+        if unknown or not 1 <= len(self.curves) <= MOST_CURVES:
+            raise UserError(
+                f"curves={self.curves} must name one to {MOST_CURVES} of the methods "
+                f"{', '.join(self.methods)}; all of them stand in differences.png"
+            )
 
     def budget_of(self, method: str) -> int:
         """Model evaluations of a method's runs.

@@ -77,6 +77,33 @@ def test_evaluations_to_a_target(target, budget, expected):
     assert dips.evaluations_to(target, budget) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("target", "budget", "expected"),
+    [
+        (0.5, 40, 35),  # after the dip to .1 at 20
+        (0.3, 40, 20 + 10 * 2 / 3),  # stays from the rise after 20 on
+        (0.7, 40, math.inf),  # ends at .6
+        (0.5, 10, 10 * 5 / 6),  # the dip comes after the budget
+        (0.5, 14, math.inf),  # measured at 20, but the line to it is below .5 at 14 already
+        (0.0, 40, 0),
+    ],
+)
+def test_a_lasting_passage_is_the_one_after_the_last_fall(target, budget, expected):
+    dips = curve([0, 10, 20, 30, 40], [0.0, 0.6, 0.1, 0.4, 0.6])
+    assert dips.evaluations_to(target, budget, lasting=True) == pytest.approx(expected)
+
+
+def test_a_run_that_falls_from_the_target_has_not_reached_it_for_good():
+    falls = {seed: curve([0, 50, 100], [0.4, 0.9, 0.5]) for seed in range(3)}
+    stays = {seed: curve([0, 50, 100], [0.4, 0.8, 0.8]) for seed in range(3)}
+    for lasting, reached in ((False, 3), (True, 0)):
+        _, rows = summarize(
+            {"stays": stays, "falls": falls}, "stays", Target(100, 0.8, lasting=lasting)
+        )
+        assert (rows[0]["reached"], rows[1]["reached"]) == (3, reached)
+        assert math.isinf(rows[1]["ratio"].value) == lasting
+
+
 def test_bands():
     runs = {seed: line(end) for seed, end in enumerate([0.4, 0.5, 0.6, 0.8, 1.2])}
     middle, low, high = band(runs, np.array([0.0, 50.0, 101.0]))

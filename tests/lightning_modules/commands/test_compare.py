@@ -153,7 +153,7 @@ def settings(**changes: Any) -> Comparison:
 
 
 def report(folder: Path) -> dict[str, bytes]:
-    names = ("table.md", "table.csv", "table.json", "curves.csv", "curves.png")
+    names = ("table.md", "table.csv", "table.json", "curves.csv", "curves.png", "differences.png")
     return {name: (folder / "out" / name).read_bytes() for name in names}
 
 
