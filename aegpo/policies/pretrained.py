@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any, Literal
 
 import torch
 from diffusers import BitsAndBytesConfig, DiffusionPipeline, ModelMixin, PipelineQuantizationConfig
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
 
 from aegpo.utilities.hub import explained, is_hub_id
 
@@ -129,7 +132,7 @@ def load_pipeline(
     if quantized:
         absent["quantization_config"] = _quantization(quantized, dtype)
     try:
-        with _on_the_cpu():
+        with _on_the_cpu(), _quietly(source):
             loaded: DiffusionPipeline = pipeline.from_pretrained(
                 source,
                 torch_dtype=dtype,
@@ -160,6 +163,27 @@ def _on_the_cpu() -> Iterator[None]:
     """
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         yield
+
+
+@contextmanager
+def _quietly(source: str | Path) -> Iterator[None]:
+    """Inside, the libraries draw no bar for every part of a pipeline that lies in a folder.
+
+    What may be downloaded keeps its bars: transformers takes huggingface_hub's away with its own.
+    Nor do they advise to call an argument `dtype`, a name that the oldest supported diffusers does
+    not know.
+    """
+    libraries = [diffusers_logging, transformers_logging] if isinstance(source, Path) else []
+    drawn = [library for library in libraries if library.is_progress_bar_enabled()]
+    for library in drawn:
+        library.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
+            yield
+    finally:
+        for library in drawn:
+            library.enable_progress_bar()
 
 
 def _quantization(parts: Mapping[str, Quantization], dtype: torch.dtype) -> Any:
@@ -203,7 +227,7 @@ def load_denoiser(source: str | Path, model: type[ModelMixin], name: str) -> Mod
     Returns:
         The denoiser, in evaluation mode.
     """
-    with _on_the_cpu():
+    with _on_the_cpu(), _quietly(source):
         denoiser: ModelMixin = model.from_pretrained(
             source,
             subfolder=name,

@@ -113,9 +113,11 @@ def refusing_class(error: BaseException) -> type[Any] | None:
 
 
 def quieten_lightning() -> None:
-    """Leave out Lightning's advertisements and a warning about its own use of torch."""
+    """Leave out Lightning's advertisements, and warnings about what is meant here."""
     rank_zero = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     rank_zero.addFilter(_not_an_advertisement)
+    # Dropout and the like are off on purpose: a ratio compares two passes of one network.
+    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
 
     # What is logged here is of all ranks already.
@@ -123,4 +125,5 @@ def quieten_lightning() -> None:
 
 
 def _not_an_advertisement(record: logging.LogRecord) -> bool:
-    return "Tip: For seamless cloud" not in record.getMessage()
+    said = record.getMessage()
+    return not said.startswith(("💡 Tip", "TPU available: False")) and "Tip: For" not in said

@@ -31,6 +31,9 @@ class AEGPOTrainer(Trainer):
             the strategy's own limit, 30 minutes.
         end_within: Seconds from SIGTERM or Ctrl-C to the end of all of several ranks. They end
             after the iteration they are in and save it, or where they are when the time is over.
+        enable_model_summary: Whether Lightning lists modules and their parameters. Its table counts
+            modules in train and eval mode and FLOPs, none of which says anything here; what is
+            trained is in the lines that `CostLogger` prints.
         **settings: All other arguments of Lightning's Trainer.
     """
 
@@ -41,10 +44,11 @@ class AEGPOTrainer(Trainer):
         without_callbacks: list[str] | None = None,
         rank_timeout: float | None = None,
         end_within: float = 25.0,
+        enable_model_summary: bool = False,
         **settings: Any,
     ) -> None:
         left = _left_in(_listed(callbacks), without_callbacks or [])
-        super().__init__(callbacks=left, **settings)
+        super().__init__(callbacks=left, enable_model_summary=enable_model_summary, **settings)
         write_whole_checkpoints(self.strategy)
         enduring(self.loggers)
         prepare(self, rank_timeout, end_within)

@@ -24,6 +24,12 @@ JOB = {
     "SLURM_NODELIST": "here",
 }
 
+NOISE = (
+    *("Loading pipeline components", "Loading weights", "deprecated", "in eval mode", "FLOPs"),
+    *("TPU", "Tip: ", "Warning"),
+)
+"""What the libraries say of themselves, and nobody can do anything about."""
+
 
 def wait_for(text: str, file: Path, process: Forked, seconds: float = 200.0) -> None:
     until = time.monotonic() + seconds
@@ -60,6 +66,8 @@ def test_a_job_that_is_told_to_requeue_goes_on(
     assert (folder / "asked").read_text() == "requeue 4711\n"
     said = output.read_text()
     assert "told to end: wrote" in said and "job 4711 was requeued" in said
+    assert "trainable parameters" in said
+    assert [line for line in said.splitlines() if any(word in line for word in NOISE)] == []
     checkpoints = folder / "runs/tiny/checkpoints"
     assert torch.load(checkpoints / "last.ckpt", weights_only=True)["aegpo"]["iteration"] == 3
     assert not list(folder.glob("hpc_ckpt*"))  # Lightning's, which every later run would load
