@@ -70,7 +70,7 @@ def _mistake_in_settings(
                 return mistake
             config.take((str(key),), value)
     for keys, value in _typed_settings(typed):
-        if roots and keys[1:] and not any(root.startswith(keys[0]) for root in roots):
+        if roots and keys[0].removesuffix("+") not in roots:
             return no_option(".".join(keys), roots, keys[0])
         config.take_typed(keys, value)
     return next(iter(config.mistakes.values()), None)
@@ -115,7 +115,7 @@ class _Config:
             keys = (*keys[:-1], keys[-1].removesuffix("+"))
         else:
             self._forget(keys)
-        if keys[:-1] == ("trainer",) and (mistake := _mistake_in_option(keys[-1], typed=True)):
+        if keys[:-1] == ("trainer",) and (mistake := _mistake_in_option(keys[-1])):
             self.mistakes.setdefault(keys, mistake)
             return
         ours = value.partition(".")[0] in sources.OUR_PACKAGES and _CLASS_PATH.fullmatch(value)
@@ -212,16 +212,14 @@ def _mistake_in_name(owner: str, name: str) -> str | None:
     return None if name in accepted else no_argument(owner, name, accepted)
 
 
-def _mistake_in_option(name: str, *, typed: bool = False) -> str | None:
-    """What to say of an option of the trainer that it lacks; argparse takes a beginning of one."""
+def _mistake_in_option(name: str) -> str | None:
+    """What to say of an option of the trainer that it lacks."""
     try:
         known = [f"trainer.{one}" for one in sources.parameters(TRAINER)]
     except sources.OnlyImportTells:
         return None
     option = f"trainer.{name}"
-    if option in known or (typed and any(one.startswith(option) for one in known)):
-        return None
-    return no_option(option, known)
+    return None if option in known else no_option(option, known)
 
 
 def _mistake_in_root(key: str, value: Any, roots: Sequence[str]) -> str | None:

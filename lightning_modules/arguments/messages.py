@@ -13,7 +13,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from importlib import import_module
 from typing import NoReturn
 
@@ -94,7 +94,7 @@ def explain_exception(error: BaseException) -> str:
     return _one_line(text) or type(original).__name__
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Collection[str]) -> str:
     """Suggest the closest known name.
 
     Args:
@@ -102,9 +102,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
         known: What is accepted.
 
     Returns:
-        A clause to append to a sentence, empty if nothing is close.
+        A clause to append to a sentence, empty if nothing is close. A name that begins as given
+        goes before all others.
     """
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    whole = [one for one in known if name and one.startswith(name)]
+    close = difflib.get_close_matches(name, whole or known, n=1, cutoff=0.0 if whole else 0.6)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 

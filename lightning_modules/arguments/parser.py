@@ -36,7 +36,14 @@ yaml.representer.SafeRepresenter.add_multi_representer(
 
 
 class OneLineErrors(_Parser):
-    """Mixed into a parser of jsonargparse: one line for a mistake, and no usage dump."""
+    """Mixed into a parser of jsonargparse: one line for a mistake, and no usage dump.
+
+    Options are written out: the beginning of one, which argparse takes for it, starts a training
+    with what nobody typed (``--seed 3``). Parsers of commands and of nested classes take it over.
+    """
+
+    def __init__(self, *positional: Any, allow_abbrev: bool = False, **settings: Any) -> None:
+        super().__init__(*positional, allow_abbrev=allow_abbrev, **settings)
 
     def parse_args(  # type: ignore[override]  # jsonargparse's has more arguments than argparse's
         self, args: Sequence[str] | None = None, *positional: Any, **settings: Any

@@ -76,6 +76,10 @@ def test_a_mistake_in_a_file_is_told(folder: Path, config: str, line: str) -> No
         ),
         ("--config shapes.yaml --model.policy.lora_rnk 4", "model.policy: aegpo.policies.StableD"),
         ("--config shapes.yaml --trainer.max_epohcs 3", "there is no option 'trainer.max_epoh"),
+        ("--config shapes.yaml --seed 3", "there is no option 'seed'; did you mean 'seed_every"),
+        ("--config shapes.yaml --ckpt=last", "there is no option 'ckpt'; did you mean 'ckpt_path'"),
+        ("--config shapes.yaml --trainer.max_ep 3", "there is no option 'trainer.max_ep'; did y"),
+        ("--config shapes.yaml --data.batch_si 3", "data: datamodules.PromptDataModule has no arg"),
         ("--config shapes.yaml --modell.x 3", "there is no option 'modell.x'; did you mean 'mod"),
         ("--config shapes.yaml plan", "give one command: fit or plan"),
     ],
@@ -95,8 +99,7 @@ def test_a_mistake_on_the_command_line_is_told(folder: Path, typed: str, line: s
         "--config x.yaml --help",
         "--config y.yaml --model.help=aegpo.rewards.Nothing --data.shares.single 0.4",
         "--config y.yaml --model.reward no_such_module.MyReward",  # might be a text
-        "--config y.yaml --seed 3 --ckpt_path last",
-        "--config y.yaml --trainer.max_epoch 3",  # argparse takes the beginning of an option
+        "--config y.yaml --seed_everything 3 --ckpt_path last",
         "--config s3://there/x.yaml",
         "--config {trainer: {max_epochs: 1}}",
         "--config broken.yaml",

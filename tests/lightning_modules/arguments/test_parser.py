@@ -61,6 +61,31 @@ class Outer:
         self.inner, self.count = inner, count
 
 
+@pytest.mark.parametrize(
+    ("typed", "line"),
+    [
+        (["--outer.cou", "3"], "has no argument 'cou'; did you mean 'count'?"),
+        (["--outer.inner.na", "3"], "has no argument 'na'; did you mean 'name'?"),
+        (["--whole=3"], "there is no option 'whole'; did you mean 'whole_number'?"),
+        (["sub", "--part", "3"], "there is no option 'part'; did you mean 'part_number'?"),
+    ],
+)
+def test_the_beginning_of_an_option_is_none(
+    typed: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser, command = OneLineParser(), OneLineParser(allow_abbrev=True)
+    command.add_argument("--part_number", type=int)
+    parser.add_argument("--whole_number", type=int)
+    parser.add_argument("--outer", type=Outer)
+    if typed[0] == "sub":
+        parser.add_subcommands().add_subcommand("sub", command)
+    else:
+        typed = [f"--outer={__name__}.Outer", f"--outer.inner={__name__}.Inner", *typed]
+    with pytest.raises(SystemExit):
+        parser.parse_args(typed)
+    assert line in capsys.readouterr().err
+
+
 def test_null_is_null_however_deep_and_refused_where_it_cannot_be(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
