@@ -10,6 +10,7 @@ RUN_DIR  ?= runs/shapes
 ARGS     ?=
 PYTEST_ARGS ?=
 GPU_ARGS ?=
+BENCH_ARGS ?= all --quick
 # Test processes; torch's threads are held at one each, as two of them on two busy cores only spin.
 WORKERS  ?= 2
 # The arithmetic of the method, every bundled config, and one run from the command line.
@@ -29,7 +30,7 @@ unexport UV_TORCH_BACKEND
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-fast gpu check format clean
+.PHONY: help setup train test test-fast gpu bench check format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -56,6 +57,9 @@ test-fast: $(READY)  ## run the method's arithmetic, the configs and one tiny tr
 
 gpu: $(READY)  ## does all of it work on this card? A table in eight minutes (GPU_ARGS="--tiny" without one)
 	$(BIN)/python benchmarks/gpu_check.py --json runs/gpu.json $(GPU_ARGS)
+
+bench: $(READY)  ## what things cost: every table, small (BENCH_ARGS="trees" for one, whole)
+	$(BIN)/python benchmarks $(BENCH_ARGS)
 
 # pydoclint in an environment of its own: its fork of docstring_parser has jsonargparse's file names.
 check: $(READY)  ## lint, formatting, imports, types, docstrings, unused code, limits, spelling

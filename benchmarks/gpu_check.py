@@ -14,22 +14,19 @@ JSON file with card and versions stand at the end. Nothing is downloaded.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from gpu.parts import PARTS, Part, Settings
 from gpu.runner import Row, run_parts
+from machine import describe_machine
 from rich.console import Console
 
 from aegpo.utilities.tables import markdown_table
-
-PACKAGES = ("torch", "diffusers", "peft", "transformers", "lightning", "bitsandbytes")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -86,30 +83,6 @@ def summary(rows: Sequence[Row]) -> str:
         lines.append([part, item, verdict, "; ".join(figures), seconds])
     header = ["part", "item", "verdict", "what was measured", "seconds"]
     return markdown_table(header, lines, text_columns=4)
-
-
-def describe_machine(tiny: bool) -> dict[str, Any]:
-    """Name the card, the processor and the versions, and the day."""
-    import platform
-
-    import torch
-
-    cuda = torch.cuda.is_available() and not tiny
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "absent"
-    return {
-        "card": torch.cuda.get_device_name() if cuda else None,
-        "gib": round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1) if cuda else None,
-        "processor": f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
-        "driver": torch.version.cuda if cuda else None,
-        "versions": versions,
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "tiny": tiny,
-    }
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -1,6 +1,6 @@
 """What the entropy probe adds to an iteration of the quickstart, by where it reads.
 
-    python benchmarks/probe_costs.py [--rounds 6]
+    python benchmarks probe [--rounds 6] [--quick]
 
 One training on Shapes in which the iterations take turns: without a probe, and with each of those
 of `PROBES`. The table has the CPU seconds of the fastest iteration of each and their ratio to those
@@ -10,21 +10,20 @@ without, with the base's own trajectories (a prompt's first visit) and without t
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import subprocess
-import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+from machine import heading
+from trainings import QUICKSTART, Recipe, build
 
 from aegpo.entropy import EntropyRecorder
+from aegpo.utilities.tables import markdown_table
 from callbacks import EntropyProbe
 
-ROOT = Path(__file__).parents[1]
 LAST = ["transformer_blocks.3.attn"]
 PROBES: dict[str, dict[str, Any] | None] = {
     "off": None,
@@ -36,18 +35,27 @@ PROBES: dict[str, dict[str, Any] | None] = {
     "rollouts, all blocks": {"source": "rollouts", "layers": "all", "rows": None},
 }
 """Without `rows` every query is read: exact."""
+FEW = ("off", "rollouts, last block, 64 rows", "trajectory, last block")
+"""Those of `--quick`."""
 
 
 class TakingTurns(L.Callback):
-    """One probe after the other, and none; prints the CPU seconds of every iteration.
+    """One probe after the other, and none; notes the CPU seconds of every iteration.
 
     Nothing is published, so that all iterations draw and train alike.
+
+    Args:
+        names: Those of `PROBES` that take turns.
+
+    Attributes:
+        taken: The probe, the seconds, and those in the base's trajectories, of every iteration.
     """
 
-    def __init__(self) -> None:
-        self.probes = {name: self._probe(settings) for name, settings in PROBES.items()}
+    def __init__(self, names: Sequence[str]) -> None:
+        self.probes = {name: self._probe(PROBES[name]) for name in names}
         self.begun = self.reference = 0.0
         self.name = ""
+        self.taken: list[tuple[str, float, float]] = []
 
     @staticmethod
     def _probe(settings: dict[str, Any] | None) -> EntropyProbe | None:
@@ -80,46 +88,42 @@ class TakingTurns(L.Callback):
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, number: int
     ) -> None:
-        """Print what it took, and what of it went into the base's trajectories."""
+        """Note what it took, and what of it went into the base's trajectories."""
         probe = self.probes[self.name]
         if probe is not None:
             probe.on_train_batch_end(trainer, pl_module, outputs, batch, number)
         taken = time.process_time() - self.begun
-        print(json.dumps(["probe_costs", self.name, taken, getattr(probe, "spent", 0)]), flush=True)
+        self.taken.append((self.name, taken, getattr(probe, "spent", 0.0)))
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python benchmarks probe", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("--rounds", type=int, default=6)
-    rounds = parser.parse_args().rounds + 1  # the first warms up
-    settings = {
-        "trainer.callbacks": f"[{{class_path: probe_costs.{TakingTurns.__name__}}}]",
-        "trainer.max_epochs": 1,
-        "trainer.logger": "false",
-        "trainer.enable_progress_bar": "false",
-        "trainer.limit_val_batches": 0,
-        "trainer.num_sanity_val_steps": 0,
-        "data.batches_per_epoch": rounds * len(PROBES),
-    }
-    command = [sys.executable, "-m", "aegpo", "fit", "--config", str(ROOT / "configs/shapes.yaml")]
-    command += [f"--{name}={value}" for name, value in settings.items()]
-    paths = [str(ROOT), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    parser.add_argument("--quick", action="store_true", help="one round of 24 images, three probes")
+    options = parser.parse_args(arguments)
+    rounds = (1 if options.quick else options.rounds) + 1  # the first warms up
+    print(f"{heading()}\n", flush=True)
+    names = FEW if options.quick else tuple(PROBES)
+    turns = TakingTurns(names)
+    recipe = Recipe(QUICKSTART, images=24 if options.quick else None)
     with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(
-            command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=True
-        )
-    lines = [json.loads(line) for line in done.stdout.splitlines() if "probe_costs" in line]
-    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in PROBES}
-    for _, name, seconds, reference in lines[len(PROBES) :]:
+        cli = build(recipe, Path(folder), rounds * len(names))
+        trainer: Any = cli.trainer
+        trainer.callbacks = [turns]
+        trainer.fit(cli.model, datamodule=cli.datamodule)
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    for name, seconds, reference in turns.taken[len(names) :]:
         taken[name].append((seconds, seconds - reference))
     alone = min(seconds for seconds, _ in taken["off"])
-    print("| probe | CPU seconds | of an iteration | without the base's trajectories |")
-    print("| --- | --- | --- | --- |")
+    rows = []
     for name, pairs in taken.items():
         whole, own = (min(part) for part in zip(*pairs, strict=True))
-        print(f"| {name} | {whole:.2f} | {whole / alone:.3f} | {own / alone:.3f} |")
+        rows.append([name, f"{whole:.2f}", f"{whole / alone:.3f}", f"{own / alone:.3f}"])
+    header = ("probe", "CPU seconds", "of an iteration", "without the base's trajectories")
+    print(markdown_table(header, rows))
 
 
 if __name__ == "__main__":

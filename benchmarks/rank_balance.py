@@ -1,6 +1,6 @@
 """How evenly prompts can be dealt to 8 to 1,024 ranks, and what the ranks send each other.
 
-    .venv/bin/python benchmarks/rank_balance.py
+    python benchmarks ranks
 
 Prints the tables of docs/distributed.md. The division is the real one, `aegpo.allocation.sharding`,
 of the sizes that the real allocators give to prompts whose ΔEntropy is log-normal.
@@ -8,7 +8,9 @@ of the sizes that the real allocators give to prompts whose ΔEntropy is log-nor
 
 from __future__ import annotations
 
+import argparse
 import statistics
+from collections.abc import Sequence
 
 import torch
 
@@ -25,7 +27,7 @@ ALLOCATORS: dict[str, Allocator] = {
 }
 
 
-def largest_over_mean(allocator: Allocator, ranks: int, prompts: int, draws: int = DRAWS) -> float:
+def largest_over_mean(allocator: Allocator, ranks: int, prompts: int, draws: int) -> float:
     """The most loaded rank's images over the mean, on average over draws of ΔEntropy.
 
     Args:
@@ -70,14 +72,19 @@ def bytes_of_an_iteration(images: int, prompts: int, transitions: int, steps: in
     return scores + canaries + curves + decisions + transitions * (7 * 4 + 2 * 4)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables."""
+    parser = argparse.ArgumentParser(
+        prog="python benchmarks ranks", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("--quick", action="store_true", help="two draws")
+    draws = 2 if parser.parse_args(arguments).quick else DRAWS
     for name, allocator in ALLOCATORS.items():
         print(f"\nlargest over mean work, {name}\n")
         print("| prompts a rank | " + " | ".join(f"{ranks:,} ranks" for ranks in RANKS) + " |")
         print("| --- |" + " --- |" * len(RANKS))
         for prompts in PROMPTS:
-            row = [largest_over_mean(allocator, ranks, prompts) for ranks in RANKS]
+            row = [largest_over_mean(allocator, ranks, prompts, draws) for ranks in RANKS]
             print(f"| {prompts} | " + " | ".join(f"{ratio:.3f}" for ratio in row) + " |")
     print("\nbytes that a rank sends in an optimizer step, by millions of trained parameters\n")
     print("| trained | " + " | ".join(f"{ranks:,} ranks" for ranks in RANKS) + " |")

@@ -1,7 +1,7 @@
 """What steps without noise cost and give: the judge's score and the distance to the exact images.
 
-    .venv/bin/python benchmarks/samplers.py            (the tables of docs/samplers.md)
-    .venv/bin/python benchmarks/samplers.py --quick    (within a minute)
+    python benchmarks samplers            (the tables of docs/samplers.md)
+    python benchmarks samplers --quick    (within a minute)
 
 Draws held-out prompts of the Shapes world with the bundled base, by every sampler in few to many
 steps, all from the same noise. The reference takes 200 two-step Adams-Bashforth steps. Spacing
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -90,14 +91,16 @@ def table(spacing: Spacing, images: int, steps: tuple[int, ...]) -> str:
     return markdown_table(header, rows)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Print a table for each spacing."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python benchmarks samplers", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("--quick", action="store_true", help="few prompts and steps")
     parser.add_argument("--spacing", choices=("uniform", "scheduler"), help="one table alone")
-    parser.add_argument("--images", type=int, default=512, help="held-out images")
-    given = parser.parse_args()
-    images = 32 if given.quick else given.images
+    parser.add_argument("--images", type=int, help="held-out images; 512, or 32 if quick")
+    given = parser.parse_args(arguments)
+    images = given.images or (32 if given.quick else 512)
     spacings: tuple[Spacing, ...] = ("uniform",) if given.quick else ("uniform", "scheduler")
     if given.spacing is not None:
         spacings = (given.spacing,)

@@ -1,7 +1,7 @@
 """Seconds an iteration of the quickstart takes, on free cores and with half of them busy.
 
-    .venv/bin/python benchmarks/shared_machine.py                # about five minutes on two cores
-    .venv/bin/python benchmarks/shared_machine.py --prompts 2 --settings ours free_cores
+    python benchmarks threads                # about five minutes on two cores
+    python benchmarks threads --prompts 2 --settings ours free_cores
 
 Every setting is one run in a process of its own: first alone, then beside processes that only
 count, one for every second core (`half_busy.py`). Of either half the first iterations are left out:
@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,13 +38,15 @@ WARM_UP = 2  # iterations of either half that are left out
 LONGEST = 150  # seconds of one setting
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(typed: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python benchmarks threads", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("--iterations", type=int, default=5, help="that count, of either half")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--prompts", type=int, default=8, help="of an iteration")
     parser.add_argument("--budget", type=float, default=360, help="seconds in all")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(typed)
     end = time.monotonic() + arguments.budget
     cores = len(os.sched_getaffinity(0))
     print(f"{cores} cores; load before: {os.getloadavg()[0]:.2f}", flush=True)

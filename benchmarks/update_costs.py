@@ -1,48 +1,39 @@
 """What an update costs in several ways, side by side in one run, as ratios.
 
-    python benchmarks/update_costs.py                 # the bundled model; on a GPU if there is one
-    python benchmarks/update_costs.py --rounds 7
-    python benchmarks/update_costs.py --only guidance --quick
+    python benchmarks updates                  # the bundled model; on a GPU if there is one
+    python benchmarks updates --rounds 7
+    python benchmarks updates --only guidance --quick
 
 One rollout is drawn; then every way of updating on it takes its turn, round after round, so that
-whatever else runs on the machine slows all of them alike. Printed are medians over the rounds,
-divided by the first way's of the table, and rows through the denoiser.
+whatever else runs on the machine slows all of them alike. Printed are medians over the rounds, of
+the seconds and of their ratio to the first way's, and rows through the denoiser.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import torch
+from machine import heading
 from peft.tuners.tuners_utils import BaseTunerLayer
-from rich.console import Console
-from rich.table import Table
+from steps import backward, drawn, halves, shapes
 from torch import Tensor
+from turns import Ways, take_turns
 
-from aegpo.exploration import ExplorationSchedule
-from aegpo.noise import KeyedNoise
-from aegpo.objectives import Experience, PolicyGradient
 from aegpo.objectives.transition_samples import Replay
 from aegpo.planning.activations import kept_bytes
 from aegpo.policies import StableDiffusion3
 from aegpo.policies.base import GuidanceGradient
 from aegpo.policies.lora import adapters_disabled
-from aegpo.rollout import rollout
-from aegpo.sde import FlowSDE
-
-STEPS, NOISY = 10, 4
-PROMPTS = ["a red circle", "two blue squares", "a green star", "a yellow triangle"]
-
-Ways = dict[str, Callable[[], object]]
+from aegpo.utilities.tables import markdown_table
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     tables = {
         "old means": old_means,
@@ -51,84 +42,43 @@ def main() -> None:
         "adapters": adapters,
         "compiled": compiled,
     }
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python benchmarks updates", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("--rounds", type=int, default=5, help="of which the medians are taken")
     parser.add_argument("--images", type=int, default=24, help="of a prompt; there are four")
-    parser.add_argument("--quick", action="store_true", help="one round of four images a prompt")
+    parser.add_argument("--quick", action="store_true", help="one round, small, nothing compiled")
     parser.add_argument("--only", choices=tables, nargs="+", help="tables to print")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     rounds, images = (1, 4) if options.quick else (options.rounds, options.images)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads", flush=True)
-    for title in options.only or tables:
+    print(heading(), flush=True)
+    quick = [title for title in tables if title != "compiled"]
+    for title in options.only or (quick if options.quick else tables):
         show(title, *tables[title](device, images), rounds)
 
 
 def show(title: str, ways: Ways, policy: StableDiffusion3, rounds: int) -> None:
     """Let every way take its turn in every round, and print the table."""
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
     rows: dict[str, int] = {}
-    for number in range(rounds + 1):  # the first warms up
-        for way, run in ways.items():
+
+    def counting(way: str, run: Callable[[], object]) -> Callable[[], None]:
+        def counted() -> None:
             before = sum(policy.evaluations.counts.values())
-            start = time.perf_counter()
             run()
-            if policy.device.type == "cuda":
-                torch.cuda.synchronize()
-            if number:
-                seconds[way].append(time.perf_counter() - start)
             rows[way] = sum(policy.evaluations.counts.values()) - before
-    medians = {way: statistics.median(found) for way, found in seconds.items()}
-    first = next(iter(ways))
-    table = Table("", "seconds", "ratio", "rows", "ratio", title=title)
-    for way, median in medians.items():
-        table.add_row(
-            *(way, f"{median:.3f}", f"{median / medians[first]:.3f}"),
-            *(str(rows[way]), f"{rows[way] / max(1, rows[first]):.3f}"),
-        )
-    Console(soft_wrap=True).print(table)
 
+        return counted
 
-def shapes(device: str, **settings: object) -> StableDiffusion3:
-    """The bundled model with the quickstart's adapters."""
-    policy = StableDiffusion3(
-        "shapes",
-        **{"lora_rank": 8, "lora_seed": 0, "lora_targets": ["attention", "feed_forward"]},
-        **{"sigma_spacing": "uniform", "max_sequence_length": 0, "max_batch": 256},
-        **settings,
+    taken = take_turns(
+        {way: counting(way, run) for way, run in ways.items()}, rounds, policy.device
     )
-    return policy.to(device).train()
-
-
-def drawn(policy: StableDiffusion3, images: int) -> Replay:
-    """One rollout with random rewards, as samples of the policy gradient."""
-    sde, noise = FlowSDE(), KeyedNoise(0)
-    cond = policy.encode(PROMPTS)
-    noisy = torch.zeros(len(PROMPTS), STEPS, dtype=torch.bool)
-    noisy[:, :NOISY] = True
-    schedule = ExplorationSchedule.from_mask(noisy, 0.7)
-    sizes, index = torch.full((len(PROMPTS),), images), torch.arange(len(PROMPTS))
-    tree = rollout(policy, sde, cond, schedule, sizes, noise, index)
-    rewards = noise.normal("rewards", torch.arange(len(tree))[:, None], (1,))[:, 0].to(
-        policy.device
-    )
-    return PolicyGradient().samples(
-        Experience(policy, sde, cond, tree, schedule, rewards, rewards, index, noise)
-    )
-
-
-def backward(samples: Replay, micro_batches: list[Tensor], first: bool = False) -> None:
-    """Add up an update's gradient, and forget it."""
-    for which in micro_batches:
-        (samples.first_loss if first else samples.loss)(which).loss.sum().backward()
-    samples.policy.zero_grad()
-
-
-def halves(samples: Replay, size: int) -> tuple[list[Tensor], list[Tensor]]:
-    """The micro-batches of two updates."""
-    order = torch.arange(len(samples.tree.transitions), device=samples.policy.device)
-    one, two = (list(part.split(size)) for part in order.chunk(2))
-    return one, two
+    first = max(1, rows[next(iter(ways))])
+    lines = [
+        [way, f"{one.seconds:.3f}", f"{one.ratio:.3f}", str(rows[way]), f"{rows[way] / first:.3f}"]
+        for way, one in taken.items()
+    ]
+    print(f"\n{markdown_table((title, 'seconds', 'ratio', 'rows', 'ratio'), lines)}\n", flush=True)
 
 
 def old_means(device: str, images: int) -> tuple[Ways, StableDiffusion3]:

@@ -1,4 +1,4 @@
-"""What else has to work on a card: the quickstart, backends, offload, compiling, fewer bits."""
+"""What else has to work on a card: the quickstart, backends, offload, fewer bits."""
 
 from __future__ import annotations
 
@@ -35,7 +35,6 @@ def feature(item: str, settings: Settings, emit: Emit) -> None:
         "quickstart": quickstart,
         "backends": backends,
         "offload": offload,
-        "compile": compiling,
         "nf4": partial(quantized, "nf4"),
         "int8": partial(quantized, "int8"),
     }[item](settings, emit)
@@ -110,12 +109,12 @@ def _try_backend(
     name: str, settings: Settings, backend: str, dtype: str, expected: Any
 ) -> tuple[Any, bool]:
     """The prediction, or how far it is from the expected one, and whether gradients are finite."""
-    policy = _tiny_policy(name, settings, dtype=dtype, attention_backend=backend).train()
-    prediction = policy(*_inputs(policy))
+    policy = tiny_policy(name, settings, dtype=dtype, attention_backend=backend).train()
+    prediction = policy(*denoiser_inputs(policy))
     prediction.square().mean().backward()
     found = prediction.detach().cpu()
     apart = found if expected is None else float((found - expected).abs().max())
-    return apart, _finite(policy)[0]
+    return apart, finite_gradients(policy)[0]
 
 
 def offload(settings: Settings, emit: Emit) -> None:
@@ -124,7 +123,7 @@ def offload(settings: Settings, emit: Emit) -> None:
     # On the CPU another default device shows the same fault.
     around = torch.device("meta") if settings.tiny else card
     with around:
-        policy = _tiny_policy("StableDiffusion3", settings, offload=True)
+        policy = tiny_policy("StableDiffusion3", settings, offload=True)
 
     def where() -> set[str]:
         parts = [*policy.text_encoders.parameters(), *policy.vae.parameters()]
@@ -139,40 +138,25 @@ def offload(settings: Settings, emit: Emit) -> None:
     emit("denoiser", str(sorted(denoiser)), denoiser == {card.type}, card.type)
 
 
-def compiling(settings: Settings, emit: Emit) -> None:
-    """A compiled denoiser predicts what the plain one does and has gradients; what it takes."""
-    plain = _tiny_policy("StableDiffusion3", settings)
-    policy = _tiny_policy("StableDiffusion3", settings, compile=True)
-    with torch.no_grad():
-        expected = plain(*_inputs(plain))
-        start = time.perf_counter()
-        found = policy(*_inputs(policy))
-        first = time.perf_counter() - start
-    apart = float((found - expected).abs().max())
-    emit("from the plain prediction", apart, apart <= 1e-3, "<= 1e-03")
-    start = time.perf_counter()
-    policy(*_inputs(policy)).square().mean().backward()
-    emit("seconds of the first call, and of the first backward", f"{first:.1f}, {_since(start)}")
-    emit("gradients of adapters", _finite(policy)[1], _finite(policy)[0], "finite")
-
-
 def quantized(kind: str, settings: Settings, emit: Emit) -> None:
     """Adapters learn on frozen weights in 4 or 8 bits."""
     if settings.tiny:
         emit("skipped", "needs a card", None)
         return
-    plain = _tiny_policy("StableDiffusion3", settings, dtype="bfloat16")
-    policy = _tiny_policy("StableDiffusion3", settings, dtype="bfloat16", quantize=kind)
+    plain = tiny_policy("StableDiffusion3", settings, dtype="bfloat16")
+    policy = tiny_policy("StableDiffusion3", settings, dtype="bfloat16", quantize=kind)
     base = deterministic_rollout(plain, PROMPTS, INDEX, STEPS, KeyedNoise(0)).images
     tree = deterministic_rollout(policy, PROMPTS, INDEX, STEPS, KeyedNoise(0))
     assert tree.images is not None and base is not None
     apart = float((tree.images - base).abs().mean())
     emit("mean pixel from bfloat16", apart, 0 < apart <= 0.2, "above 0, <= 0.2")
-    policy(*_inputs(policy)).square().mean().backward()
-    emit("gradients of adapters", _finite(policy)[1], _finite(policy)[0], "finite")
+    policy(*denoiser_inputs(policy)).square().mean().backward()
+    emit(
+        "gradients of adapters", finite_gradients(policy)[1], finite_gradients(policy)[0], "finite"
+    )
 
 
-def _inputs(policy: DiffusersPolicy) -> tuple[torch.Tensor, torch.Tensor, Any]:
+def denoiser_inputs(policy: DiffusersPolicy) -> tuple[torch.Tensor, torch.Tensor, Any]:
     """Latents, levels and conditioning of three rows, on the policy's device."""
     keys = torch.stack([INDEX, 0 * INDEX, 0 * INDEX], dim=1)
     latents = KeyedNoise(0).normal("start", keys, policy.latent_shape)
@@ -180,18 +164,14 @@ def _inputs(policy: DiffusersPolicy) -> tuple[torch.Tensor, torch.Tensor, Any]:
     return latents.to(policy.device), sigma.to(policy.device), policy.encode(PROMPTS)
 
 
-def _finite(policy: DiffusersPolicy) -> tuple[bool, str]:
+def finite_gradients(policy: DiffusersPolicy) -> tuple[bool, str]:
     """Whether there are gradients and all are finite, and how many there are."""
     gradients = [p.grad for p in policy.trainable_parameters() if p.grad is not None]
     finite = bool(gradients) and all(bool(gradient.isfinite().all()) for gradient in gradients)
     return finite, f"{len(gradients)} tensors"
 
 
-def _since(start: float) -> str:
-    return f"{time.perf_counter() - start:.1f}"
-
-
-def _tiny_policy(name: str, settings: Settings, **arguments: Any) -> DiffusersPolicy:
+def tiny_policy(name: str, settings: Settings, **arguments: Any) -> DiffusersPolicy:
     """A policy on a tiny random pipeline, on the card."""
     from tiny_families import FAMILIES
 

@@ -29,7 +29,7 @@ def run_recipe(model: str, hardware: list[str], settings: Settings, emit: Emit) 
         settings: Whether small networks stand in.
         emit: Takes the rows.
     """
-    from real_size_step import measure
+    from trainings import Recipe, measure
 
     number = 0
 
@@ -39,10 +39,8 @@ def run_recipe(model: str, hardware: list[str], settings: Settings, emit: Emit) 
         seconds = sum(value for key, value in row.items() if key.startswith("seconds/"))
         emit(f"iteration {number}, seconds", seconds)
 
-    found = measure(
-        *(model, hardware, 2, tell),
-        **{"images": 4 if settings.tiny else IMAGES[model], "tiny": settings.tiny},
-    )
+    images = 4 if settings.tiny else IMAGES[model]
+    found = measure(Recipe(model, hardware, (), images, settings.tiny), 2, tell)
     phases = [f"{name} {value:.2f}" for name, value in found.seconds().items()]
     emit("phases of the second, seconds", ", ".join(phases))
     loss, norm = found.rows[-1]["update/loss"], found.rows[-1]["update/gradient_norm"]

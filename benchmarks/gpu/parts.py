@@ -77,12 +77,22 @@ PARTS = (
     Part(
         "features",
         "gpu.features:feature",
-        ("quickstart", "backends", "offload", "compile", "nf4", "int8"),
+        ("quickstart", "backends", "offload", "nf4", "int8"),
         100.0,
         True,
         None,
         "20 iterations of the quickstart, attention backends, what offload leaves on the card, "
-        "compiling, 4 and 8 bits",
+        "4 and 8 bits",
+    ),
+    Part(
+        "faster",
+        "gpu.faster:faster",
+        ("sampler", "guidance_gradient", "auto", "compiled_blocks"),
+        100.0,
+        True,
+        None,
+        "samplers, the gradient through one branch of guidance, micro-batches by memory, "
+        "compiled blocks",
     ),
     Part(
         *("full-80gb", "gpu.full_sizes:on_80gb", FULL_SIZES, 75.0, False, 80.0),
@@ -91,6 +101,10 @@ PARTS = (
     Part(
         *("full-24gb", "gpu.full_sizes:on_24gb", FULL_SIZES, 75.0, False, 24.0),
         "the same recipes for 24 GB, within 24 GB; FLUX.1 in 4 bits",
+    ),
+    Part(
+        *("floor", "gpu.faster:floor", ("sd35_medium",), 75.0, False, 80.0),
+        "forward, update and adapters of a full size over the rate of a matrix product",
     ),
 )
 

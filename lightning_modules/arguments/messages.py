@@ -102,8 +102,7 @@ def did_you_mean(name: str, known: Collection[str]) -> str:
         known: What is accepted.
 
     Returns:
-        A clause to append to a sentence, empty if nothing is close. A name that begins as given
-        goes before all others.
+        A clause for the end of a sentence, empty if nothing is close; a name that begins so first.
     """
     whole = [one for one in known if name and one.startswith(name)]
     close = difflib.get_close_matches(name, whole or known, n=1, cutoff=0.0 if whole else 0.6)

@@ -6,29 +6,13 @@ import io
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
-from tiny_training import PROMPTS, tiny_module
+from probe_by_hand import probe, read, shake
+from tiny_training import tiny_module
 from torch import Tensor
 
-from aegpo.entropy import EntropyRecorder
 from aegpo.noise import KeyedNoise
-from aegpo.prompts import PromptBatch
-from callbacks.entropy_probe import EntropyProbe
-
-TRAINER = L.Trainer(
-    accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
-)
-"""Lightning's own; the hooks are called by hand, to choose each iteration's prompts."""
-
-
-def batch(*rows: int) -> PromptBatch:
-    return PromptBatch([PROMPTS[row] for row in rows], torch.tensor(rows), [{}] * len(rows))
-
-
-def probe(**settings: Any) -> EntropyProbe:
-    return EntropyProbe(EntropyRecorder(rows=None), **settings)
 
 
 @pytest.fixture
@@ -36,20 +20,6 @@ def module(tiny_sd3_folder: Path) -> Any:
     module = tiny_module(tiny_sd3_folder)
     module.configure_model()
     return module
-
-
-def read(own: EntropyProbe, module: Any, rows: tuple[int, ...], iteration: int = 0) -> Any:
-    module.iteration = iteration
-    own.on_train_batch_start(TRAINER, module, batch(*rows), 0)
-    return module.entropy
-
-
-def shake(module: Any) -> None:
-    """Change what the adapters do."""
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in module.policy.trainable_parameters():
-            parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
 
 
 def test_the_reference_is_read_once_and_delta_is_the_mean_distance_to_it(module: Any) -> None:

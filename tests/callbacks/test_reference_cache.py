@@ -6,45 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
+from probe_by_hand import TRAINER, batch, probe, read, shake
 from safetensors.torch import save_file
-from tiny_training import PROMPTS, tiny_data, tiny_module, tiny_trainer
+from tiny_training import tiny_data, tiny_module, tiny_trainer
 
-from aegpo.entropy import EntropyRecorder
 from aegpo.noise import KeyedNoise
 from aegpo.planning.counts import Range, RunShape
-from aegpo.prompts import PromptBatch
 from aegpo.samplers import AdamsBashforth
 from callbacks.entropy_probe import EntropyProbe
-
-TRAINER = L.Trainer(
-    accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
-)
-"""Lightning's own; the hook is called by hand, to choose each iteration's prompts."""
-
-
-def batch(*rows: int) -> PromptBatch:
-    return PromptBatch([PROMPTS[row] for row in rows], torch.tensor(rows), [{}] * len(rows))
-
-
-def probe(**settings: Any) -> EntropyProbe:
-    return EntropyProbe(EntropyRecorder(rows=None), **settings)
-
-
-def read(own: EntropyProbe, module: Any, rows: tuple[int, ...]) -> Any:
-    module.iteration = 0
-    own.on_train_batch_start(TRAINER, module, batch(*rows), 0)
-    return module.entropy
-
-
-def shake(module: Any) -> None:
-    """Change what the adapters do."""
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in module.policy.trainable_parameters():
-            parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
 
 
 @pytest.fixture(scope="module")

@@ -45,6 +45,11 @@ class Family:
         """Arguments of a small policy whose pipeline lies in `folder`."""
         return {"pretrained": str(folder), **self.sizes, **more}
 
+    def built(self, folder: Path, **more: Any) -> DiffusersPolicy:
+        """A small policy on a new pipeline, which is saved in `folder`."""
+        self.pipeline().save_pretrained(folder)
+        return self.policy(**self.arguments(folder, **more))
+
 
 _SMALL = {"resolution": 16, "max_sequence_length": 32}
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import policy_contract as contract
 import pytest
 import torch
@@ -23,10 +21,10 @@ def policy(
 ) -> DiffusersPolicy:
     """A guided policy of each family, its adapters moved."""
     family: Family = request.param
-    folder: Path = tmp_path_factory.mktemp(family.name)
-    family.pipeline().save_pretrained(folder)
-    arguments = family.arguments(folder, lora_rank=4, lora_seed=1, **family.guided)
-    made = family.policy(**arguments, guidance_gradient="conditional")
+    made = family.built(
+        tmp_path_factory.mktemp(family.name),
+        **{"lora_rank": 4, "lora_seed": 1, "guidance_gradient": "conditional", **family.guided},
+    )
     contract.shake(made)
     return made
 

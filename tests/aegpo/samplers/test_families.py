@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import policy_contract as contract
@@ -28,9 +27,7 @@ def policy(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> DiffusersPolicy:
     family: Family = request.param
-    folder: Path = tmp_path_factory.mktemp(family.name)
-    family.pipeline().save_pretrained(folder)
-    return family.policy(**family.arguments(folder, lora_rank=4, lora_seed=1))
+    return family.built(tmp_path_factory.mktemp(family.name), lora_rank=4, lora_seed=1)
 
 
 def draw(policy: DiffusersPolicy, sampler: Sampler | None) -> Tensor:
