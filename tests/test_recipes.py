@@ -215,7 +215,7 @@ def test_a_recipe_trains(
                     {"class_path": path, "init_args": tiny_reward(path, folder, clip)}
                     for path in watched
                 ],
-                "allocator": {"init_args": {"low": 3, "high": 5}},
+                "allocator": {"init_args": {"low": 2, "high": 4}},
                 "num_steps": 6,
                 "evaluation_steps": 2,
                 "micro_batch_size": 8,

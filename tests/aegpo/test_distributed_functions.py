@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from forkserver import forkserver
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -72,7 +73,13 @@ CELL = torch.zeros(1)
 
 
 def test_two_processes_with_ragged_rows(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(in_two_processes, args=(str(tmp_path / "store"),), nprocs=2)
+    store = str(tmp_path / "store")
+    ranks = [forkserver().Process(target=in_two_processes, args=(rank, store)) for rank in (0, 1)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(300)
+    assert [rank.exitcode for rank in ranks] == [0, 0]
 
 
 def test_alone_they_change_nothing() -> None:

@@ -13,10 +13,10 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cli_runs import ROOT, configs
 from forkserver import begin, forkserver
@@ -24,6 +24,9 @@ from free_port import free_port
 
 Command = tuple[Path, Sequence[str]]
 """The folder in which it is run, and its arguments."""
+
+Launcher = Literal["lightning", "torchrun", "srun"]
+"""Whose environment variables tell a rank which it is."""
 
 SHAPES = ROOT / "configs/shapes.yaml"
 SMALL = """
@@ -81,20 +84,21 @@ class Ranks:
         folder: Path,
         commands: Sequence[Command],
         ranks: int = 2,
-        before: Callable[[int], None] | None = None,
+        launcher: Launcher = "lightning",
     ) -> None:
         context = forkserver()
         port = free_port()
         self.outputs = [folder / f"rank{rank}of{ranks}.{port}.txt" for rank in range(ranks)]
         environment = dict(os.environ) | {"OMP_NUM_THREADS": "1"}
-        if ranks > 1:
-            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            environment |= {"NODE_RANK": "0", "WORLD_SIZE": str(ranks)}
         listed = [(str(where), [*arguments]) for where, arguments in commands]
         self.processes = [
             context.Process(
                 target=_rank,
-                args=(listed, environment, rank, self.outputs[rank], before),
+                args=(
+                    listed,
+                    environment | (launched(launcher, rank, ranks, port) if ranks > 1 else {}),
+                    self.outputs[rank],
+                ),
             )
             for rank in range(ranks)
         ]
@@ -148,6 +152,7 @@ def on_ranks(
     *commands: Command,
     ranks: int = 2,
     seconds: float = 300,
+    launcher: Launcher = "lightning",
 ) -> list[Ended]:
     """Run commands on several ranks, or on one, in one process each; all have to end well.
 
@@ -156,29 +161,52 @@ def on_ranks(
         *commands: The commands.
         ranks: Processes.
         seconds: When they are given up.
+        launcher: Whose variables they find.
 
     Returns:
         How each ended.
     """
-    ended = Ranks(folder, commands, ranks).ended(seconds)
+    ended = Ranks(folder, commands, ranks, launcher).ended(seconds)
     for one in ended:
         assert one.status == [0] * len(commands), one.output[-6000:]
     return ended
 
 
+def launched(launcher: Launcher, rank: int, ranks: int, port: int) -> dict[str, str]:
+    """The variables that a launcher gives to one of the ranks of this machine."""
+    number, all_of_them = str(rank), str(ranks)
+    if launcher == "srun":  # of slurm.schedmd.com/srun.html; the address is that of the first node
+        return {
+            "MASTER_PORT": str(port),  # or it comes from the job's number
+            "SLURM_JOB_ID": "4711",
+            "SLURM_JOB_NAME": "train",
+            "SLURM_NNODES": "1",
+            "SLURM_NODEID": "0",
+            "SLURM_NODELIST": "localhost",
+            "SLURM_NTASKS": all_of_them,
+            "SLURM_NTASKS_PER_NODE": all_of_them,
+            "SLURM_PROCID": number,
+            "SLURM_LOCALID": number,
+        }
+    found = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": number}
+    found |= {"WORLD_SIZE": all_of_them}
+    if launcher == "lightning":
+        return found | {"NODE_RANK": "0"}
+    return found | {
+        "RANK": number,
+        "LOCAL_WORLD_SIZE": all_of_them,
+        "GROUP_RANK": "0",
+        "TORCHELASTIC_RUN_ID": "none",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+    }
+
+
 def _rank(  # what a process is started with
-    commands: list[tuple[str, list[str]]],
-    environment: dict[str, str],
-    rank: int,
-    output: Path,
-    before: Callable[[int], None] | None,
+    commands: list[tuple[str, list[str]]], environment: dict[str, str], output: Path
 ) -> None:
     """One rank, from its first line to its last."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    own = {"LOCAL_RANK": str(rank)} if "WORLD_SIZE" in environment else {}
-    begin(environment | own, output)
-    if before is not None:
-        before(rank)
+    begin(environment, output)
     status = _run_all(commands, output)
     sys.stdout.flush()
     os._exit(status)

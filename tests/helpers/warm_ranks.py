@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from forkserver import begin, forkserver
@@ -22,19 +23,21 @@ class WarmRanks:
     """
 
     def __init__(self, size: int = 2, limit: float = 240.0) -> None:
+        self.size, self.limit = size, limit
+        self._pipes: list[Connection] = []
+        self._ranks: list[BaseProcess] = []
+
+    def _start(self) -> None:
         context = forkserver()
         environment = dict(os.environ) | {
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(free_port()),
-            "WORLD_SIZE": str(size),
-            "LOCAL_WORLD_SIZE": str(size),
+            "WORLD_SIZE": str(self.size),
+            "LOCAL_WORLD_SIZE": str(self.size),
             "GROUP_RANK": "0",
             "TORCHELASTIC_RUN_ID": "tests",
         }
-        self.limit = limit
-        self._pipes: list[Connection] = []
-        self._ranks = []
-        for rank in range(size):
+        for rank in range(self.size):
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(theirs, rank, environment), daemon=True)
             process.start()
@@ -55,6 +58,8 @@ class WarmRanks:
         Raises:
             AssertionError: If a rank raised, died or did not answer in time.
         """
+        if not self._ranks:  # or an earlier test's case has ended them
+            self._start()
         for pipe in self._pipes:
             pipe.send((work, arguments))
         answers = []
@@ -70,10 +75,11 @@ class WarmRanks:
         return [answer for _, answer in answers]
 
     def close(self) -> None:
-        """End the ranks."""
+        """End the ranks; new ones are started when there is work again."""
         for process in self._ranks:
             process.kill()
             process.join()
+        self._pipes, self._ranks = [], []
 
 
 def _serve(pipe: Connection, rank: int, environment: dict[str, str]) -> None:

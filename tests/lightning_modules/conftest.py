@@ -1,11 +1,21 @@
-"""Fixtures of the tests that run the command line."""
+"""Fixtures of the tests that run the command line, or several ranks."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from warm_ranks import WarmRanks
+
+
+@pytest.fixture(scope="session")
+def pair() -> Iterator[WarmRanks]:
+    """Two ranks that wait for work; they are started when they get some."""
+    ranks = WarmRanks()
+    yield ranks
+    ranks.close()
 
 
 @pytest.fixture

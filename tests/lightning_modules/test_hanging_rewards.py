@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,15 +15,18 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from forkserver import begin, forkserver
 from tiny_training import Redness, tiny_data, tiny_module, tiny_trainer
 from torch import Tensor
 
 from aegpo.rewards.guarded import guarded_scores
 from aegpo.rewards.jpeg import JpegCompressibility
-from aegpo.rewards.time_limit import stuck_threads
+from aegpo.rewards.time_limit import TookTooLong, stuck_threads, within
 from aegpo.rewards.vlm_judge import VLMJudge
 from aegpo.rewards.weighted_sum import WeightedSum
 from callbacks.canary import Canary
+from lightning_modules.cli import lightning_cli
+from lightning_modules.cli import main as entry
 
 LIMIT = 0.3
 """Seconds per image: long for `Redness`, also on a busy machine."""
@@ -98,13 +104,15 @@ def test_a_training_goes_on_without_what_hangs(
         tiny_module(tiny_sd3_folder, reward_time_limit=0)
 
 
-ENDS = """
-import concurrent.futures, sys, threading, time
-sys.path[:0] = {paths!r}
-from lightning_modules.cli import lightning_cli, main
+def hang(output: Path) -> None:
+    """The program, whose run leaves a call behind that never returns."""
+    begin(dict(os.environ), output)
+    lightning_cli.main = run_that_hangs
+    sys.argv = ["aegpo", "fit"]
+    entry.main()
 
-def run():
-    from aegpo.rewards.time_limit import TookTooLong, within
+
+def run_that_hangs() -> None:
     pool = concurrent.futures.ThreadPoolExecutor()  # Python waits for its threads
     try:
         within(0.2, lambda: pool.submit(time.sleep, 3600).result())
@@ -112,20 +120,16 @@ def run():
         print("went on", flush=True)
     raise SystemExit(2)
 
-lightning_cli.main = run
-sys.argv = ["aegpo", "fit"]
-main.main()
-"""
-
 
 def test_the_process_ends_although_a_call_hangs_for_ever(tmp_path: Path) -> None:
-    code = ENDS.format(paths=[str(Path(__file__).parents[2])])
-    ended = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, cwd=tmp_path
-    )
-    assert ended.returncode == 2, ended.stderr
-    assert "went on" in ended.stdout
-    assert "1 calls of a reward never returned and are left behind" in ended.stderr
+    output = tmp_path / "output.txt"
+    process = forkserver().Process(target=hang, args=(output,))
+    process.start()
+    process.join(300)
+    assert process.exitcode == 2, output.read_text()
+    said = output.read_text()
+    assert "went on" in said
+    assert "1 calls of a reward never returned and are left behind" in said
 
 
 JUDGE = """

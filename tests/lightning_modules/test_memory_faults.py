@@ -20,13 +20,18 @@ LITTLE = {"fits": 2, "decodes": 4, "learns": 1}
 
 
 def trained(
-    folder: Path, tmp_path: Path, policy: dict[str, Any], precision: str, **settings: Any
+    folder: Path,
+    tmp_path: Path,
+    policy: dict[str, Any],
+    precision: str,
+    iterations: int,
+    **settings: Any,
 ) -> tuple[dict[str, Any], Any]:
-    """All that a training of two iterations and its evaluation logged, and its module."""
+    """All that a training and its evaluation logged, and its module."""
     built = partial(Faulty, str(folder), lora_rank=4, max_sequence_length=4, **policy)
     module = tiny_module(folder, policy=built, lr=1e-2, **copy.deepcopy(settings))
     trainer = tiny_trainer(tmp_path, entropy_callbacks(), max_epochs=1, precision=precision)
-    trainer.fit(module, tiny_data(tmp_path))
+    trainer.fit(module, tiny_data(tmp_path, batches_per_epoch=iterations))
     logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
     return {
         name: logged[name] for name in logged if "seconds/" not in name and "memory/" not in name
@@ -34,24 +39,34 @@ def trained(
 
 
 @pytest.mark.parametrize(
-    ("memory", "precision", "settings"),
+    ("memory", "precision", "iterations", "settings"),
     [
-        ("cpu", "32-true", {"kl_coeff": 0.1}),
-        ("cuda", "bf16-mixed", {}),
-        ("cpu", "32-true", {"step_selector": NoSteps(), "objective": NFT(decay_rate=0.2)}),
+        ("cpu", "32-true", 2, {"kl_coeff": 0.1}),  # the second with what was halved in the first
+        ("cuda", "bf16-mixed", 1, {}),
+        ("cpu", "32-true", 1, {"step_selector": NoSteps(), "objective": NFT(decay_rate=0.2)}),
     ],
     ids=["grpo", "bf16", "nft"],
 )
 def test_a_run_that_ran_out_of_memory_is_one_of_the_smaller_chunks(
-    tiny_sd3_folder: Path, tmp_path: Path, memory: str, precision: str, settings: dict[str, Any]
+    tiny_sd3_folder: Path,
+    tmp_path: Path,
+    memory: str,
+    precision: str,
+    iterations: int,
+    settings: dict[str, Any],
 ) -> None:
     small = {**SMALL, "memory": memory}
     expected, model = trained(
-        tiny_sd3_folder, tmp_path, small, precision, micro_batch_size=1, **settings
+        tiny_sd3_folder, tmp_path, small, precision, iterations, micro_batch_size=1, **settings
     )
     with pytest.warns(UserWarning) as told:
         logged, module = trained(
-            tiny_sd3_folder, tmp_path, {**LITTLE, "memory": memory}, precision, **settings
+            tiny_sd3_folder,
+            tmp_path,
+            {**LITTLE, "memory": memory},
+            precision,
+            iterations,
+            **settings,
         )
     lines = [str(one.message) for one in told if "out of memory" in str(one.message)]
     # Each once; there are 4 rows in the first call of the denoiser, 12 images to decode.

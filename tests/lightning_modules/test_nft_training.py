@@ -154,7 +154,6 @@ def run(tmp_path, folder, name, max_epochs, ckpt_path=None, nft=None):
 
 def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, tiny_sd3_folder):
     whole = run(tmp_path, tiny_sd3_folder, "whole", 3)
-    assert torch.equal(trained(run(tmp_path, tiny_sd3_folder, "again", 3)), trained(whole))
     run(tmp_path, tiny_sd3_folder, "halves", 2)
     file = tmp_path / "halves" / "last.ckpt"
     resumed = run(tmp_path, tiny_sd3_folder, "resumed", 3, ckpt_path=file)

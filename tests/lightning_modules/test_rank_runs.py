@@ -55,7 +55,7 @@ RUNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "oracle_steps": (("oracle_steps",), EVEN),
     "oracle_tree": (("oracle_tree",), ("--model.allocator.images_per_prompt", "4", *TREES)),
 }
-OFTEN = ("running means", "aegpo_nft", "flux1_dev", "sd15")
+OFTEN = ("running means", "flux1_dev")
 MODELS = {
     # pixels, reward
     "sd35_medium": (16, "pickscore"),
@@ -83,8 +83,9 @@ model:
 
 
 def chosen(names: Iterable[str]) -> list[str]:
-    more = os.environ.get("ALL_RANK_RUNS", "")
-    return [name for name in names if name in OFTEN or more == "1" or name in more.split(",")]
+    asked = os.environ.get("ALL_RANK_RUNS", "")
+    wanted = asked.split(",") if asked else OFTEN
+    return [name for name in names if asked == "1" or name in wanted]
 
 
 def overlay(name: str) -> Path:

@@ -12,18 +12,21 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from cli_runs import ROOT, configs, run
 from forked_runs import start_forked
 from killed_runs import write_config
-from rank_pair import SHAPES, TWO, Command, Ended, Ranks, on_ranks
+from rank_pair import SHAPES, TWO, Command, Ended, Launcher, Ranks, on_ranks
 
 from lightning_modules.cli.ranks.watch import LAUNCHER
 from lightning_modules.cli.trainer import AEGPOTrainer
+from lightning_modules.commands.run_logs import read_scalars
 
 MODULE = """
 import os
 import resource
 import time
+from pathlib import Path
 
 import lightning as L
 from aegpo.distributed import world
@@ -37,6 +40,8 @@ class Fails(L.Callback):
         self.rank, self.kind = rank, kind
 
     def on_train_batch_end(self, trainer, pl_module, *args):
+        if self.kind == "full":  # a column with which the table is longer than what a rank prints
+            pl_module.log("x" * FULL, 0.0)
         print(f"rank {world()[1]} in {os.getpid()}: iteration {pl_module.iteration}.", flush=True)
         if world()[1] != self.rank or pl_module.iteration < 2:
             return
@@ -48,7 +53,10 @@ class Fails(L.Callback):
             os._exit(3)
         if self.kind == "hang":
             time.sleep(600)
-        if self.kind == "full":  # as a disk is: in the middle of the writing
+        if self.kind == "decisions":
+            with next(Path().rglob("decisions.jsonl")).open("a") as log:
+                log.write(" " * FULL)
+        if self.kind in ("full", "decisions"):  # as a disk is: in the middle of the writing
             resource.setrlimit(resource.RLIMIT_FSIZE, (FULL, resource.RLIM_INFINITY))
 
     def on_train_end(self, trainer, pl_module):
@@ -69,6 +77,16 @@ class Broken(Redness):
                 raise ConnectionError("server away")
             scores[:] = float("nan")
         return scores
+"""
+
+
+LOGGERS = """
+trainer:
+  logger:
+    - class_path: lightning.pytorch.loggers.TensorBoardLogger
+      init_args: {save_dir: runs, name: tiny, version: ""}
+    - class_path: lightning.pytorch.loggers.CSVLogger
+      init_args: {save_dir: runs, name: table, version: "", flush_logs_every_n_steps: 1}
 """
 
 
@@ -94,6 +112,42 @@ def start(folder: Path, pipeline: Path, callback: str, *options: str) -> Ranks:
     return Ranks(folder, [training(folder, pipeline, *TWO, *added(callback), *options)])
 
 
+@pytest.fixture(scope="module")
+def spent_alone(
+    tmp_path_factory: pytest.TempPathFactory, tiny_sd3_folder: Path
+) -> dict[str, float]:
+    """What one process counts in one iteration."""
+    folder = tmp_path_factory.mktemp("alone")
+    on_ranks(folder, training(folder, tiny_sd3_folder, batches=1), ranks=1)
+    saved = torch.load(folder / "runs/tiny/checkpoints/last.ckpt", weights_only=True)
+    return saved["aegpo"]["evaluations"]
+
+
+@pytest.mark.parametrize(
+    ("launcher", "commands"), [("torchrun", ("fit", "export")), ("srun", ("doctor", "fit"))]
+)
+def test_ranks_that_a_launcher_started(
+    tmp_path: Path,
+    tiny_sd3_folder: Path,
+    spent_alone: dict[str, float],
+    launcher: Launcher,
+    commands: tuple[str, ...],
+) -> None:
+    """By the variables that it sets: one group trains, and rank 0 alone does what one does."""
+    folder, fit = training(tmp_path / "run", tiny_sd3_folder, *TWO, batches=1)
+    own = {"export": ["--ckpt_path", "last", "--out", "exported"]}
+    typed = [(folder, [command, *fit[1:], *own.get(command, [])]) for command in commands]
+    on_two = on_ranks(tmp_path, *typed, launcher=launcher)
+    (alone,) = set(commands) - {"fit"}
+    said = f"{alone} runs on one process; rank 1 leaves it to rank 0"
+    assert [said in one.output for one in on_two] == [False, True], on_two
+    if alone == "export":
+        assert (folder / "exported/pytorch_lora_weights.safetensors").is_file(), on_two
+    assert len((folder / "runs/tiny/decisions.jsonl").read_text().splitlines()) == 1
+    saved = torch.load(folder / "runs/tiny/checkpoints/last.ckpt", weights_only=True)
+    assert saved["aegpo"]["evaluations"] == spent_alone  # the sum over both
+
+
 def ended(ranks: Ranks, within: float = 180) -> list[Ended]:
     """Wait, and check that no rank took longer than it may."""
     return ranks.ended(within)
@@ -103,10 +157,11 @@ def ended(ranks: Ranks, within: float = 180) -> list[Ended]:
     ("callback", "line"),
     [
         ("rank=1 kind=memory", "out of memory"),
+        ("rank=0 kind=decisions", "File too large"),
         ("rank=1 kind=exit", "ended without a word"),
         ("rank=0 kind=exit", "ended without a word"),
     ],
-    ids=["no memory on rank 1", "rank 1 is gone", "rank 0 is gone"],
+    ids=["no memory on rank 1", "no room for decisions", "rank 1 is gone", "rank 0 is gone"],
 )
 def test_a_rank_that_fails_takes_the_others_with_it(
     tmp_path: Path, tiny_sd3_folder: Path, callback: str, line: str
@@ -223,7 +278,10 @@ def test_what_costs_an_image_or_a_file_and_no_rank(tmp_path: Path, tiny_sd3_fold
     trace = ("--trainer.callbacks+", "rank_trace.RankTrace", "--trainer.callbacks.file=trace.json")
     reward = (*trace, "--trainer.limit_val_batches", "0", "--model.max_missing", "0.9")
     reward += ("--model.reward", "my_ranks.Broken", "--model.reward.kind")
-    full = (*added("rank=0 kind=full"), *trace)
+    (tmp_path / "loggers.yaml").write_text(LOGGERS)
+    full = (*added("rank=0 kind=full"), *trace, "--config", str(tmp_path / "loggers.yaml"))
+    full += ("--trainer.without_callbacks+", "DecisionLog")
+    full += ("--trainer.log_every_n_steps", "1", "--trainer.check_val_every_n_epoch", "1")
     pipeline = tiny_sd3_folder
     ranks = on_ranks(
         tmp_path,
@@ -240,8 +298,10 @@ def test_what_costs_an_image_or_a_file_and_no_rank(tmp_path: Path, tiny_sd3_fold
     assert any(lost) and not all(lost)
     assert str(rows[0]) == str(rows[1])  # NaN is not itself
     refused = [line for line in outputs[0].splitlines() if "could not be written" in line]
-    for file in ("last.ckpt", "tfevents"):  # each once, and the run goes on
+    for file in ("last.ckpt", "tfevents", "metrics.csv", "held_out"):  # each once
         assert len([line for line in refused if file in line]) == 1, outputs[0]
     assert not list((tmp_path / "full").rglob("*.partial"))
     assert "could not be written" not in outputs[1]
-    assert (tmp_path / "full/trace.json").is_file()
+    assert (tmp_path / "full/trace.json").is_file()  # the run went on
+    table = read_scalars(tmp_path / "full/runs/table", ["reward/mean"])
+    assert sorted(table["reward/mean"]) == [1, 2, 3]  # what was kept is written in the end

@@ -307,28 +307,34 @@ def test_a_pipeline_that_is_called_differently_is_refused(
     assert not list((tmp_path / "deep").iterdir())
 
 
-def unet_run(tmp_path: Path, folder: Path) -> Path:
-    """Train SD 1.5 for an iteration and export it; the folder."""
+def unet(folder: Path) -> AEGPOModule:
     policy = partial(StableDiffusion, str(folder), lora_rank=4, guidance_scale=3.0)
+    return tiny_module(folder, num_steps=3, seed=3, lr=0.02, policy=policy, sde=DDIM())
 
-    def module() -> AEGPOModule:
-        return tiny_module(folder, num_steps=3, seed=3, lr=0.02, policy=policy, sde=DDIM())
 
-    trainer = tiny_trainer(tmp_path, [], max_epochs=1, limit_train_batches=1, limit_val_batches=0)
-    trainer.fit(module(), datamodule=tiny_data(tmp_path))
-    trainer.save_checkpoint(tmp_path / "last.ckpt")
+@pytest.fixture(scope="module")
+def unet_run(tiny_sd15_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The checkpoint of SD 1.5 after an iteration."""
+    folder = tmp_path_factory.mktemp("unet")
+    trainer = tiny_trainer(folder, [], max_epochs=1, limit_train_batches=1, limit_val_batches=0)
+    trainer.fit(unet(tiny_sd15_folder), datamodule=tiny_data(folder))
+    trainer.save_checkpoint(folder / "last.ckpt")
+    return str(folder / "last.ckpt")
+
+
+def exported_unet(tmp_path: Path, folder: Path, checkpoint: str) -> Path:
     out = tmp_path / "deep" / "export"
     config = {"model": {"init_args": {"policy": {"init_args": {"pretrained": str(folder)}}}}}
     arguments: Any = {"out": str(out), "weights": "last", "prompts": PROMPTS}
     arguments["run"] = ConfiguredRun(config)
-    export(tiny_trainer(tmp_path, []), module(), str(tmp_path / "last.ckpt"), **arguments)
+    export(tiny_trainer(tmp_path, []), unet(folder), checkpoint, **arguments)
     return out
 
 
 def test_the_card_of_a_unet_says_which_scheduler_draws_its_images(
-    tiny_sd15_folder: Path, tmp_path: Path
+    unet_run: str, tiny_sd15_folder: Path, tmp_path: Path
 ) -> None:
-    out = unet_run(tmp_path, tiny_sd15_folder)
+    out = exported_unet(tmp_path, tiny_sd15_folder, unet_run)
     card = (out / "README.md").read_text()
     assert "from diffusers import DDIMScheduler, StableDiffusionPipeline\n" in card
     code = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)[0]
@@ -341,17 +347,21 @@ def test_the_card_of_a_unet_says_which_scheduler_draws_its_images(
 
 
 def test_a_unet_under_its_own_scheduler_is_another_model_and_refused(
-    tiny_sd15_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    unet_run: str, tiny_sd15_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(StableDiffusion, "sampling_scheduler", lambda policy, own: own)
     with pytest.raises(ValueError, match=r"not the trained model.* differ by 0\.0e\+00 of the"):
-        unet_run(tmp_path, tiny_sd15_folder)
+        exported_unet(tmp_path, tiny_sd15_folder, unet_run)
     assert not list((tmp_path / "deep").iterdir())
 
 
 @pytest.mark.parametrize("corrupt", [double_alpha, drop_a_layer])
 def test_a_corrupted_unet_is_refused(
-    corrupt: Any, tiny_sd15_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    corrupt: Any,
+    unet_run: str,
+    tiny_sd15_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     write = StableDiffusion.save_pretrained
 
@@ -361,7 +371,7 @@ def test_a_corrupted_unet_is_refused(
 
     monkeypatch.setattr(StableDiffusion, "save_pretrained", corrupted)
     with pytest.raises(ValueError, match=r"the export is not the trained model"):
-        unet_run(tmp_path, tiny_sd15_folder)
+        exported_unet(tmp_path, tiny_sd15_folder, unet_run)
     assert not list((tmp_path / "deep").iterdir())
 
 

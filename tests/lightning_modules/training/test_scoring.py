@@ -52,10 +52,23 @@ def weights(module: AEGPOModule) -> dict[str, Tensor]:
     return module.policy.trainable_state_dict()
 
 
-@pytest.mark.parametrize("chunks", [2, 3, 9])
-def test_chunks_train_the_same_policy(tiny_sd3_folder: Path, tmp_path: Path, chunks: int) -> None:
-    parts = [Redness(), JpegCompressibility()]
-    whole, expected = trained(tiny_sd3_folder, tmp_path, reward=WeightedSum(parts))
+@pytest.fixture(scope="module")
+def in_one(
+    tiny_sd3_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[AEGPOModule, dict[str, float]]:
+    """A training whose images are scored in one call."""
+    reward = WeightedSum([Redness(), JpegCompressibility()])
+    return trained(tiny_sd3_folder, tmp_path_factory.mktemp("in_one"), reward=reward)
+
+
+@pytest.mark.parametrize("chunks", [3, 9])
+def test_chunks_train_the_same_policy(
+    in_one: tuple[AEGPOModule, dict[str, float]],
+    tiny_sd3_folder: Path,
+    tmp_path: Path,
+    chunks: int,
+) -> None:
+    whole, expected = in_one
     reward = WeightedSum([Slow(), JpegCompressibility()])
     module, metrics = trained(tiny_sd3_folder, tmp_path, reward=reward, overlap_chunks=chunks)
     for name, value in weights(whole).items():
