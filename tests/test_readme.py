@@ -56,7 +56,7 @@ def judge_fit(arguments, printed):
     config = saved_config()
     assert curves == ("grpo.yaml" not in " ".join(arguments))
     assert config["num_steps"] == (20 if "--model.init_args.num_steps" in arguments else 10)
-    assert scalars("cost/rollout")[0].value == 24 * config["num_steps"]
+    assert scalars("cost/rollout")[0].value == 6 * config["num_steps"]
     own = "my_module.Brightness" in arguments
     assert config["reward"]["class_path"].endswith("Brightness" if own else "ShapesMatch")
     assert f"val/{'brightness' if own else 'shapes_match'}" in log.Tags()["scalars"]
@@ -168,6 +168,10 @@ def test_readme_command_writes_what_it_is_for(command, folder, monkeypatch, caps
     if subcommand == "signals":
         miniature = ["--prompts", "3", "--images", "2", "--trajectories", "2", "--rows", "8"]
         miniature += ["--model.init_args.num_steps", "5"]
+    if subcommand == "fit" and "--print_config" not in arguments:
+        named = {"images_per_prompt": 3} if "grpo.yaml" in command[-1] else {"low": 2, "high": 4}
+        images = [f"--model.init_args.allocator.init_args.{k}={v}" for k, v in named.items()]
+        miniature = [*miniature, *images]
     fresh = subcommand == "fit" and not resumes and "--print_config" not in arguments
     if fresh and RUN.exists():  # as the README says
         RUN.rename(f"runs/{len(list(Path('runs').iterdir()))}")
