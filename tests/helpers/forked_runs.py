@@ -52,7 +52,7 @@ def start_forked(arguments: list[str], output: Path, program: str = "aegpo") -> 
 def _program(words: list[str], output: Path, folder: str, environment: dict[str, str]) -> None:
     os.setsid()
     os.chdir(folder)
-    begin(environment, output)
+    begin(environment, output, traced=True)
     sys.argv = words
     from lightning_modules.cli.main import main
 
