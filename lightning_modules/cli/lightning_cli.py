@@ -157,7 +157,8 @@ class AEGPOCLI(LightningCLI):
         """
         section, parser = self.config[self.subcommand], self._parser(self.subcommand)
         if "run" in self._takes():
-            config = yaml.safe_load(parser.dump(section, skip_unset=False))
+            text = parser.dump(section, skip_unset=False, skip_validation=True)  # it was parsed
+            config = yaml.safe_load(text)
             self._run_config = {key: config[key] for key in RUN_KEYS if key in config}
             self._data_config = Namespace(data=section.get("data"))  # type: ignore[no-untyped-call]
         if "datamodule" not in self._takes():

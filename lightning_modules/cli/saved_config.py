@@ -82,7 +82,7 @@ class SaveRunConfig(SaveConfigCallback):
                 f"{wanted} was not written by aegpo fit, or was changed since, and stays; this "
                 f"run's config is {path}"
             )
-        text = self.parser.dump(self.config, skip_unset=False)
+        text = self.parser.dump(self.config, skip_unset=False, skip_validation=True)
         with replacing(path) as partial:
             partial.write_text(f"{_MARK}{_fingerprint(text)}\n{text}", encoding="utf-8")
 
