@@ -17,6 +17,7 @@ from torch import Tensor
 from aegpo.allocation import Allocator
 from aegpo.entropy import EntropyReading, EntropyRecorder, Recording
 from aegpo.exploration import ExplorationSchedule, StepSelector
+from aegpo.image_counts import ImageCounts
 from aegpo.noise import KeyedNoise
 from aegpo.policies.base import Policy
 from aegpo.prompts import PromptBatch
@@ -25,6 +26,7 @@ from aegpo.rewards.group import group_diversity
 from aegpo.rollout import RolloutTree
 from aegpo.samplers import Sampler
 from aegpo.sde import SDE
+from aegpo.selection import Selection
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Iteration:
         group_sizes: Images per prompt, shape (B,).
         tree: The rollout.
         rewards: Reward of each image, NaN where it failed, shape (N,).
+        weights: Weight of each image in the loss, 0 where it was left out, shape (N,); None if all
+            were trained on alike.
     """
 
     batch: PromptBatch
@@ -44,6 +48,7 @@ class Iteration:
     group_sizes: Tensor
     tree: RolloutTree
     rewards: Tensor
+    weights: Tensor | None = None
 
     @cached_property
     def group_diversity(self) -> Tensor:
@@ -117,6 +122,12 @@ class Training(Protocol):
 
     allocator: Allocator
     """What chooses how many images a prompt gets."""
+
+    selection: Selection
+    """What chooses the images that are trained on."""
+
+    images: ImageCounts
+    """Images drawn, scored and trained on by this rank."""
 
     num_steps: int
     """Denoising steps T of a rollout."""

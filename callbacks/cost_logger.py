@@ -23,7 +23,8 @@ class CostLogger(L.Callback):
 
     `cost/evaluations` counts one sample through the denoiser as one and an update as three
     (forward and backward), over all ranks, since the start of training; `cost/<purpose>` is its
-    part. Held-out evaluation is counted in `cost/validation` and not in the sum.
+    part. Held-out evaluation is counted in `cost/validation` and not in the sum. `cost/images`,
+    `cost/rewards` and `cost/images_trained` count what was drawn, scored and learned from.
     """
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: Training) -> None:
@@ -33,6 +34,8 @@ class CostLogger(L.Callback):
         images = int(pl_module.allocator(None, prompts).sum())
         updates = pl_module.inner_epochs * pl_module.updates_per_epoch
         by = "" if pl_module.sampler is None else f" by {sampler_name(pl_module.sampler)}"
+        if pl_module.selection.selects:
+            by += f", trained on {pl_module.selection}"
         per_epoch = limited_batches(data.batches_per_epoch, trainer.limit_train_batches)
         end = _end_of_run(trainer, per_epoch, updates, images)
         rank_zero_info(
@@ -53,7 +56,12 @@ class CostLogger(L.Callback):
         counter = pl_module.policy.evaluations
         counts = evaluations_by_purpose(counter, pl_module.device)
         metrics = {f"cost/{purpose}": float(count) for purpose, count in counts.items()}
-        metrics["cost/evaluations"] = total_evaluations(counter, pl_module.device)
+        total = metrics["cost/evaluations"] = total_evaluations(counter, pl_module.device)
+        images = pl_module.images.over_ranks(pl_module.device)
+        metrics |= {f"cost/{kind}": float(count) for kind, count in images.items()}
+        for name, kind in (("image", "images"), ("trained_image", "images_trained")):
+            if images.get(kind):
+                metrics[f"cost/per_{name}"] = total / images[kind]
         for phase, seconds in pl_module.timer.reset().items():
             metrics[f"seconds/{phase}"] = seconds
         metrics["memory/peak_gib"] = _peak_gib()

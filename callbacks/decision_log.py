@@ -13,7 +13,7 @@ from torch import Tensor
 from aegpo.distributed import all_gather_rows
 from aegpo.prompts import PromptBatch
 from aegpo.study.decision_log import Decision, read_decisions
-from aegpo.training import Training
+from aegpo.training import Iteration, Training
 from aegpo.utilities.files import append_line, replacing
 
 
@@ -22,8 +22,9 @@ class DecisionLog(L.Callback):
 
     A line holds the prompts' dataset rows and the chance with which they were drawn, their
     Entropy(t) and ΔEntropy, and what was decided from them: images per prompt, stochastic steps
-    and branching. `aegpo replay` sets another allocator or selector against it. A resumed run cuts
-    the log at its checkpoint and goes on.
+    and branching, and the images that were trained on where a selection chose them. `aegpo replay`
+    sets another allocator or selector against it. A resumed run cuts the log at its checkpoint and
+    goes on.
     """
 
     def __init__(self) -> None:
@@ -74,6 +75,7 @@ class DecisionLog(L.Callback):
             last.schedule.branching.to(device),
         ]
         rows = all_gather_rows(torch.cat(columns, dim=1))[0].cpu()
+        kept = _kept(last)
         if self._path is None:
             return
         # A prompt occurs once in a batch, so its dataset row says where it stood.
@@ -90,5 +92,22 @@ class DecisionLog(L.Callback):
             stochastic=rows[:, 2 : 2 + num_steps].bool(),
             branching=rows[:, 2 + num_steps :],
             probabilities=self._probabilities,
+            kept=None if kept is None else [kept.get(one, []) for one in batch.index.tolist()],
         )
         append_line(self._path, decision.to_json())
+
+
+def _kept(last: Iteration) -> dict[int, list[int]] | None:
+    """Numbers of each prompt's images that were trained on, of all ranks; None if none was chosen.
+
+    Every rank has to call it.
+    """
+    if last.weights is None:
+        return None
+    row = last.tree.row
+    number = torch.arange(len(row), device=row.device) - torch.searchsorted(row, row)
+    pairs = torch.stack([last.batch.index.to(row.device)[row], number], dim=1)
+    kept: dict[int, list[int]] = {}
+    for index, image in all_gather_rows(pairs[last.weights > 0])[0].tolist():
+        kept.setdefault(index, []).append(image)
+    return kept

@@ -18,6 +18,8 @@ from aegpo.allocation.sharding import shard
 from aegpo.distributed import all_gather_rows, all_reduce_sum, is_sharded, world
 from aegpo.entropy import EntropyReading, EntropyRecorder, Recording
 from aegpo.exploration import ExplorationSchedule, StepSelector
+from aegpo.image_counts import ImageCounts
+from aegpo.noise import KeyedNoise
 from aegpo.objectives import Credit, Experience, Objective, Pruning, TransitionWeight
 from aegpo.objectives.samples import LossTerms, Samples
 from aegpo.objectives.transition_samples import KLNormalization
@@ -28,6 +30,7 @@ from aegpo.rewards.base import Reward, Scores
 from aegpo.rollout import RolloutTree, rollout
 from aegpo.samplers import EULER, Sampler, sampler_name
 from aegpo.sde import SDE
+from aegpo.selection import AllImages, Selection, trained_on
 from aegpo.training import Iteration, Training
 from aegpo.utilities.halving import halving
 from lightning_modules.policy_module import PolicyModule
@@ -48,6 +51,7 @@ from lightning_modules.training.settings import (
     check_parts,
     check_rollout,
     check_sampler,
+    check_selection,
     check_update,
     choose_objective,
 )
@@ -72,6 +76,7 @@ class AEGPOModule(PolicyModule):
         optimizer: Optimizer of the trainable parameters.
         lr_scheduler: Learning-rate schedule, advanced once per iteration; None keeps the rate.
         advantage: How rewards become advantages; None for the group-relative one.
+        selection: Which of the images that were drawn are trained on; None for all of them.
         credit: How a tree hands the images' advantages down to its transitions; None for the mean
             of the images below.
         pruning: Which transitions are left out of the update; None for none.
@@ -132,6 +137,7 @@ class AEGPOModule(PolicyModule):
         optimizer: OptimizerCallable,
         lr_scheduler: LRSchedulerCallable | None = None,
         advantage: GroupRelative | None = None,
+        selection: Selection | None = None,
         credit: Credit | None = None,
         pruning: Pruning | None = None,
         transition_weight: TransitionWeight | None = None,
@@ -195,6 +201,8 @@ class AEGPOModule(PolicyModule):
         check_sampler(sampler, step_selector, self.objective)
         self.automatic_optimization = False
         self.reward, self.sde, self.sampler = reward, sde, sampler
+        self.selection, self.images = selection or AllImages(), ImageCounts()
+        check_selection(self.selection, step_selector, self.objective)
         self.step_selector, self.allocator = step_selector, allocator
         self.optimizer_factory, self.lr_scheduler_factory = optimizer, lr_scheduler
         self.inner_epochs, self.updates_per_epoch = inner_epochs, updates_per_epoch
@@ -265,6 +273,7 @@ class AEGPOModule(PolicyModule):
             decision.group_sizes[decision.mine],
             experience.tree,
             experience.rewards,
+            experience.weights,
         )
         self.iteration += 1
         self.log_dict(self.log_step(), rank_zero_only=True)
@@ -297,6 +306,8 @@ class AEGPOModule(PolicyModule):
         cond = self.encode(batch)
         tree, pending = self.explore(batch, cond, own)
         scores = self.score(pending)
+        advantages = self.advantages(tree, scores, whole, decision.mine)
+        weights = self.select(advantages, tree, batch.index, own.noise)
         return Experience(
             policy=self.policy,
             sde=self.sde,
@@ -304,9 +315,10 @@ class AEGPOModule(PolicyModule):
             tree=tree,
             schedule=own.schedule,
             rewards=scores.total,
-            advantages=self.advantages(tree, scores, whole, decision.mine),
+            advantages=trained_on(advantages, weights),
             index=batch.index,
             noise=own.noise,
+            weights=weights,
         )
 
     @timed("encode")
@@ -381,6 +393,29 @@ class AEGPOModule(PolicyModule):
         compared = self.advantage.of_scores(gathered, self.reward.part_weights, groups)
         self.log_dict(reward_metrics(gathered, groups, whole, compared), rank_zero_only=True)
         return compared.values[own].masked_fill(scores.total.isnan(), float("nan"))
+
+    @timed("advantage")
+    def select(
+        self, advantages: Tensor, tree: RolloutTree, index: Tensor, noise: KeyedNoise
+    ) -> Tensor | None:
+        """Choose the images to train on, and count them.
+
+        Args:
+            advantages: Advantage of each image, NaN where its reward failed, shape (N,).
+            tree: The rollout of this rank's prompts.
+            index: Their dataset rows, shape (B,) int64.
+            noise: Keyed noise of the iteration.
+
+        Returns:
+            Weight of each image, 0 where it is left out, shape (N,); None for all alike.
+        """
+        weights = self.selection(advantages, tree.row, index, noise)
+        kept = int((advantages.isfinite() if weights is None else weights > 0).sum())
+        self.images.add(images=len(tree), rewards=len(tree), images_trained=kept)
+        if weights is not None:
+            total = all_reduce_sum(float(kept), self.device)
+            self.log("rollout/images_trained", total, rank_zero_only=True)
+        return weights
 
     @timed("update")
     def update(self, experience: Experience) -> None:
@@ -497,6 +532,7 @@ class AEGPOModule(PolicyModule):
         """Add what the objective has to remember."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["aegpo"]["objective"] = self.objective.state_dict()
+        checkpoint["aegpo"]["images"] = self.images.over_ranks(self.device)
         checkpoint["aegpo"]["fitting"] = self.fitting.state_dict(self.micro_batch_size)
         checkpoint["aegpo"]["made_with"] |= self._drawn_and_trained_by()
 
@@ -507,6 +543,7 @@ class AEGPOModule(PolicyModule):
             made_with = {"sampler": EULER} | checkpoint["aegpo"].get("made_with", {})
             require_same_make(made_with, self._drawn_and_trained_by())
             self.fitting.load_state_dict(checkpoint["aegpo"].get("fitting", {}))
+            self.images.load_state_dict(checkpoint["aegpo"].get("images", {}))
         self.objective.load_state_dict(checkpoint["aegpo"].get("objective", {}))
 
 

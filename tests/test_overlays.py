@@ -231,6 +231,17 @@ CLAIMS: list[tuple[str, Callable[[Pair, Any], bool]]] = [
         lambda p, _: p.cls("model.credit") == "DepthCredit",
     ),
     (r"60 % of the steps", lambda p, _: p.get("model.pruning.keep") == 0.6),
+    # What is trained on.
+    (
+        r"16 images of each prompt are drawn",
+        lambda p, _: (
+            p.cls(ALLOCATOR) == "UniformAllocator" and p.get(f"{ALLOCATOR}.images_per_prompt") == 16
+        ),
+    ),
+    (
+        r"the extremes of their group, 8 images",
+        lambda p, _: p.cls("model.selection") == "Extremes" and p.get("model.selection.keep") == 8,
+    ),
     # What is minimized.
     (
         r"weighted\s+by their noise|weighs a step by its noise",

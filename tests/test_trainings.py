@@ -79,7 +79,9 @@ def require_trained(cli: Any) -> None:
     module, logged = cli.model, cli.trainer.callback_metrics
     assert module.iteration == 1
     sizes = module.last.group_sizes
-    assert len(module.last.tree) == int(sizes.sum()) == 12 * cli.datamodule.batch_size
+    images = module.allocator.images_per_prompt
+    assert images == 12 or (images == 16 and module.selection.selects)  # of which 8
+    assert len(module.last.tree) == int(sizes.sum()) == images * cli.datamodule.batch_size
     assert bool(module.last.rewards.isfinite().all())
     assert logged["update/transitions"] > 0
     assert all(math.isfinite(float(value)) for key, value in logged.items() if "update" in key)

@@ -30,10 +30,12 @@ class Experience:
         tree: The rollout.
         schedule: Its exploration schedule, B rows.
         rewards: Reward of each image, NaN where it failed, shape (N,).
-        advantages: Advantage of each image within its group, NaN where its reward failed, shape
-            (N,).
+        advantages: Advantage of each image within its group, times its weight, NaN where its reward
+            failed or a selection left it out, shape (N,).
         index: Dataset row of each prompt, shape (B,) int64.
         noise: Keyed noise of the iteration.
+        weights: What a selection of images gave each of them, 0 where it left one out, shape (N,);
+            None if it chose none.
     """
 
     policy: Policy
@@ -45,6 +47,7 @@ class Experience:
     advantages: Tensor
     index: Tensor
     noise: KeyedNoise
+    weights: Tensor | None = None
 
 
 class Objective(abc.ABC):

@@ -84,6 +84,9 @@ class PolicyGradient(Objective):
         kept = None
         if self.pruning is not None:
             kept = self.pruning(tree, schedule, edges, experience.noise, experience.index)
+        if experience.weights is not None:  # what leads to no image that is trained on
+            leads = tree.backup((experience.weights > 0).float()) > 0
+            kept = leads if kept is None else kept & leads
         return Replay(
             experience.policy,
             experience.sde,

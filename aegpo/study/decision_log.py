@@ -28,6 +28,7 @@ class Decision:
         branching: Children of every node at each step, int64, shape (B, T).
         probabilities: Chance of each prompt inside its stratum when it was drawn, float64, shape
             (B,); None where the sampler has none.
+        kept: For each prompt the numbers of the images that were trained on; None where all were.
     """
 
     iteration: int
@@ -39,6 +40,7 @@ class Decision:
     stochastic: Tensor
     branching: Tensor
     probabilities: Tensor | None = None
+    kept: list[list[int]] | None = None
 
     def to_json(self) -> str:
         """Write the decision on one line; nine digits give every fp32 value back exactly."""
@@ -60,6 +62,7 @@ class Decision:
             "delta_entropy": delta,
             "entropy": curve,
             "probabilities": None if self.probabilities is None else _digits(self.probabilities),
+            "kept": self.kept,
         }
         return json.dumps(record)
 
@@ -105,6 +108,7 @@ class Decision:
                 probabilities=None
                 if probabilities is None
                 else torch.tensor(probabilities, dtype=torch.float64, device="cpu"),
+                kept=record.get("kept"),
             )
         except (KeyError, IndexError, TypeError) as error:
             raise ValueError(f"not a line of a decision log ({error!r}): {line[:60]}") from error

@@ -10,6 +10,7 @@ from aegpo.objectives import Credit, Objective, PolicyGradient
 from aegpo.rewards.base import Reward
 from aegpo.rollout.loop import check_split_scale
 from aegpo.samplers import Sampler
+from aegpo.selection import Selection
 from aegpo.utilities.checks import require_positive
 
 
@@ -116,6 +117,36 @@ def check_rollout(
         raise ValueError(
             "model.shared_start=true gives a prompt's images one starting noise, and without a "
             "stochastic step they would all be equal; set it to false"
+        )
+
+
+def check_selection(
+    selection: Selection, step_selector: StepSelector, objective: Objective
+) -> None:
+    """Check that a selection of images acts on what is trained, and as it promises.
+
+    Args:
+        selection: Which images are trained on.
+        step_selector: Which steps draw noise.
+        objective: What learns from them.
+
+    Raises:
+        ValueError: If the credit looks at rewards instead of the chosen images' advantages, or
+            weights that leave no bias meet a tree, whose images share transitions.
+    """
+    name = type(selection).__name__
+    credit = objective.credit if isinstance(objective, PolicyGradient) else None
+    if selection.selects and credit is not None and credit.compares_rewards:
+        raise ValueError(
+            f"model.selection={name} chooses among the images' advantages, but model.credit="
+            f"{type(credit).__name__} compares the rewards anew at every step; use "
+            "aegpo.objectives.LeafCredit, or leave selection out"
+        )
+    if selection.unbiased and step_selector.branching > 1:
+        raise ValueError(
+            f"model.selection={name} weighs images by 1 / p, and the transitions of a tree belong "
+            "to several images; set step_selector.branching to 1, or use "
+            "aegpo.selection.Extremes"
         )
 
 

@@ -15,6 +15,7 @@ from aegpo.exploration import EntropyPeaks, NoSteps
 from aegpo.objectives import AWM, NFT, DepthCredit
 from aegpo.rewards.jpeg import JpegCompressibility
 from aegpo.rewards.weighted_sum import WeightedSum
+from aegpo.selection import ByAdvantage, Extremes
 from callbacks.canary import Canary
 from callbacks.cost_logger import CostLogger
 from callbacks.curve_logger import CurveLogger
@@ -141,11 +142,20 @@ def compare(one, two, names=ALL_RANKS):
                 "evaluation_rewards": [Redness()],
                 "advantage": PerReward(normalize_batch=True),
                 "overlap_chunks": 2,
+                "selection": Extremes(keep=3),
             },
             3,  # six iterations
         ),
         ({"source": "rollouts"}, {}, 2),
-        ({}, {"step_selector": NoSteps(), "objective": NFT(decay_rate=0.2)}, 3),
+        (
+            {},
+            {
+                "step_selector": NoSteps(),
+                "objective": NFT(decay_rate=0.2),
+                "selection": ByAdvantage(keep=2),  # its weights are of both ranks' images
+            },
+            3,
+        ),
         ({}, {"step_selector": NoSteps(), "objective": AWM(times_per_image=2)}, 2),
     ],
     ids=["ragged, rewards by part", "entropy of the rollouts", "nft", "awm"],
@@ -156,7 +166,7 @@ def test_two_ranks_follow_the_curve_of_one(
     callbacks = [*entropy_callbacks(**probe), Canary([Unreadable()]), CurveLogger()]
     callbacks.append(HackingAlarm(norm_drift=0.01, window=1))
     one, two = on_both(pair, tmp_path, tiny_sd3_folder, callbacks, settings, epochs)
-    compare(one, two, (*ALL_RANKS, *WATCHED, "sampler/seen_share"))
+    compare(one, two, (*ALL_RANKS, *WATCHED, "sampler/seen_share", "rollout/images_trained"))
     assert any(row["canary/missing"] > 0 for row in one["rows"])
     assert one["rows"][-1]["update/transitions"] > 0
     assert one["rows"][-1]["val/redness"] == pytest.approx(two["rows"][-1]["val/redness"], abs=1e-5)

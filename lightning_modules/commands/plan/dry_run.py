@@ -18,6 +18,7 @@ from aegpo.objectives import Experience
 from aegpo.planning.counts import Range
 from aegpo.planning.stand_in import StandInPolicy
 from aegpo.prompts import PromptBatch
+from aegpo.selection import trained_on
 from lightning_modules.aegpo_module import AEGPOModule
 from lightning_modules.training.decision import Decision
 
@@ -28,6 +29,7 @@ class PlannedIteration:
 
     Args:
         images: Images drawn.
+        trained: Those of them that are trained on.
         group: Images of one prompt.
         stochastic_steps: Steps K at which one prompt's rollouts explore.
         transitions: Transitions that the rollout stores.
@@ -38,6 +40,7 @@ class PlannedIteration:
     """
 
     images: Range
+    trained: Range
     group: Range
     stochastic_steps: Range
     transitions: Range
@@ -59,7 +62,7 @@ def dry_run(
 ) -> PlannedIteration:
     """Let a module draw and learn from images of one number, and count what that takes.
 
-    Allocator, selector, rollout, credit, pruning and objective are the module's own. Rewards are
+    Allocator, selectors, rollout, credit, pruning and objective are the module's own. Rewards are
     random, so no group is silent; entropy, if a callback publishes it, is tried rising, falling
     and random, with and without a ΔEntropy that tells the prompts apart. Nothing is drawn from
     torch's global random state, and the module is left as it was found.
@@ -104,6 +107,8 @@ def dry_run(
                 rewards = noise.normal(
                     "dry run", torch.arange(len(tree), device="cpu")[:, None], (1,)
                 )[:, 0]
+                advantages = module.advantage(rewards, tree.row).values
+                weights = module.selection(advantages, tree.row, batch.index, noise)
                 experience = Experience(
                     policy=module.policy,
                     sde=module.sde,
@@ -111,20 +116,23 @@ def dry_run(
                     tree=tree,
                     schedule=decision.schedule,
                     rewards=rewards,
-                    advantages=module.advantage(rewards, tree.row).values,
+                    advantages=trained_on(advantages, weights),
                     index=batch.index,
                     noise=noise,
+                    weights=weights,
                 )
                 samples = _update(module, experience, rescores)
                 counts = module.policy.evaluations.counts
                 tried.append(
                     {purpose: float(counts[purpose]) for purpose in TRAINING}
                     | {"images": len(tree), "samples": samples}
+                    | {"trained": len(tree) if weights is None else int((weights > 0).sum())}
                     | {"transitions": len(tree.transitions)}
                 )
     ranges = {name: Range.over(one[name] for one in tried) for name in tried[0]}
     return PlannedIteration(
         images=ranges["images"],
+        trained=ranges["trained"],
         group=Range.over(groups),
         stochastic_steps=Range.over(steps),
         transitions=ranges["transitions"],

@@ -85,6 +85,8 @@ def _work(plan: RunPlan) -> Table:
     table.add_row(f"epochs of {length.per_epoch:,} iterations", "", epochs.replace(".0", ""))
     row("prompts", plan.batch_size)
     row("images", one.images)
+    if one.trained != one.images:
+        row("images that are trained on", one.trained)
     mean = f"{one.images.high / plan.batch_size:g}"
     of_one = number(one.group) + (f", {mean} on average" if one.group.low < one.group.high else "")
     table.add_row("images of one prompt", of_one, "")

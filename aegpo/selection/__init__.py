@@ -1,0 +1,7 @@
+"""Selection: which of the images that were drawn are trained on."""
+
+from aegpo.selection.by_advantage import ByAdvantage
+from aegpo.selection.extremes import Extremes
+from aegpo.selection.selection import AllImages, Selection, trained_on
+
+__all__ = ["AllImages", "ByAdvantage", "Extremes", "Selection", "trained_on"]
