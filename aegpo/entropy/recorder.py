@@ -17,6 +17,7 @@ from aegpo.entropy.dispatched import WatchedAttention
 from aegpo.entropy.recording import Recording, WatchedPolicy
 from aegpo.entropy.tokens import TokenLayout, TokenSet, check_token_set, select_tokens
 from aegpo.entropy.uncompiled import uncompiled
+from aegpo.transfer import without_waiting
 
 # `F.scaled_dot_product_attention` exists once per process, so does its replacement.
 _RECORDING = threading.Lock()
@@ -170,7 +171,7 @@ class EntropyRecorder:
         if chosen is None:
             return None
         heads, device = query.shape[1], query.device
-        queries = chosen.queries.to(device)
+        queries = without_waiting(chosen.queries, device)
         key_mask = None if chosen.key_mask is None else chosen.key_mask.to(device)
         count = len(queries) if self.rows is None else min(self.rows, len(queries))
         real: Tensor | None = None

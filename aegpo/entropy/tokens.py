@@ -160,27 +160,39 @@ def select_tokens(
             + (f"joint attention over {joint} tokens and " if joint else "")
             + f"image-only attention over {', '.join(map(str, image_sizes))}"
         )
-    textless = layout.ragged and layout.text_mask is not None and not layout.text_mask.any()
-    if tokens in ("image_to_text", "text_to_image") and (num_keys in image_sizes or textless):
+    if tokens in ("image_to_text", "text_to_image") and (
+        num_keys in image_sizes or _is_textless(layout)
+    ):
         return None
+    device = torch.device("cpu") if layout.text_mask is None else layout.text_mask.device
     if num_keys in image_sizes:
-        return TokenSelection(torch.arange(num_keys, device="cpu"), None, None)
+        return TokenSelection(torch.arange(num_keys, device=device), None, None)
 
     asks, _, looks = tokens.partition("_to_")
-    positions = torch.arange(image + text, device="cpu")
-    is_image = positions < image if layout.image_first else positions >= text
-    wanted = {"all": torch.ones_like(is_image), "image": is_image, "text": ~is_image}
-    real = _real_tokens(layout, is_image)
-    device = is_image.device if real is None else real.device
-
-    queries = positions[wanted[asks]].to(device)
-    query_mask = None if real is None or asks == "image" else real[:, queries]
+    real = _real_tokens(layout)
+    asked, seen = _range(asks, layout), _range(looks, layout)
+    # Made where they are used: a copy, or a choice by a mask, would wait for the device.
+    positions = torch.arange(image + text, device=device)
+    query_mask = None if real is None or asks == "image" else real[:, asked.start : asked.stop]
     key_mask: Tensor | None = None
+    if looks != "all":
+        key_mask = ((positions >= seen.start) & (positions < seen.stop))[None]
     if real is not None and looks != "image":
-        key_mask = real & wanted[looks].to(device)
-    elif looks != "all":
-        key_mask = wanted[looks].to(device)[None]
-    return TokenSelection(queries, query_mask, key_mask)
+        key_mask = real if key_mask is None else real & key_mask
+    return TokenSelection(positions[asked.start : asked.stop], query_mask, key_mask)
+
+
+def _range(which: str, layout: TokenLayout) -> range:
+    """Positions of "all", "image" or "text" tokens, which lie side by side."""
+    both = layout.num_image + layout.num_text
+    first = layout.num_image if layout.image_first else layout.num_text
+    if which == "all":
+        return range(both)
+    return range(first) if (which == "image") is layout.image_first else range(first, both)
+
+
+def _is_textless(layout: TokenLayout) -> bool:
+    return layout.ragged and layout.text_mask is not None and not bool(layout.text_mask.any())
 
 
 def _select_cross(
@@ -197,7 +209,7 @@ def _select_cross(
     return TokenSelection(torch.arange(num_queries, device="cpu"), None, layout.text_mask)
 
 
-def _real_tokens(layout: TokenLayout, is_image: Tensor) -> Tensor | None:
+def _real_tokens(layout: TokenLayout) -> Tensor | None:
     """Tokens that are not padding, (n, I + S) bool, or None if none is padding."""
     if layout.text_mask is None:
         return None

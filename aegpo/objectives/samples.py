@@ -107,10 +107,11 @@ class Samples(abc.ABC):
             `num_updates` tensors of sample numbers, together a permutation of 0..n-1, less those
             that are left out.
         """
-        rows = self.row
+        device, rows = self.row.device, self.row.cpu()
         update = torch.full_like(rows, -1)
         for row, key in enumerate(index.tolist()):
             own = (rows == row).nonzero().flatten()
-            order = noise.permutation("updates", (key,), len(own)).to(own.device)
-            update[own[order]] = torch.arange(len(own), device=own.device) % num_updates
-        return [(update == number).nonzero().flatten() for number in range(num_updates)]
+            order = noise.permutation("updates", (key,), len(own))
+            update[own[order]] = torch.arange(len(own), device="cpu") % num_updates
+        dealt = [(update == number).nonzero().flatten() for number in range(num_updates)]
+        return [which.to(device) for which in dealt]

@@ -62,6 +62,7 @@ class Replay(Samples):
     kl_coeff: float = 0.0
     kl_normalization: KLNormalization = "variance"
     divergence_bound: float | None = None
+    _eta: Tensor = field(init=False, repr=False)
     old_mean: Tensor = field(init=False)
     largest_change: Tensor = field(init=False)
     sensitivity: Tensor = field(init=False)
@@ -71,6 +72,7 @@ class Replay(Samples):
     def __post_init__(self) -> None:
         """Take the behavior policy's means from the rollout."""
         self.old_mean = self.tree.transitions.mean
+        self._eta = self.schedule.eta.to(self.old_mean.device)  # once, not in each micro-batch
         self.largest_change = torch.zeros((), device=self.old_mean.device)
         std, self.sensitivity = self._scales()
         # Over all ranks: a weight may not depend on which prompts lie beside its own.
@@ -80,7 +82,7 @@ class Replay(Samples):
     def _times(self, which: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         step = self.tree.transitions.step[which]
         row = self.tree.transitions.row[which]
-        eta = self.schedule.eta.to(step.device)[row, step]
+        eta = self._eta[row, step]
         return self.tree.sigmas[step], self.tree.sigmas[step + 1], eta
 
     def _scales(self) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,8 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
+from aegpo.transfer import without_waiting
+
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 
@@ -130,7 +132,8 @@ class NoiseSchedule:
         Returns:
             Shape (n,) int64, on the same device.
         """
-        return torch.bucketize(sigma.float().contiguous(), self._between.to(sigma.device))
+        between = without_waiting(self._between, sigma.device)
+        return torch.bucketize(sigma.float().contiguous(), between)
 
     def velocity(self, output: Tensor, noisy: Tensor, sigma: Tensor) -> Tensor:
         """Turns what the model predicts into noise - data.

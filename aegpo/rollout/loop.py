@@ -6,7 +6,6 @@ the policy; a node that parts into several children is evaluated once.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -21,9 +20,12 @@ from aegpo.policies.base import Policy
 from aegpo.policies.conditioning import Conditioning
 from aegpo.rollout.finite import require_finite
 from aegpo.rollout.path import Paths
+from aegpo.rollout.split_noise import check_split_scale, sibling_noise
 from aegpo.rollout.tree import RolloutTree, Transitions
 from aegpo.samplers import Sampler
 from aegpo.sde import SDE
+from aegpo.sde.base import check_falling
+from aegpo.transfer import without_waiting
 
 
 class LevelObserver(Protocol):
@@ -34,7 +36,7 @@ class LevelObserver(Protocol):
 
         Args:
             step: The denoising step, from 0.
-            row: (n,) int64, the row of each node's prompt in the batch.
+            row: (n,) int64 on the CPU, the row of each node's prompt in the batch.
             layout: Where image and text tokens lie, for these n rows.
         """
 
@@ -113,7 +115,8 @@ def rollout(  # noqa: PLR0913  # all that decides an image
     sigmas = policy.sigmas(num_steps)
     if sigmas.shape != (num_steps + 1,):
         raise ValueError(f"policy.sigmas({num_steps}) has shape {tuple(sigmas.shape)}")
-    level_sigmas = sigmas.to(device, torch.float32)
+    check_falling(sigmas[:-1], sigmas[1:])
+    level_sigmas = without_waiting(sigmas.float(), device)
 
     # With a shared start a prompt is one node, and its roots wait for the first stochastic step.
     waiting = roots.clone() if shared_start else torch.ones_like(roots)
@@ -121,7 +124,7 @@ def rollout(  # noqa: PLR0913  # all that decides an image
     row, number = _part(started)
     start = start_noise(noise, index[row], number, policy.latent_shape)
     nodes = _Nodes(
-        latents=policy.initial_latents(start, float(sigmas[0])).to(device),
+        latents=without_waiting(policy.initial_latents(start, float(sigmas[0])), device),
         row=row,
         number=number,
         edge=torch.full_like(row, -1),
@@ -131,15 +134,14 @@ def rollout(  # noqa: PLR0913  # all that decides an image
     parents: list[Tensor] = []
     num_edges = num_nodes = 0
     for step in range(num_steps):
-        rows_cond = cond.select(nodes.row.to(device))
+        rows_cond = cond.select(without_waiting(nodes.row, device))
         if observer is not None and len(nodes.row) > 0:  # a rank may have no prompt
-            observer.begin(step, nodes.row.to(device), policy.token_layout(rows_cond))
+            observer.begin(step, nodes.row, policy.token_layout(rows_cond))
         sigma, sigma_next = level_sigmas[step : step + 2, None].expand(2, len(nodes.row))
         prediction = policy(nodes.latents, sigma, rows_cond)
         num_nodes += len(nodes.row)
-        gaussian = sde.step(
-            prediction, nodes.latents, sigma, sigma_next, eta[nodes.row, step].to(device)
-        )
+        level = without_waiting(eta[nodes.row, step], device)
+        gaussian = sde.step(prediction, nodes.latents, sigma, sigma_next, level)
         # Nodes into children. A deterministic node has one, with the number that it had.
         splits = stochastic[:, step]
         width = torch.where(splits, branching[:, step] * waiting, torch.ones_like(waiting))
@@ -148,11 +150,12 @@ def rollout(  # noqa: PLR0913  # all that decides an image
         row = nodes.row[parent]
         number = nodes.number[parent] * width[row] + child
         edge = nodes.edge[parent]
-        latents = paths.onward(step, nodes.latents, prediction, gaussian.mean)[parent.to(device)]
+        onward = paths.onward(step, nodes.latents, prediction, gaussian.mean)
+        latents = onward[without_waiting(parent, device)]
         paths.follow(step, parent, splits[row])
         drawn = splits[row].nonzero().flatten()
         if len(drawn) > 0:
-            source, target = parent[drawn].to(device), drawn.to(device)
+            source, target = (without_waiting(x, device) for x in (parent[drawn], drawn))
             transition = gaussian.select(source)
             keys = torch.stack([index[row], number, torch.full_like(number, step)], dim=1)
             draw = noise.normal("step", keys[drawn], policy.latent_shape)
@@ -162,8 +165,8 @@ def rollout(  # noqa: PLR0913  # all that decides an image
                 )
                 parting = (width > 1)[row[drawn]]
                 siblings = parent[drawn][parting]
-                draw[parting] = _sibling_noise(noise, own, siblings, draw[parting], split_scale)
-            latents[target] = transition.sample(draw.to(device))
+                draw[parting] = sibling_noise(noise, own, siblings, draw[parting], split_scale)
+            latents[target] = transition.sample(without_waiting(draw, device))
             levels.append(
                 Transitions(
                     latents=nodes.latents[source],
@@ -171,7 +174,7 @@ def rollout(  # noqa: PLR0913  # all that decides an image
                     mean=transition.mean,
                     step=torch.full_like(target, step),
                     log_prob=transition.log_prob(latents[target]),
-                    row=row[drawn].to(device),
+                    row=without_waiting(row[drawn], device),
                 )
             )
             parents.append(edge[drawn])
@@ -242,38 +245,6 @@ def _count_roots(
             "branching factors whose product divides the group size"
         )
     return group_sizes // leaves_per_root
-
-
-def check_split_scale(split_scale: float | None) -> None:
-    """Raise unless it can be the `split_scale` of a rollout."""
-    if split_scale is not None and not (math.isfinite(split_scale) and split_scale > 0):
-        raise ValueError(
-            f"split_scale={split_scale} must be a finite number above 0 (BranchGRPO's is 4), or "
-            "null for siblings that draw independent noise"
-        )
-
-
-def _sibling_noise(
-    noise: KeyedNoise, keys: Tensor, parent: Tensor, draw: Tensor, split_scale: float
-) -> Tensor:
-    """Correlates the noise of siblings: (xi_0 + s eta_b) / sqrt(1 + s²), BranchGRPO's split noise.
-
-    The public code of BranchGRPO (arXiv 2509.06040) has s eta_b alone, which is too wide by s and
-    no longer what the log-prob is taken of; this is the paper's formula.
-
-    Args:
-        noise: The noise of this iteration.
-        keys: (n, 3) index, number and step of the nodes of the level.
-        parent: (m,) the node that each child comes from.
-        draw: (m, ...) each child's own noise eta_b.
-        split_scale: s.
-
-    Returns:
-        (m, ...) xi_b, in the order of the children.
-    """
-    parents, child = torch.unique(parent, return_inverse=True)
-    shared = noise.normal("split", keys[parents], draw.shape[1:])
-    return (shared[child] + split_scale * draw) / math.sqrt(1 + split_scale**2)
 
 
 def _part(widths: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from aegpo.samplers import Sampler
+from aegpo.transfer import without_waiting
 
 
 class Paths:
@@ -49,7 +50,7 @@ class Paths:
             if start not in self._weights:
                 self._weights[start] = self._sampler.weights(self._sigmas, start)
             table[row, start:, start:] = self._weights[start]
-        weights = table[path, step].float().to(latents.device)  # (n, T), in one transfer
+        weights = without_waiting(table[path, step].float(), latents.device)  # (n, T), at once
         moved = latents.float()
         for past, remembered in list(self._velocities.items()):
             weight = weights[:, past].view(-1, *[1] * (latents.dim() - 1))
@@ -71,6 +72,6 @@ class Paths:
         self._start = torch.where(drew_noise, step + 1, self._start[parent])
         if not torch.equal(parent, torch.arange(len(drew_noise), device="cpu")):
             self._velocities = {
-                past: velocity[parent.to(velocity.device)]
+                past: velocity[without_waiting(parent, velocity.device)]
                 for past, velocity in self._velocities.items()
             }

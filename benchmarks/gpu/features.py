@@ -6,6 +6,7 @@ import inspect
 import os
 import tempfile
 import time
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,13 @@ import torch
 from gpu.families import INDEX, PROMPTS, STEPS
 from gpu.parts import Emit, Settings
 
+from aegpo.entropy import EntropyRecorder
+from aegpo.exploration import ExplorationSchedule
 from aegpo.noise import KeyedNoise
 from aegpo.policies.diffusers_policy import DiffusersPolicy
+from aegpo.rollout import rollout
 from aegpo.rollout.deterministic import deterministic_rollout
+from aegpo.sde import FlowSDE
 
 BACKENDS = ("native", "_native_flash", "_native_efficient", "_native_math", "_native_cudnn")
 ASKED_FOR = "_native_cudnn"
@@ -35,6 +40,7 @@ def feature(item: str, settings: Settings, emit: Emit) -> None:
         "quickstart": quickstart,
         "backends": backends,
         "offload": offload,
+        "waiting": waiting,
         "nf4": partial(quantized, "nf4"),
         "int8": partial(quantized, "int8"),
     }[item](settings, emit)
@@ -136,6 +142,33 @@ def offload(settings: Settings, emit: Emit) -> None:
     emit("idle after encoding and decoding", str(sorted(where())), where() == {"cpu"}, "cpu")
     denoiser = {parameter.device.type for parameter in policy.trained.parameters()}
     emit("denoiser", str(sorted(denoiser)), denoiser == {card.type}, card.type)
+
+
+def waiting(settings: Settings, emit: Emit) -> None:
+    """No step of a rollout makes the host wait for the card, by torch's own count."""
+    policy = tiny_policy("StableDiffusion3", settings)
+    cond, sizes = policy.encode(PROMPTS), torch.full((len(PROMPTS),), 2)
+
+    def waits(steps: int) -> int:
+        noisy = torch.ones(len(PROMPTS), steps, dtype=torch.bool)
+        noisy[:, -1] = False
+        schedule = ExplorationSchedule.from_mask(noisy, 0.7)
+        arguments = (FlowSDE(), cond, schedule, sizes, KeyedNoise(0), INDEX)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            if not settings.tiny:
+                torch.cuda.set_sync_debug_mode("warn")
+            try:
+                with EntropyRecorder().record(policy) as recording:
+                    rollout(policy, *arguments, decode=False, observer=recording)
+            finally:
+                if not settings.tiny:
+                    torch.cuda.set_sync_debug_mode("default")
+        return sum("synchronizing" in str(one.message) for one in told)
+
+    waits(4)  # what is made once is made here
+    short, long = waits(4), waits(8)
+    emit("waits of 4 and of 8 steps", f"{short}, {long}", short == long, "as many")
 
 
 def quantized(kind: str, settings: Settings, emit: Emit) -> None:

@@ -77,12 +77,12 @@ PARTS = (
     Part(
         "features",
         "gpu.features:feature",
-        ("quickstart", "backends", "offload", "nf4", "int8"),
+        ("quickstart", "backends", "offload", "waiting", "nf4", "int8"),
         100.0,
         True,
         None,
         "20 iterations of the quickstart, attention backends, what offload leaves on the card, "
-        "4 and 8 bits",
+        "waits of the host, 4 and 8 bits",
     ),
     Part(
         "faster",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -59,10 +60,12 @@ def optimizer_step(
     norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
     if isinstance(norm, DTensor):
         norm = norm.full_tensor()
-    # A loss may be infinite where its gradient is not: behind a clamp, for instance.
-    broken = not bool(torch.isfinite(norm)) or not bool(losses.isfinite().all())
+    # A loss may be infinite where its gradient is not: behind a clamp, for instance. Both are read
+    # at once, since the host waits for the device's work at each reading.
+    length, finite = map(float, torch.stack([norm, losses.isfinite().all().to(norm)]).cpu())
+    broken = not math.isfinite(length) or not finite
     taken = all_reduce_max(float(broken), losses.device) == 0
     if taken:
         optimizer.step()
     optimizer.zero_grad()
-    return Step(float(norm), taken)
+    return Step(length, taken)

@@ -8,7 +8,7 @@ from aegpo.advantages import GroupRelative
 from aegpo.exploration import AllSteps, StepSelector
 from aegpo.objectives import Credit, Objective, PolicyGradient
 from aegpo.rewards.base import Reward
-from aegpo.rollout.loop import check_split_scale
+from aegpo.rollout.split_noise import check_split_scale
 from aegpo.samplers import Sampler
 from aegpo.selection import Selection
 from aegpo.utilities.checks import require_positive

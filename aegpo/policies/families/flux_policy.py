@@ -16,6 +16,7 @@ from aegpo.policies.families.flow_policy import FlowPolicy
 from aegpo.policies.patches import from_patches, to_patches
 from aegpo.policies.pretrained import find_pipeline, read_model_index, read_part_config
 from aegpo.policies.sigmas import Spacing
+from aegpo.transfer import without_waiting
 
 PATCH = 2
 """Height and width of the latent patch that is one image token."""
@@ -107,8 +108,8 @@ class FluxPolicy(FlowPolicy):
             # does in the pipeline, so that both tell the model the same noise level.
             timestep=self.timestep(sigma).to(dtype) / 1000,
             encoder_hidden_states=cond.embeds.to(dtype),
-            txt_ids=text_ids.to(latents.device),
-            img_ids=image_ids.to(latents.device),
+            txt_ids=without_waiting(text_ids, latents.device),
+            img_ids=without_waiting(image_ids, latents.device),
             return_dict=False,
             **inputs,
         )[0]

@@ -10,6 +10,7 @@ from diffusers import StableDiffusionXLPipeline
 
 from aegpo.policies.conditioning import Conditioning, real_tokens
 from aegpo.policies.families.unet_policy import UNetPolicy
+from aegpo.transfer import without_waiting
 
 
 class StableDiffusionXL(UNetPolicy):
@@ -35,7 +36,9 @@ class StableDiffusionXL(UNetPolicy):
         """The pooled text, and the resolution as original size, crop corner and target size."""
         assert cond.pooled is not None  # `encode_texts` always gives it
         size = [self.pixels, self.pixels]
-        time_ids = torch.tensor([*size, 0, 0, *size], device=cond.pooled.device)
+        time_ids = without_waiting(
+            torch.tensor([*size, 0, 0, *size], device="cpu"), cond.pooled.device
+        )
         return {
             "added_cond_kwargs": {
                 "text_embeds": cond.pooled.to(self.compute_dtype),
