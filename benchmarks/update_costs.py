@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from machine import heading
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.lora.layer import Linear as LoraLinear
 from steps import backward, drawn, halves, shapes
 from torch import Tensor
 from turns import Ways, take_turns
@@ -30,6 +30,7 @@ from aegpo.planning.activations import kept_bytes
 from aegpo.policies import StableDiffusion3
 from aegpo.policies.base import GuidanceGradient
 from aegpo.policies.lora import adapters_disabled
+from aegpo.policies.speed.adapted_linear import AdaptedLinear
 from aegpo.utilities.tables import markdown_table
 
 
@@ -40,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "guidance": guidance,
         "micro-batches": micro_batches,
         "adapters": adapters,
+        "adapters in fp32": adapters_in_fp32,
+        "projections": projections,
         "compiled": compiled,
     }
     parser = argparse.ArgumentParser(
@@ -158,37 +161,82 @@ def micro_batches(device: str, images: int) -> tuple[Ways, StableDiffusion3]:
 
 
 def adapters(device: str, images: int) -> tuple[Ways, StableDiffusion3]:
-    """A forward under bf16 autocast: without adapters, with peft's, and with ours."""
+    """A forward without adapters, with peft's, and with ours; below fp32 under autocast."""
     policy = shapes(device, dtype="bfloat16")
-    layers = [one for one in policy.modules() if isinstance(one, BaseTunerLayer)]
+    return adapted(policy, images, torch.bfloat16), policy
+
+
+def adapters_in_fp32(device: str, images: int) -> tuple[Ways, StableDiffusion3]:
+    """The same in fp32."""
+    policy = shapes(device)
+    return adapted(policy, images, None), policy
+
+
+def adapted(policy: StableDiffusion3, images: int, half: torch.dtype | None) -> Ways:
+    """A forward with each kind of adapted layer."""
+    layers = [one for one in policy.modules() if isinstance(one, AdaptedLinear)]
     weights = policy.trainable_parameters()
     rows = min(64, 4 * images)
     cond = policy.encode(["a red circle"] * rows)
-    latents = torch.zeros(rows, *policy.latent_shape, device=device)
-    sigma = torch.full((rows,), 0.5, device=device)
+    latents = torch.zeros(rows, *policy.latent_shape, device=policy.device)
+    sigma = torch.full((rows,), 0.5, device=policy.device)
     ours = [layer._cast_input_dtype for layer in layers]
-    peft = [partial(type(layer)._cast_input_dtype, layer) for layer in layers]
+    peft = [partial(LoraLinear._cast_input_dtype, layer) for layer in layers]
 
-    def forward(casts: list[Any] | None, dtype: torch.dtype = torch.float32) -> Callable[[], None]:
+    def forward(
+        kind: type[LoraLinear] | None,
+        casts: list[Any] = ours,
+        dtype: torch.dtype = torch.float32,
+        once: bool = False,
+    ) -> Callable[[], None]:
         def run() -> None:
-            for layer, cast in zip(layers, casts or ours, strict=True):
+            for layer, cast in zip(layers, casts, strict=True):
+                layer.__class__ = kind or AdaptedLinear
                 layer._cast_input_dtype = cast
             for weight in weights:
                 weight.data = weight.data.to(dtype)
-            off = adapters_disabled(policy.trained) if casts is None else nullcontext()
-            half = torch.autocast(device, torch.bfloat16, cache_enabled=False)
-            with torch.no_grad(), half, off:
+            off = adapters_disabled(policy.trained) if kind is None else nullcontext()
+            autocast = torch.autocast(
+                policy.device.type, half, enabled=half is not None, cache_enabled=once
+            )
+            with torch.no_grad(), autocast, off:
                 for _ in range(3):
                     policy(latents, sigma, cond)
 
         return run
 
-    return {
-        "without adapters": forward(None),
-        "inputs cast to fp32, as peft does": forward(peft),
-        "inputs as they are": forward(ours),
-        "and weights that need no cast": forward(ours, torch.bfloat16),
-    }, policy
+    ways: Ways = {"without adapters": forward(None)}
+    if half is not None:
+        ways["peft's, inputs cast to fp32"] = forward(LoraLinear, peft)
+    ways |= {"peft's": forward(LoraLinear), "ours": forward(AdaptedLinear)}
+    if half is not None:
+        ways["ours, weights cast once for three forwards"] = forward(AdaptedLinear, once=True)
+        ways["ours, weights that need no cast"] = forward(AdaptedLinear, dtype=half)
+    return ways
+
+
+def projections(device: str, images: int) -> tuple[Ways, StableDiffusion3]:
+    """A forward without adapters, with diffusers' fused query, key and value, and without."""
+    policy = shapes(device)
+    plain, fused = (policy.load_clean_pipeline().transformer.to(device) for _ in range(2))
+    fused.fuse_qkv_projections()
+    cond = policy.encode(["a red circle"] * 4 * images)
+    inputs = {
+        "hidden_states": torch.zeros(4 * images, *policy.latent_shape, device=device),
+        "timestep": torch.full((4 * images,), 500.0, device=device),
+        "encoder_hidden_states": cond.embeds,
+        "pooled_projections": cond.pooled,
+    }
+
+    def forward(model: Any) -> Callable[[], None]:
+        def run() -> None:
+            with torch.no_grad():
+                for _ in range(3):
+                    model(**inputs)
+
+        return run
+
+    return {"apart": forward(plain), "fused": forward(fused)}, policy
 
 
 def compiled(device: str, images: int) -> tuple[Ways, StableDiffusion3]:

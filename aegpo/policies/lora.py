@@ -13,6 +13,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
+from aegpo.policies.speed.adapted_linear import add_in_place
+
 ADAPTER = "default"
 """Name of the one adapter that is trained."""
 
@@ -87,6 +89,7 @@ def add_lora(model: ModelMixin, layers: Sequence[str], rank: int, alpha: float, 
     for layer in model.modules():
         if isinstance(layer, BaseTunerLayer):
             layer._cast_input_dtype = _cast_input
+    add_in_place(model, ADAPTER)
 
 
 def _cast_input(inputs: Tensor | None, dtype: torch.dtype) -> Tensor | None:

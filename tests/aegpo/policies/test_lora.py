@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from diffusers import SD3Transformer2DModel
+from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from tiny_pipelines import tiny_sd3
 
 from aegpo.policies.lora import adapters_disabled, add_lora, match_targets
+from aegpo.policies.speed.adapted_linear import AdaptedLinear
 
 GROUPS = {"attention": ("attn.to_q", "attn.absent"), "nothing": ("nowhere",)}
 
@@ -99,7 +103,8 @@ def test_under_autocast_inputs_are_not_cast_up_and_down_again(dtype: torch.dtype
 
     ours, copied = run()
     assert copied == 0
-    del layer._cast_input_dtype  # peft's own again
+    layer.__class__ = LoraLinear  # peft's own again
+    del layer._cast_input_dtype
     theirs, copied = run()
     assert copied == 1
     for one, other in zip(ours, theirs, strict=True):
@@ -116,3 +121,54 @@ def test_without_autocast_a_half_input_meets_fp32_weights() -> None:
 
 def width(layer: torch.nn.Module) -> int:
     return int(layer.base_layer.in_features)  # type: ignore[union-attr, arg-type]
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["fp32", "bf16"])
+def test_what_is_added_in_place_is_what_peft_adds(half: bool) -> None:
+    model = transformer().to(torch.bfloat16 if half else torch.float32).train()
+    add_lora(model, match_targets(model, ["to_q", "to_v", "net.2"], {}), rank=4, alpha=8, seed=0)
+    layers = [layer for layer in model.modules() if isinstance(layer, LoraLinear)]
+    for layer in layers:
+        torch.nn.init.normal_(layer.lora_B["default"].weight)
+    inputs = transformer_inputs(model)
+
+    def run(kind: type[LoraLinear]) -> list[torch.Tensor]:
+        for layer in layers:
+            assert type(layer) is AdaptedLinear
+            layer.__class__ = kind
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half, cache_enabled=False):
+            with torch.no_grad():
+                drawn = model(**inputs)[0]
+            trained = model(**inputs)[0]
+        trained.float().square().mean().backward()
+        gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+        assert len(gradients) == 2 * len(layers)
+        return [drawn, trained.detach(), *gradients]
+
+    ours, peft = run(AdaptedLinear), run(LoraLinear)
+    assert torch.equal(ours[0], ours[1])
+    assert all(map(torch.equal, ours, peft))
+
+
+def test_a_scale_that_rounds_is_left_to_peft() -> None:
+    for alpha, kind in ((8, AdaptedLinear), (2, AdaptedLinear), (5, LoraLinear)):
+        model = transformer()
+        layers = match_targets(model, ["attn.to_q"], {})
+        add_lora(model, layers, rank=4, alpha=alpha, seed=0)
+        assert type(model.get_submodule(layers[0])) is kind
+
+
+def transformer_inputs(model: SD3Transformer2DModel) -> dict[str, Any]:
+    config, generator = model.config, torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).to(model.dtype)
+
+    return {
+        "hidden_states": normal(2, config.in_channels, config.sample_size, config.sample_size),
+        "timestep": torch.full((2,), 500.0),
+        "encoder_hidden_states": normal(2, 5, config.joint_attention_dim),
+        "pooled_projections": normal(2, config.pooled_projection_dim),
+        "return_dict": False,
+    }
