@@ -72,24 +72,33 @@ def attention_entropy(  # noqa: PLR0913  # masks and memory, each named in the c
             for start in range(0, rows.shape[2], count):
                 picked = rows[part, :, start : start + count]
                 asked = query[part].gather(2, picked[..., None].expand(-1, -1, -1, d)).float()
-                logits = (asked * scale) @ keys
+                logits = asked.mul_(scale) @ keys
                 block_mask = None if full_mask is None else full_mask[part]
                 block_keys = key_mask
                 if key_mask is not None and len(key_mask) > 1:
                     block_keys = key_mask[part]
-                _mask_logits(logits, picked, block_mask, block_keys, causal, n)
-                entropy[part, :, start : start + count] = _row_entropy(logits, normalize)
+                allowed = _mask_logits(logits, picked, block_mask, block_keys, causal, n)
+                entropy[part, :, start : start + count] = _row_entropy(logits, allowed, normalize)
     return entropy
 
 
-def _row_entropy(logits: Tensor, normalize: bool) -> Tensor:
-    """Entropy over the last dimension; -inf logits are keys that cannot be attended."""
-    shifted = logits - logits.amax(dim=-1, keepdim=True)
+def _row_entropy(logits: Tensor, allowed: Tensor, normalize: bool) -> Tensor:
+    """Entropy over the last dimension, in place of the logits.
+
+    Args:
+        logits: (b, h, r, m), -inf where a key cannot be attended.
+        allowed: Where it can, bool, broadcastable to them; the fewer elements, the fewer passes.
+        normalize: As for `attention_entropy`.
+
+    Returns:
+        (b, h, r).
+    """
+    shifted = logits.sub_(logits.amax(dim=-1, keepdim=True))
     weights = shifted.exp()
     # 0 · -inf is NaN, while p ln p tends to 0. A row of -inf only is NaN by now and stays so.
-    allowed = shifted != float("-inf")
+    shifted.masked_fill_(~allowed, 0.0)
     total = weights.sum(dim=-1)
-    expected = (weights * shifted.masked_fill(~allowed, 0.0)).sum(dim=-1) / total
+    expected = shifted.mul_(weights).sum(dim=-1) / total
     # Rounding may leave -1e-8 where one key takes everything.
     entropy = (total.log() - expected).clamp(min=0.0)
     if normalize:
@@ -105,8 +114,12 @@ def _mask_logits(
     key_mask: Tensor | None,
     causal: bool,
     n: int,
-) -> None:
-    """Apply every mask to logits (b, h, r, m) of query rows (b, h, r), in place."""
+) -> Tensor:
+    """Apply every mask to logits (b, h, r, m) of query rows (b, h, r), in place.
+
+    What is returned says where a key may be attended, bool, (b, h, r, m), or (1 or b, 1, 1, m) if
+    all rows may attend the same.
+    """
     if mask is not None:
         if mask.shape[2] == n and n > 1:
             batch = torch.arange(len(rows), device=rows.device)[:, None, None]
@@ -121,6 +134,11 @@ def _mask_logits(
     if causal:
         position = torch.arange(logits.shape[-1], device=logits.device)
         logits.masked_fill_(position > rows[..., None], float("-inf"))
+    if mask is not None or causal:
+        return logits != float("-inf")
+    if key_mask is not None:
+        return key_mask[:, None, None, :]
+    return torch.ones(1, 1, 1, logits.shape[-1], dtype=torch.bool, device=logits.device)
 
 
 def _expand_mask(mask: Tensor, b: int, h: int, n: int, m: int) -> Tensor:
