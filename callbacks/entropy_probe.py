@@ -88,6 +88,7 @@ class EntropyProbe(L.Callback, PlansEvaluations):
         self.per_layer: Tensor | None = None
         self.layer_names: list[str] = []
         self.sampler: str | None = None
+        self._said = False
 
     def planned_evaluations(self, run: RunShape) -> dict[str, Range]:
         """Trajectories of every reading, and the reference's of every prompt that is ever read.
@@ -179,6 +180,9 @@ class EntropyProbe(L.Callback, PlansEvaluations):
         """Set the curves of this rank's prompts against the reference, and share both."""
         curves = torch.empty(0, pl_module.num_steps, device="cpu")  # a rank may have no prompt
         if len(own) > 0:
+            if not self._said and self.recorder.cost_bound is not None:
+                rank_zero_info(f"EntropyProbe: reads {self.recorder.affordable}")
+                self._said = True
             self.per_layer, self.layer_names = recording.per_layer(), recording.layer_names
             curves = recording.curve()
         known = [index in self.reference for index in own.index.tolist()]

@@ -91,7 +91,8 @@ class ReferenceCache:
             plain,
             policy.latent_shape,
             torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None,
-            vars(self.recorder) | {"_orders": None},
+            # What a recorder can afford depends on the device.
+            vars(self.recorder) | {"_orders": None, "_budget": self.recorder.cost_bound and kind},
         ]
 
 

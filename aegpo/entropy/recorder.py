@@ -6,13 +6,14 @@ import hashlib
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from aegpo.entropy.attention import attention_entropy
+from aegpo.entropy.cost import Budget, Counted
 from aegpo.entropy.dispatched import WatchedAttention
 from aegpo.entropy.recording import Recording, WatchedPolicy
 from aegpo.entropy.tokens import TokenLayout, TokenSet, check_token_set, select_tokens
@@ -53,6 +54,9 @@ class EntropyRecorder:
         rows: Query rows sampled per head, or null for all of them (exact).
         normalize: Divide each row's entropy by ln(keys it may attend), giving [0, 1]; else nats.
         seed: Seed of the sampled rows.
+        cost_bound: Most that recording may cost, as a share of the forward pass that it watches:
+            each layer reads no more query rows than this pays for, by a count of operations, and
+            at least 1. Null for no bound.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -65,6 +69,7 @@ class EntropyRecorder:
         rows: int | None = 64,
         normalize: bool = True,
         seed: int = 0,
+        cost_bound: float | None = None,
     ) -> None:
         named = isinstance(layers, list) and len(layers) > 0
         counted = isinstance(layers, int) and not isinstance(layers, bool) and layers >= 1
@@ -76,11 +81,18 @@ class EntropyRecorder:
         check_token_set(tokens)
         if rows is not None and rows < 1:
             raise ValueError(f"rows is {rows}; sample at least one query row, or null for all")
+        if cost_bound is not None and not 0 < cost_bound < 1:
+            raise ValueError(
+                f"cost_bound is {cost_bound}; give a share of the forward pass above 0 and below "
+                "1, such as 0.01, or null"
+            )
         self.layers = layers
         self.tokens = tokens
         self.rows = rows
         self.normalize = normalize
         self.seed = seed
+        self.cost_bound = cost_bound
+        self._budget: Budget | None = None
         self._orders: dict[tuple[str, int, int, int, torch.device], Tensor] = {}
 
     @contextmanager
@@ -101,6 +113,8 @@ class EntropyRecorder:
             ValueError: If ``layers`` matches nothing in this policy.
         """
         watched = self._choose_layers(policy.attention_layers())
+        if self.cost_bound is not None and self._budget is None:
+            self._budget = Budget(self.cost_bound, cast("Counted", policy), len(watched))
         if not _RECORDING.acquire(blocking=False):
             raise RuntimeError(
                 "another entropy recording is open in this process; "
@@ -125,6 +139,11 @@ class EntropyRecorder:
                 handle.remove()
             _RECORDING.release()
         recording._close_step()
+
+    @property
+    def affordable(self) -> str:
+        """What `cost_bound` pays for, as text; empty before a layer has run."""
+        return "" if self._budget is None else str(self._budget)
 
     def _draw(self, layer: str, heads: int, count: int, keep: int, device: torch.device) -> Tensor:
         """The first ``keep`` of a permutation of 0..count-1 for every head, (h, keep) int64."""
@@ -174,6 +193,8 @@ class EntropyRecorder:
         queries = without_waiting(chosen.queries, device)
         key_mask = None if chosen.key_mask is None else chosen.key_mask.to(device)
         count = len(queries) if self.rows is None else min(self.rows, len(queries))
+        if self._budget is not None:
+            count = self._budget.afford(layer, query, key.shape[2], count)
         real: Tensor | None = None
         if chosen.query_mask is None:
             picked = self._draw(layer, heads, len(queries), count, device)
