@@ -90,6 +90,7 @@ def test_no_step_of_a_sampler_waits(tiny_sd3_folder: Path) -> None:
         waits.found.clear()
         draw(policy, there, 6, AdamsBashforth())
     assert not waits.found - short, dict(waits.found - short)
+    assert sum(waits.found.values()) == 1, dict(waits.found)  # are the latents finite?
 
 
 def test_an_update_reads_once_an_optimizer_step(tiny_sd3_folder: Path) -> None:

@@ -155,7 +155,7 @@ class EntropyRecorder:
                 digest = hashlib.blake2b(label, digest_size=16).digest()
                 philox = np.random.Philox(key=int.from_bytes(digest, "little"))
                 orders.append(np.random.Generator(philox).permutation(count)[:keep])
-            self._orders[key] = torch.from_numpy(np.stack(orders)).to(device)
+            self._orders[key] = without_waiting(torch.from_numpy(np.stack(orders)), device)
         return self._orders[key]
 
     def _choose_layers(

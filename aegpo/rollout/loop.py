@@ -185,14 +185,16 @@ def rollout(  # noqa: PLR0913  # all that decides an image
     require_finite(policy, nodes.latents, watched=observer is not None)
     # A shared start that met no stochastic step: the group's images are copies of one node.
     leaf, _ = _part(waiting[nodes.row])
-    leaf_rows = leaf.to(device)
+    leaf_rows = without_waiting(leaf, device)
     return RolloutTree(
         images=policy.decode(nodes.latents)[leaf_rows] if decode else None,
         latents=nodes.latents[leaf_rows],
-        row=nodes.row[leaf].to(device),
+        row=without_waiting(nodes.row[leaf], device),
         transitions=_concatenate(levels, policy.latent_shape, device),
-        parent=torch.cat([torch.empty(0, dtype=torch.int64, device="cpu"), *parents]).to(device),
-        leaf_edge=nodes.edge[leaf].to(device),
+        parent=without_waiting(
+            torch.cat([torch.empty(0, dtype=torch.int64, device="cpu"), *parents]), device
+        ),
+        leaf_edge=without_waiting(nodes.edge[leaf], device),
         sigmas=level_sigmas,
         num_nodes=num_nodes,
     )
