@@ -6,9 +6,9 @@
 
 On a GPU the peak is that of torch's allocator, to which the CUDA context, about a GiB, does not
 belong, as it does not to the plan. On a CPU it is the weights and all bytes that torch's allocator
-gave out and did not get back while two iterations ran (one with `--quick`), as its profiler sees
-them; beside it stands how much the process grew, with the libraries' own buffers and what the
-allocator keeps for later.
+gave out and did not get back from the first of two iterations on (one with `--quick`), as its
+profiler sees them: what rewards hold by then does not belong to the plan either. Beside it stands
+how much the process grew, with the libraries' own buffers and what the allocator keeps for later.
 """
 
 from __future__ import annotations
@@ -39,11 +39,12 @@ class Peaks:
     """What was held at most inside a context, in bytes beyond what was there before.
 
     Attributes:
-        allocated: By torch's allocator on the CPU.
+        changes: Of the bytes that torch's allocator had given out on the CPU: when, in nanoseconds
+            since 1970, and by how much.
         process: By the process.
     """
 
-    allocated: int = 0
+    changes: list[tuple[int, int]] = field(default_factory=list)
     process: int = 0
     _done: threading.Event = field(default_factory=threading.Event)
 
@@ -65,21 +66,21 @@ class Peaks:
         finally:
             self._done.set()
             looking.join()
-        self.allocated = _highest(profiled)
+        # `events()` leaves those out that belong to an operation; one level below are all.
+        kept: Any = profiled.profiler
+        events = kept.kineto_results.events()
+        self.changes = sorted(
+            (one.start_ns(), one.nbytes()) for one in events if one.name() == "[memory]"
+        )
 
-
-def _highest(profiled: Any) -> int:
-    """The highest sum of what was given out, and taken back, from the beginning to any moment.
-
-    `profile.events()` leaves those out that belong to an operation, so it is asked one level below.
-    """
-    events = profiled.profiler.kineto_results.events()
-    changes = [(one.start_ns(), one.nbytes()) for one in events if one.name() == "[memory]"]
-    held = highest = 0
-    for _, change in sorted(changes):
-        held += change
-        highest = max(highest, held)
-    return highest
+    def allocated(self, since_ns: int) -> int:
+        """The highest sum of what was given out, and taken back, from then to any moment."""
+        held = highest = 0
+        for when, change in self.changes:
+            if when >= since_ns:
+                held += change
+                highest = max(highest, held)
+        return highest
 
 
 def row(recipe: Recipe, iterations: int) -> list[str]:
@@ -92,7 +93,7 @@ def row(recipe: Recipe, iterations: int) -> list[str]:
         peak = torch.cuda.max_memory_allocated()
     else:
         found = measure(recipe, iterations, lambda row: None, peaks.watched)
-        peak = found.weight_bytes + peaks.allocated
+        peak = found.weight_bytes + peaks.allocated(found.begun_ns)
     planned = _mib(found)
     return [
         str(recipe),

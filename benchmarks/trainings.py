@@ -45,6 +45,7 @@ class Measured:
         flops: Of one row through the denoiser.
         rate: FLOP/s of a matrix product there, in the denoiser's dtype.
         weight_bytes: Bytes of all networks of the policy, when it was built.
+        begun_ns: When the first iteration began, in nanoseconds since 1970.
     """
 
     model: str
@@ -56,6 +57,7 @@ class Measured:
     flops: float = 0.0
     rate: float = 1.0
     weight_bytes: int = 0
+    begun_ns: int = 0
 
     @property
     def kept(self) -> list[dict[str, float]]:
@@ -102,14 +104,18 @@ class Measured:
 
 
 class Collect(lightning.Callback):
-    """Keeps the logged numbers of every iteration, and hands each on."""
+    """Keeps when a training began and the logged numbers of every iteration, and hands these on."""
 
-    def __init__(self, rows: list[dict[str, float]], tell: Callable[[dict[str, float]], None]):
-        self.rows, self.tell = rows, tell
+    def __init__(self, found: Measured, tell: Callable[[dict[str, float]], None]):
+        self.found, self.tell = found, tell
+
+    def on_train_start(self, *_: Any) -> None:
+        self.found.begun_ns = time.time_ns()
 
     def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
-        self.rows.append({key: float(value) for key, value in trainer.callback_metrics.items()})
-        self.tell(self.rows[-1])
+        row = {key: float(value) for key, value in trainer.callback_metrics.items()}
+        self.found.rows.append(row)
+        self.tell(row)
 
 
 class NoRun(AEGPOCLI):
@@ -174,7 +180,7 @@ def measure(
         found = Measured(recipe.model, torch.device("cpu"), peak)
         data: Any = cli.datamodule
         found.images = int(module.allocator(None, data.batch_size).sum())
-        cli.trainer.callbacks.append(Collect(found.rows, tell))  # type: ignore[attr-defined]
+        cli.trainer.callbacks.append(Collect(found, tell))  # type: ignore[attr-defined]
         module.configure_model()
         policy: DiffusersPolicy = module.policy
         found.weight_bytes = sum(

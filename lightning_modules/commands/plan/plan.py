@@ -168,10 +168,11 @@ def make_plan(
         images = math.ceil(iteration.images.high * share)
         largest_call = min(policy.max_batch, images * rows)
         one_branch = policy.guidance_gradient == "conditional"
+        of_update = max(1, math.ceil(iteration.samples.high * share / model.updates_per_epoch))
+        # `auto`: as many as fit, but one where nothing else does.
+        together = 1 if model.micro_batch_size == "auto" else model.micro_batch_size
         load = MemoryLoad(
-            # As many as fit, but one where nothing else does.
-            micro_batch_rows=(1 if model.micro_batch_size == "auto" else model.micro_batch_size)
-            * (1 if one_branch else rows),
+            micro_batch_rows=min(together, of_update) * (1 if one_branch else rows),
             rollout_rows=largest_call,
             decoded=min(policy.decode_batch, images),
             transitions=math.ceil(iteration.transitions.high * share),

@@ -223,6 +223,22 @@ def test_the_page_fits_and_says_what_is_known(tiny_sd3_folder: Path, tmp_path: P
     assert "--measured" in text and "--processes N" in text
 
 
+def test_a_micro_batch_has_no_more_samples_than_an_update(
+    tiny_sd3_folder: Path, tmp_path: Path
+) -> None:
+    def planned(micro_batch_size: int, updates: int) -> float:
+        settings = {
+            **{"step_selector": FixedSteps([0, 2]), "updates_per_epoch": updates},
+            "micro_batch_size": micro_batch_size,
+        }
+        module = build(tiny_sd3_folder, settings, {})
+        plan = make_plan(tiny_trainer(tmp_path, []), module, tiny_data(tmp_path))
+        assert plan.memory is not None and plan.iteration.samples == Range(24, 24)
+        return plan.memory.takes_turns["update of a micro-batch"]
+
+    assert planned(1000, 1) == planned(24, 1) == 2 * planned(12, 1) == 2 * planned(1000, 2)
+
+
 def test_the_rate_of_a_measured_run(tiny_sd3_folder: Path, tmp_path: Path) -> None:
     logger = CSVLogger(tmp_path / "logs", name="", version="")
     logged = {
