@@ -216,7 +216,7 @@ def test_a_recipe_trains(
                     for path in watched
                 ],
                 "allocator": {"init_args": {"low": 2, "high": 4}},
-                "num_steps": 6,
+                "num_steps": 5,
                 "evaluation_steps": 2,
                 "micro_batch_size": 8,
             }

@@ -77,9 +77,7 @@ class RankTrace(L.Callback):
         return {name: value for name, value in logged.items() if not name.startswith(LOCAL)}
 
 
-def assert_same_run(
-    one: Path, other: Path, rtol: float = 1e-3, atol: float = 1e-6, *, resumed: bool = False
-) -> None:
+def assert_same_run(one: Path, other: Path, rtol: float = 1e-3, atol: float = 1e-6) -> None:
     """The same decisions and costs, and numbers and tensors up to the order of summation.
 
     Args:
@@ -87,24 +85,14 @@ def assert_same_run(
         other: Another one.
         rtol: Relative tolerance of logged numbers and, to its largest value, of each tensor.
         atol: Absolute tolerance of logged numbers.
-        resumed: The other run began later: the first rows of the one are not looked at.
     """
     rows, others = (json.loads(file.read_text()) for file in (one, other))
-    if resumed:
-        assert len(rows) > len(others)
-        rows = rows[-len(others) :]
     assert len(rows) == len(others) > 0
     for number, (row, compared) in enumerate(zip(rows, others, strict=True)):
         for name in ("prompts", "dealt"):
             assert row.get(name) == compared.get(name), (number, name)
         for name in ("rewards", "curve", "delta"):
             _assert_close(row.get(name), compared.get(name), rtol, atol, f"{number} {name}")
-        if resumed:  # Lightning keeps what the first validation logged, in the run that had it
-            kept = row["logged"].keys() - compared["logged"].keys()
-            assert all(name.startswith(("val/", "alarm/", "reward/category/")) for name in kept), (
-                kept
-            )
-            row["logged"] = {name: row["logged"][name] for name in row["logged"].keys() - kept}
         assert row["logged"].keys() == compared["logged"].keys(), number
         for name, value in row["logged"].items():
             exact = name.startswith("cost/") or name in ("rollout/images", "step")

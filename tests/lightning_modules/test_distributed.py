@@ -10,7 +10,7 @@ import torch
 from tiny_training import Redness, entropy_callbacks, tiny_data, tiny_module
 
 from aegpo.advantages import PerReward
-from aegpo.allocation import MedianSplitAllocator, ProportionalAllocator
+from aegpo.allocation import MedianSplitAllocator, ProportionalAllocator, UniformAllocator
 from aegpo.exploration import EntropyPeaks, NoSteps
 from aegpo.objectives import AWM, NFT, DepthCredit
 from aegpo.rewards.jpeg import JpegCompressibility
@@ -68,7 +68,7 @@ class Trace(L.Callback):
             self.file.write_text(json.dumps({"rows": self.rows, "tensors": tensors}))
 
 
-def run(tmp_path, folder, devices, callbacks, settings, max_epochs=2):
+def run(tmp_path, folder, devices, callbacks, settings, max_epochs=2, data=None):
     """Train as one of some ranks, and read what rank zero wrote."""
     own = tmp_path / f"rank{os.environ.get('RANK', '')}"  # ranks do not write while others read
     own.mkdir(exist_ok=True)
@@ -86,7 +86,7 @@ def run(tmp_path, folder, devices, callbacks, settings, max_epochs=2):
         num_sanity_val_steps=0,
         default_root_dir=tmp_path,
     )
-    trainer.fit(tiny_module(folder, lr=1e-2, **settings), tiny_data(own))
+    trainer.fit(tiny_module(folder, lr=1e-2, **settings), tiny_data(own, **(data or {})))
     return json.loads(file.read_text()) if trainer.is_global_zero else None
 
 
@@ -200,3 +200,12 @@ def test_credit_and_spreads_do_not_notice_the_ranks(
     compare(one, two)
     # What the first visits left behind decides the last iteration.
     assert len(set(one["rows"][-1]["delta"])) > 1 and one["rows"][-1]["curve"] is not None
+
+
+def test_a_rank_may_have_no_prompt_and_no_held_out_image(pair, tmp_path, tiny_sd3_folder):
+    callbacks = [*entropy_callbacks(), Canary(), TrialSpread(2, prompts=1)]
+    settings = {"allocator": UniformAllocator(3), "step_selector": EntropyPeaks(top_k=2)}
+    data = {"batch_size": 1, "val_batch_size": 1, "val_images": 1}
+    one, two = on_both(pair, tmp_path, tiny_sd3_folder, callbacks, settings, 2, data)
+    compare(one, two)
+    assert one["rows"][-1]["val/redness"] == pytest.approx(two["rows"][-1]["val/redness"], abs=1e-5)
