@@ -46,7 +46,7 @@ class Trace(L.Callback):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        explored = pl_module.last.schedule.stochastic[0].nonzero().flatten().tolist()
+        explored = pl_module.last.schedule.stochastic[:1].any(0).nonzero().flatten().tolist()
         reading = pl_module.entropy
         published = {}
         if reading is not None:
