@@ -71,6 +71,20 @@ def all_reduce_max(value: float, device: torch.device) -> float:
     return float(largest)
 
 
+def all_reduce_rows(rows: Tensor) -> Tensor:
+    """Sum a tensor over all ranks.
+
+    Args:
+        rows: Of the same shape on every rank; changed in place.
+
+    Returns:
+        The sum.
+    """
+    if world()[0] > 1:
+        dist.all_reduce(rows)
+    return rows
+
+
 def is_sharded(module: nn.Module) -> bool:
     """Whether ranks hold parts of a module's weights, so that its forward is a collective."""
     if world()[0] == 1:

@@ -446,7 +446,7 @@ class AEGPOModule(PolicyModule):
         scheduler = self.lr_schedulers()
         if scheduler is not None:
             scheduler.step()  # type: ignore[union-attr]
-        self.log_dict(meter.metrics(), rank_zero_only=True)
+        self.log_dict(meter.metrics() | self.objective.metrics(), rank_zero_only=True)
 
     def _backward(
         self, samples: Samples, which: Tensor, total: float, rescored: list[Tensor] | None
@@ -470,14 +470,18 @@ class AEGPOModule(PolicyModule):
 
         def backward(size: int) -> list[LossTerms]:
             losses = []
-            for micro_batch in self._padded(self._micro_batches([which], size)):
-                with self.policy.together() as idle:
-                    loss = None if micro_batch is None else score(micro_batch)
-                own = None if loss is None else loss.loss.sum() / total
-                if (padded := idle.join(own)) is not None:
-                    self.manual_backward(padded)
-                if loss is not None:
-                    losses.append(loss._replace(loss=loss.loss.detach()))
+            parts = [which] if rescored is None else samples.strata(which)
+            for number, part in enumerate(parts):
+                for micro_batch in self._padded(self._micro_batches([part], size)):
+                    with self.policy.together() as idle:
+                        loss = None if micro_batch is None else score(micro_batch)
+                    own = None if loss is None else loss.loss.sum() / total
+                    if (padded := idle.join(own)) is not None:
+                        self.manual_backward(padded)
+                    if loss is not None:
+                        losses.append(loss._replace(loss=loss.loss.detach()))
+                if len(parts) > 1:
+                    samples.note_gradients(number, self.policy.trainable_parameters())
             return losses
 
         def undo(size: int) -> None:

@@ -295,6 +295,13 @@ CLAIMS: list[tuple[str, Callable[[Pair, Any], bool]]] = [
             == [0.003, 1, 0.001, 0.3]
         ),
     ),
+    (
+        r"gradients of two halves of the batch agree at each fifth",
+        lambda p, _: (
+            p.cls("model.objective.levels") == "LevelAgreement"
+            and p.get("model.objective.levels.parts") == 5
+        ),
+    ),
     (r"\bAWM\b", lambda p, _: p.cls("model.objective") == "AWM"),
     (r"is 1e-5 per dimension", lambda p, _: p.get("model.divergence_bound") == 1e-5),
     (r"no classifier-free guidance", lambda p, _: p.get("model.unguided") is True),
@@ -361,6 +368,7 @@ UNSAID = {
     "rollout_entropy": {"trainer.callbacks"},
     "shapes_clip_reward": {"model.reward", "model.evaluation_rewards"},
     "diffusion_nft": {f"{SELECTOR}"},
+    "agreement_nft": {f"{SELECTOR}", "model.objective.times_per_image"},
     "awm": {f"{SELECTOR}", "model.transition_weight"},
 }
 """What an overlay sets that its header tells in words of its own; looked at in other tests."""

@@ -6,6 +6,7 @@ configuration by their `class_path`.
 
 from aegpo.objectives.base import Experience, Objective
 from aegpo.objectives.credit import Credit, DepthCredit, LeafCredit
+from aegpo.objectives.forward.agreement import LevelAgreement
 from aegpo.objectives.forward.awm import AWM
 from aegpo.objectives.forward.nft import NFT
 from aegpo.objectives.policy_gradient import PolicyGradient
@@ -28,6 +29,7 @@ __all__ = [
     "EqualWeight",
     "Experience",
     "LeafCredit",
+    "LevelAgreement",
     "LossTerms",
     "Objective",
     "PolicyGradient",

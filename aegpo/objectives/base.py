@@ -103,6 +103,14 @@ class Objective(abc.ABC):
         """
         del policy, iteration
 
+    def metrics(self) -> dict[str, float]:
+        """What it has to tell about the latest iteration.
+
+        Returns:
+            Tag and value, equal on all ranks; docs/logging.md lists them.
+        """
+        return {}
+
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs: tensors and plain values only.
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from aegpo.noise import KeyedNoise
 
@@ -85,6 +86,29 @@ class Samples(abc.ABC):
             micro_batches: Sample numbers, each of shape (m,) int64.
         """
         del micro_batches
+
+    def strata(self, which: Tensor) -> list[Tensor]:
+        """Part the samples of an iteration's first update, whose gradients are wanted one by one.
+
+        It is asked with `first_is_old` only.
+
+        Args:
+            which: The samples, shape (m,) int64.
+
+        Returns:
+            All of them, in one part or several, some of which may be empty.
+        """
+        return [which]
+
+    def note_gradients(self, stratum: int, parameters: Sequence[nn.Parameter]) -> None:
+        """Take note that the backward passes of a stratum are done, all of them on every rank.
+
+        Args:
+            stratum: Its number among those of `strata`.
+            parameters: The trained parameters, with gradients that grow from stratum to stratum
+                and that are this rank's alone.
+        """
+        del stratum, parameters
 
     @property
     def change(self) -> Tensor | None:

@@ -12,7 +12,7 @@ from tiny_training import Redness, entropy_callbacks, tiny_data, tiny_module
 from aegpo.advantages import PerReward
 from aegpo.allocation import MedianSplitAllocator, ProportionalAllocator, UniformAllocator
 from aegpo.exploration import EntropyPeaks, NoSteps
-from aegpo.objectives import AWM, NFT, DepthCredit
+from aegpo.objectives import AWM, NFT, DepthCredit, LevelAgreement
 from aegpo.rewards.jpeg import JpegCompressibility
 from aegpo.rewards.weighted_sum import WeightedSum
 from aegpo.selection import ByAdvantage, Extremes
@@ -156,9 +156,16 @@ def compare(one, two, names=ALL_RANKS):
             },
             3,
         ),
-        ({}, {"step_selector": NoSteps(), "objective": AWM(times_per_image=2)}, 2),
+        (
+            {},
+            {
+                "step_selector": NoSteps(),
+                "objective": AWM(times_per_image=2, levels=LevelAgreement(parts=2, prior=0.5)),
+            },
+            2,
+        ),
     ],
-    ids=["ragged, rewards by part", "entropy of the rollouts", "nft", "awm"],
+    ids=["ragged, rewards by part", "entropy of the rollouts", "nft", "awm by agreement"],
 )
 def test_two_ranks_follow_the_curve_of_one(
     pair, tmp_path, tiny_sd3_folder, probe, settings, epochs

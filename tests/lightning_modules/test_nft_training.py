@@ -9,7 +9,14 @@ from tiny_training import Redness, tiny_data, tiny_module, tiny_trainer
 from aegpo.allocation import UniformAllocator
 from aegpo.exploration import AllSteps, FixedSteps, NoSteps
 from aegpo.noise import KeyedNoise
-from aegpo.objectives import NFT, DepthCredit, RandomStepPruning, StdWeight
+from aegpo.objectives import (
+    AWM,
+    NFT,
+    DepthCredit,
+    LevelAgreement,
+    RandomStepPruning,
+    StdWeight,
+)
 from aegpo.policies.families.stable_diffusion3 import StableDiffusion3
 from aegpo.rollout import deterministic_rollout
 from aegpo.samplers import AdamsBashforth, UniPC
@@ -144,8 +151,9 @@ def test_theta_old_is_the_decayed_mean_of_the_iterations(tmp_path, tiny_sd3_fold
     assert float((old - trained(module)).abs().max()) > 1e-4
 
 
-def run(tmp_path, folder, name, max_epochs, ckpt_path=None, nft=None):
-    module = nft_module(folder, nft)
+def run(tmp_path, folder, name, max_epochs, ckpt_path=None, objective=None):
+    module = nft_module(folder)
+    module.objective = NFT(**SETTINGS) if objective is None else objective()
     checkpoint = RolloutCheckpoint(dirpath=str(tmp_path / name))
     settings = {"max_epochs": max_epochs, "enable_checkpointing": True}
     fit(tmp_path, module, [checkpoint], ckpt_path, **settings)
@@ -166,6 +174,32 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, tiny_sd3_folder):
     torch.save(checkpoint, file)
     forgetful = run(tmp_path, tiny_sd3_folder, "forgetful", 3, ckpt_path=file)
     assert not torch.equal(trained(forgetful), trained(whole))
+
+
+def everything_kept():
+    """AWM with a lagging policy, a pull to an average, and levels that it learns."""
+    return AWM(
+        times_per_image=2,
+        levels=LevelAgreement(parts=2, prior=0.5),
+        ema_decay_rate=0.3,
+        decay_rate=0.3,
+        decay_max=0.5,
+    )
+
+
+def test_awm_resumes_with_its_average_and_what_it_knows_of_levels(tmp_path, tiny_sd3_folder):
+    whole = run(tmp_path, tiny_sd3_folder, "whole", 2, objective=everything_kept)
+    run(tmp_path, tiny_sd3_folder, "half", 1, objective=everything_kept)
+    file = tmp_path / "half" / "last.ckpt"
+    resumed = run(tmp_path, tiny_sd3_folder, "resumed", 2, file, everything_kept)
+    assert torch.equal(trained(resumed), trained(whole))
+    kept, expected = (module.objective.state_dict() for module in (resumed, whole))
+    assert kept.keys() == {"behavior", "average", "agreement", "lag"}
+    assert kept["lag"] == 0.5 and kept["agreement"]["measured"] == 4
+    for name in ("behavior", "average"):
+        assert all(torch.equal(kept[name][key], expected[name][key]) for key in expected[name])
+    assert torch.equal(kept["agreement"]["sum"], expected["agreement"]["sum"])
+    assert float(kept["agreement"]["sum"].abs().min()) > 0
 
 
 def test_training_raises_a_reward_on_the_bundled_model(tmp_path):

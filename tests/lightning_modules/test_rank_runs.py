@@ -36,6 +36,7 @@ RUNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "aegpo_nft": (("aegpo_nft",), RAGGED),
     "diffusion_nft": (("diffusion_nft",), EVEN),
     "awm": (("awm",), EVEN),
+    "agreement_nft": (("agreement_nft",), EVEN),
     "flow_dppo": (("flow_dppo",), RAGGED),
     "grpo": (("grpo",), EVEN),
     "dance_grpo": (("dance_grpo",), EVEN),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from aegpo.objectives.base import Experience
+from aegpo.objectives.forward.agreement import LevelAgreement
 from aegpo.objectives.forward.levels import LevelRule, NoiseLevels
 from aegpo.objectives.forward.likelihood import (
     GAUSSIAN,
@@ -46,7 +47,8 @@ class AWM(ForwardObjective):
             and a backward pass, and in later updates of an iteration another evaluation.
         levels: Which noise levels these are: one from each of so many equal parts of the schedule
             ("stratified"), "random" ones of the rollout's, none twice, or among those of the steps
-            that the step selector chose ("selected").
+            that the step selector chose ("selected"); or a `LevelAgreement`, which learns where to
+            draw.
         level_range: Part of the schedule that they come from, as shares of its steps: [0, 0.5] is
             its noisier half.
         kl_coeff: Weight of the mean squared difference to the reference policy's prediction; 0
@@ -70,7 +72,7 @@ class AWM(ForwardObjective):
         divergence_bound: float | None = None,
         advantage_clip: float = 5.0,
         times_per_image: int = 6,
-        levels: LevelRule = "stratified",
+        levels: LevelRule | LevelAgreement = "stratified",
         level_range: tuple[float, float] = (0.0, 0.9),
         kl_coeff: float = 3e-3,
         ema_kl_coeff: float = 1.0,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from aegpo.exploration import StepSelector
 from aegpo.objectives.base import Experience
+from aegpo.objectives.forward.agreement import LevelAgreement, quantile
 
 LevelRule = Literal["random", "stratified", "selected"]
 LEVEL_RULES: tuple[str, ...] = get_args(LevelRule)
@@ -22,11 +23,13 @@ class DrawnLevels(NamedTuple):
         keys: Names of the draws that follow: the prompt's index, the image's number in its group,
             the level's number; shape (n, 3) int64, on the CPU.
         sigma: The level, in (0, 1], shape (n,), on the rollout's device.
+        share: Where it lies in the range that levels come from, in [0, 1); shape (n,), on the CPU.
     """
 
     image: Tensor
     keys: Tensor
     sigma: Tensor
+    share: Tensor
 
 
 class NoiseLevels:
@@ -36,6 +39,7 @@ class NoiseLevels:
         rule: "random": steps of the rollout, none twice. "stratified": one level from each of
             `times_per_image` equal parts of the schedule, uniform inside the part and interpolated
             between the rollout's steps. "selected": steps that the step selector chose, none twice.
+            A `LevelAgreement`: as "stratified", from equal shares of its distribution.
         times_per_image: Levels of an image.
         level_range: Part of the schedule that levels come from, as shares of its steps: 0 is its
             noisiest level, 1 its end.
@@ -46,15 +50,19 @@ class NoiseLevels:
 
     def __init__(
         self,
-        rule: LevelRule,
+        rule: LevelRule | LevelAgreement,
         times_per_image: int,
         level_range: tuple[float, float],
     ) -> None:
         low, high = level_range
         if times_per_image < 1:
             raise ValueError(f"times_per_image={times_per_image} must be at least 1")
-        if rule not in LEVEL_RULES:
-            raise ValueError(f"levels={rule!r} is unknown; use one of {', '.join(LEVEL_RULES)}")
+        self.agreement = rule if isinstance(rule, LevelAgreement) else None
+        if self.agreement is None and rule not in LEVEL_RULES:
+            raise ValueError(
+                f"levels={rule!r} is unknown; use one of {', '.join(LEVEL_RULES)}, or an "
+                "aegpo.objectives.LevelAgreement"
+            )
         if not 0 <= low < high <= 1:
             raise ValueError(
                 f"level_range=[{low}, {high}] must rise from at least 0 to at most 1: shares of "
@@ -84,13 +92,13 @@ class NoiseLevels:
             ValueError: If there are not.
         """
         steps = int(self._steps(num_steps).sum())
-        if self.rule != "stratified" and self.times_per_image > steps:
+        if self.rule in ("random", "selected") and self.times_per_image > steps:
             raise ValueError(
                 f"times_per_image={self.times_per_image} noise levels are drawn among those of "
                 f"model.num_steps={num_steps} denoising steps, {steps} of them in the level_range; "
                 "lower it, take more steps, or levels='stratified'"
             )
-        if self.rule != "selected":
+        if not self.selects(step_selector):
             return
         if not step_selector.explores:
             raise ValueError(
@@ -99,9 +107,22 @@ class NoiseLevels:
             )
         if step_selector.branching > 1:
             raise ValueError(
-                "levels='selected' draws deterministic chains, which cannot branch; set "
-                "step_selector.branching to 1"
+                "levels that the step_selector chooses leave the rollout without noise, and chains "
+                "without noise cannot branch; set step_selector.branching to 1"
             )
+
+    def selects(self, step_selector: StepSelector | None = None) -> bool:
+        """Whether steps are chosen as levels, and so none of them draws noise.
+
+        Args:
+            step_selector: What chooses them; with one that chooses none there is no prior.
+
+        Returns:
+            True for "selected", and where the choice is a prior.
+        """
+        if self.agreement is None:
+            return self.rule == "selected"
+        return step_selector is None or step_selector.explores
 
     def draw(self, experience: Experience) -> DrawnLevels:
         """Draw the levels of every image.
@@ -117,7 +138,7 @@ class NoiseLevels:
         first = torch.searchsorted(rows, rows)  # a prompt's images are neighbors
         number = torch.arange(len(rows), device="cpu") - first
         named = torch.stack([experience.index.cpu()[rows], number], dim=1)
-        if self.rule == "stratified":
+        if self.rule == "stratified" or self.agreement is not None:
             return self._stratified(experience, named)
         levels = self._among_steps(experience, rows, named)
         counts = torch.tensor([len(level) for level in levels], dtype=torch.int64, device="cpu")
@@ -127,6 +148,7 @@ class NoiseLevels:
             image=image.to(tree.row.device),
             keys=torch.cat([named.repeat_interleave(counts, dim=0), level[:, None]], dim=1),
             sigma=tree.sigmas[level.to(tree.sigmas.device)],
+            share=(level / (len(tree.sigmas) - 1) - self.low) / (self.high - self.low),
         )
 
     def _among_steps(self, experience: Experience, rows: Tensor, named: Tensor) -> list[Tensor]:
@@ -147,11 +169,31 @@ class NoiseLevels:
         part = torch.arange(times, device="cpu").repeat(len(named))
         keys = torch.cat([named.repeat_interleave(times, dim=0), part[:, None]], dim=1)
         inside = experience.noise.uniform("forward level", keys, (1,))[:, 0]
-        share = self.low + (self.high - self.low) * (part + inside) / times
+        share = (part + inside) / times
+        if self.agreement is not None:
+            density = self.agreement.density(self._chosen(experience, self.agreement.parts))
+            rows = tree.row.cpu().repeat_interleave(times)
+            share = quantile(density[rows], share).float()
         num_steps = len(tree.sigmas) - 1
         # Rounding may lift the last share to 1, where nothing is noise any more.
-        place = (share * num_steps).clamp(max=num_steps - 1e-3).to(tree.sigmas)
+        place = (
+            ((self.low + (self.high - self.low) * share) * num_steps)
+            .clamp(max=num_steps - 1e-3)
+            .to(tree.sigmas)
+        )
         step = place.long()
         sigma = torch.lerp(tree.sigmas[step], tree.sigmas[step + 1], place - step)
         image = torch.arange(len(named), device=tree.row.device).repeat_interleave(times)
-        return DrawnLevels(image, keys, sigma)
+        return DrawnLevels(image, keys, sigma, share)
+
+    def _chosen(self, experience: Experience, parts: int) -> Tensor:
+        """Share of the steps that were chosen for each prompt in each part, (B, P) float64."""
+        chosen = experience.schedule.stochastic.cpu().double()
+        num_steps = chosen.shape[1]
+        middle = (torch.arange(num_steps, device="cpu") + 0.5) / num_steps
+        inside = (middle >= self.low) & (middle < self.high)
+        part = ((middle - self.low) / (self.high - self.low) * parts).long().clamp(0, parts - 1)
+        counts = torch.zeros(len(chosen), parts, dtype=torch.float64, device="cpu")
+        counts.index_add_(1, part, chosen * inside)
+        total = counts.sum(1, keepdim=True)
+        return torch.where(total > 0, counts / total.clamp(min=1), 1 / parts)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from aegpo.objectives.base import Experience
+from aegpo.objectives.forward.agreement import LevelAgreement
 from aegpo.objectives.forward.levels import LevelRule, NoiseLevels
 from aegpo.objectives.forward.objective import ForwardObjective, Penalties, Ramp
 from aegpo.objectives.forward.samples import ForwardSamples, Noised
@@ -74,7 +75,7 @@ class NFT(ForwardObjective):
             paper; one from each of so many equal parts of the schedule ("stratified"), between the
             rollout's steps too; or among those of the steps that the step selector chose
             ("selected"): AEGPO's local loop, as levels to learn at instead of steps to explore at.
-            The rollout is then deterministic.
+            The rollout is then deterministic. Or a `LevelAgreement`, which learns where to draw.
         level_range: Part of the schedule that they come from, as shares of its steps: [0, 0.5] is
             its noisier half.
         kl_coeff: Weight of the mean squared difference to the reference policy's prediction; 0
@@ -96,7 +97,7 @@ class NFT(ForwardObjective):
         beta: float = 1.0,
         advantage_clip: float = 5.0,
         times_per_image: int = 4,
-        levels: LevelRule = "random",
+        levels: LevelRule | LevelAgreement = "random",
         level_range: tuple[float, float] = (0.0, 1.0),
         kl_coeff: float = 1e-4,
         ema_kl_coeff: float = 0.0,

@@ -106,7 +106,7 @@ class ForwardObjective(Objective):
         self, levels: NoiseLevels, lag: Ramp, penalties: Penalties, keeps_old: bool
     ) -> None:
         self.levels, self.lag, self.penalties = levels, lag, penalties
-        self.draws_noise = levels.rule != "selected"
+        self.draws_noise = not levels.selects()
         self.old = AveragedWeights() if keeps_old or lag.ever else None
         self.average = AveragedWeights() if penalties.ema_kl_coeff > 0 else None
         self.weight_copies = sum(copy is not None for copy in (self.old, self.average))
@@ -160,7 +160,13 @@ class ForwardObjective(Objective):
         state: dict[str, Any] = {
             name: copy.state_dict() for name, copy in copies.items() if copy is not None
         }
+        if self.levels.agreement is not None:
+            state["agreement"] = self.levels.agreement.state_dict()
         return state if self._followed is None else state | {"lag": self._followed}
+
+    def metrics(self) -> dict[str, float]:
+        """What levels were found to agree on; see `Objective.metrics`."""
+        return {} if self.levels.agreement is None else self.levels.agreement.metrics()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take them up; see `Objective.load_state_dict`."""
@@ -169,3 +175,5 @@ class ForwardObjective(Objective):
             self.old.load_state_dict(state.get("behavior", {}))
         if self.average is not None:
             self.average.load_state_dict(state.get("average", {}))
+        if self.levels.agreement is not None:
+            self.levels.agreement.load_state_dict(state.get("agreement", {}))

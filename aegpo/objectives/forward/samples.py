@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from aegpo.distributed import all_reduce_rows
 from aegpo.objectives.base import Experience
 from aegpo.objectives.forward.objective import ForwardObjective
 from aegpo.objectives.samples import LossTerms, Samples
@@ -47,7 +49,9 @@ class ForwardSamples(Samples):
     def __init__(self, objective: ForwardObjective, experience: Experience) -> None:
         self.experience = experience
         self._objective = objective
-        self.image, self.keys, self.sigma = objective.levels.draw(experience)
+        self.image, self.keys, self.sigma, share = objective.levels.draw(experience)
+        self._share = share
+        self._gradients: list[Tensor] = []
         self.on_policy = objective.on_policy(experience.noise.iteration)
 
     @property
@@ -55,6 +59,45 @@ class ForwardSamples(Samples):
         """Each sample's prompt, -1 where the reward failed; see `Samples.row`."""
         known = self.experience.advantages.isfinite()
         return self.experience.tree.row.where(known, -1)[self.image]
+
+    def strata(self, which: Tensor) -> list[Tensor]:
+        """By part of the schedule and half of the prompts, where that is measured; see `Samples`.
+
+        Which half a prompt is in depends on the prompt and the iteration alone.
+        """
+        agreement, noise = self._objective.levels.agreement, self.experience.noise
+        if agreement is None or not agreement.due(noise.iteration):
+            return [which]
+        if self.experience.policy.lockstep is not None:
+            raise ValueError(
+                "levels by LevelAgreement compare whole gradients, of which each rank has a part "
+                "under trainer.strategy=fsdp2; use ddp, or levels='stratified'"
+            )
+        part = (self._share * agreement.parts).long().clamp(0, agreement.parts - 1)
+        prompts = noise.uniform("half of the batch", self.experience.index.cpu()[:, None], (1,))
+        half = (prompts[:, 0] < 0.5).long()[self.experience.tree.row.cpu()][self.image.cpu()]
+        stratum = (2 * part + half)[which.cpu()].to(which.device)
+        return [which[stratum == number] for number in range(2 * agreement.parts)]
+
+    def note_gradients(self, stratum: int, parameters: Sequence[nn.Parameter]) -> None:
+        """Keep each stratum's own gradient, and at the last one compare the halves."""
+        agreement = self._objective.levels.agreement
+        if agreement is None or not agreement.due(self.experience.noise.iteration):
+            return
+        total = torch.cat(
+            [
+                (torch.zeros_like(p) if p.grad is None else p.grad).flatten().float()
+                for p in parameters
+            ]
+        )
+        if stratum == 0:
+            self._gradients, self._total = [], torch.zeros_like(total)
+        self._gradients.append(total - self._total)
+        self._total = total
+        if stratum == 2 * agreement.parts - 1:
+            rows = all_reduce_rows(torch.stack(self._gradients))
+            agreement.learn((rows @ rows.t()).cpu())
+            self._gradients = []
 
     def noised(self, which: Tensor) -> Noised:
         """Noise the images of some samples.
