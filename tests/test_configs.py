@@ -66,7 +66,7 @@ def test_an_overlay_that_trains_elsewhere_changes_what_it_names(folder: Path, na
 
 @pytest.mark.parametrize("file", COMPARISONS, ids=lambda file: file.stem)
 def test_every_method_of_a_comparison_differs(folder: Path, file: Path) -> None:
-    """Those of one overlay and of several are built, and trained, in test_trainings."""
+    """Those of one overlay and of several are built in test_trainings, where most of them train."""
     comparison = Comparison(**yaml.safe_load(file.read_text()))
     comparison.validate()
     assert len({repr(layers) for layers in comparison.methods.values()}) == len(comparison.methods)
