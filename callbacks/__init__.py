@@ -12,6 +12,7 @@ from callbacks.evaluate_by_cost import EvaluateByCost
 from callbacks.free_cores import FreeCores
 from callbacks.hacking_alarm import HackingAlarm
 from callbacks.progress import RolloutProgressBar
+from callbacks.prompt_history import PromptHistory
 from callbacks.prompt_reweighter import PromptReweighter
 from callbacks.reward_spread import RewardSpread
 from callbacks.rollout_checkpoint import RolloutCheckpoint
@@ -32,6 +33,7 @@ __all__ = [
     "EvaluateByCost",
     "FreeCores",
     "HackingAlarm",
+    "PromptHistory",
     "PromptReweighter",
     "RewardSpread",
     "RolloutCheckpoint",

@@ -53,9 +53,11 @@ OFTEN = {
     "per_prompt",
     "proportional",
     "running_threshold",
+    "skip_silent",
     "tree_leaf_credit",
 }
-"""A recorder, trajectories, a window for NFT, a scope, an allocator, a threshold, a credit."""
+"""A recorder, trajectories, a window for NFT, a scope, an allocator, a threshold, a credit;
+draws by earlier visits."""
 
 
 def comparisons() -> dict[str, Comparison]:
@@ -74,8 +76,11 @@ def methods() -> list[tuple[str, str]]:
 
 
 def shrunken(*arguments: str) -> list[str]:
-    trials = any("oracle_steps" in argument for argument in arguments)  # of four prompts
-    return [*SHRUNKEN, "--data.batch_size=4"] if trials else SHRUNKEN
+    # Trials are of four prompts, and among eight some say something.
+    for name, prompts in (("oracle_steps", 4), ("shapes_dead_groups", 8)):
+        if any(name in argument for argument in arguments):
+            return [*SHRUNKEN, f"--data.batch_size={prompts}"]
+    return SHRUNKEN
 
 
 def fit(*arguments: str) -> Any:

@@ -21,6 +21,7 @@ LONG_FILES = {
 
 FILES_A_FOLDER = 12  # beside the face, __init__.py
 FULL_FOLDERS = {
+    "aegpo/rewards": "a file for each kind of reward, beside the folders of the larger ones",
     "callbacks": "flat on purpose, as Lightning's own are: each is looked up by its name",
 }
 

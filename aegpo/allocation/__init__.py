@@ -6,13 +6,18 @@ from aegpo.allocation.allocators import (
     ProportionalAllocator,
     UniformAllocator,
 )
+from aegpo.allocation.prompt_rules import PromptRule, RunningSpread, SkipSilent, Visits
 from aegpo.allocation.sharding import shard, shard_loads
 
 __all__ = [
     "Allocator",
     "MedianSplitAllocator",
+    "PromptRule",
     "ProportionalAllocator",
+    "RunningSpread",
+    "SkipSilent",
     "UniformAllocator",
+    "Visits",
     "shard",
     "shard_loads",
 ]

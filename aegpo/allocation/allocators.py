@@ -194,13 +194,22 @@ class ProportionalAllocator(Allocator):
     Args:
         images_per_prompt: Mean number of images per prompt, at least `minimum`.
         minimum: Images that every prompt receives, at least 2.
+        maximum: Images that no prompt exceeds, at least `images_per_prompt`; None for any number.
+            What is above it goes to the others, by the same rule.
         power: Exponent on ΔEntropy: 0 shares equally, 1 in proportion, more sharpens.
 
     Raises:
-        ValueError: If `minimum` is below 2 or above `images_per_prompt`, or `power` is negative.
+        ValueError: If `minimum` is below 2 or above `images_per_prompt`, `maximum` is below it, or
+            `power` is negative.
     """
 
-    def __init__(self, images_per_prompt: int = 12, minimum: int = 2, power: float = 1.0) -> None:
+    def __init__(
+        self,
+        images_per_prompt: int = 12,
+        minimum: int = 2,
+        power: float = 1.0,
+        maximum: int | None = None,
+    ) -> None:
         _require_group("minimum", minimum)
         if images_per_prompt < minimum:
             raise ValueError(
@@ -208,8 +217,13 @@ class ProportionalAllocator(Allocator):
             )
         if not (math.isfinite(power) and power >= 0):
             raise ValueError(f"power={power} must be a finite number of at least 0")
+        if maximum is not None and maximum < images_per_prompt:
+            raise ValueError(
+                f"maximum={maximum} must be at least images_per_prompt={images_per_prompt}, or the "
+                "budget cannot be spent"
+            )
         self._images_per_prompt = images_per_prompt
-        self.minimum = minimum
+        self.minimum, self.maximum = minimum, maximum
         self.power = power
 
     @property
@@ -226,10 +240,25 @@ class ProportionalAllocator(Allocator):
         # Dividing by the maximum first keeps the power from over- or underflowing.
         weight = (delta / delta.max()) ** self.power
         shared = self.budget(num_prompts) - self.minimum * num_prompts
-        quota = shared * (weight / weight.sum())
+        quota = self._capped(shared * (weight / weight.sum()), weight, shared)
         sizes = quota.floor()
         # By remainder; where rounding made remainders equal, by ΔEntropy, then by row.
         order = delta.argsort(descending=True, stable=True)
         order = order[(quota - sizes)[order].argsort(descending=True, stable=True)]
         sizes[order[: shared - int(sizes.sum())]] += 1
         return sizes.long() + self.minimum
+
+    def _capped(self, quota: Tensor, weight: Tensor, shared: int) -> Tensor:
+        """Hand what is above the maximum to the others, until nothing is, (B,)."""
+        if self.maximum is None:
+            return quota
+        room = self.maximum - self.minimum
+        full = torch.zeros_like(quota, dtype=torch.bool)
+        while bool((quota > room).any()):
+            full |= quota > room
+            rest = torch.where(full, 0.0, weight)
+            if not bool(rest.any()):  # the others have no ΔEntropy at all
+                rest = (~full).to(weight)
+            left = shared - room * int(full.sum())
+            quota = torch.where(full, float(room), left * (rest / rest.sum()))
+        return quota

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from aegpo.rewards.base import Reward
 from aegpo.rewards.group import GroupDiversity, GroupReward
 from aegpo.rewards.jpeg import JpegCompressibility, JpegIncompressibility
+from aegpo.rewards.threshold import Threshold
 from aegpo.rewards.weighted_sum import WeightedSum
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ __all__ = [
     "Reward",
     "ShapesJudge",
     "ShapesMatch",
+    "Threshold",
     "VLMJudge",
     "WeightedSum",
 ]

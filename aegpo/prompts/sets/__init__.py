@@ -15,6 +15,7 @@ PROMPT_SETS: dict[str, str] = {
     "geneval": "aegpo.prompts.sets.geneval",
     "ocr": "aegpo.prompts.sets.ocr",
     "shapes": "aegpo.shapes.splits",
+    "shapes_mixed": "aegpo.shapes.mixed",
 }
 """Module of each set; imported when one of its splits is read."""
 

@@ -38,10 +38,13 @@ ALLOCATORS = st.one_of(
         st.integers(0, 8),
     ),
     st.builds(
-        lambda low, extra, power: ProportionalAllocator(low + extra, low, power),
+        lambda low, extra, power, more: ProportionalAllocator(
+            low + extra, low, power, None if more is None else low + extra + more
+        ),
         st.integers(2, 5),
         st.integers(0, 12),
         st.sampled_from([0.0, 0.5, 1.0, 3.0]),
+        st.sampled_from([None, 0, 1, 5, 30]),
     ),
 )
 
@@ -53,6 +56,7 @@ def test_spends_the_budget_exactly(allocator: Allocator, delta: list[float]) -> 
     assert sum(result) == allocator.budget(len(delta))
     assert allocator.budget(len(delta)) == allocator.images_per_prompt * len(delta)
     assert min(result) >= 2
+    assert max(result) <= (getattr(allocator, "maximum", None) or 10**6)
 
 
 @settings(deadline=None)
@@ -114,6 +118,13 @@ class TestProportional:
         allocator = ProportionalAllocator(images_per_prompt=7, minimum=2, power=2.0)
         assert sizes(allocator, [0.1, 0.3]) == [3, 11]
 
+    def test_what_is_above_the_maximum_goes_to_the_others(self) -> None:
+        # 16 are above the minimum, 5 fit. The last would get 10 of them; of 11, 1 : 1 : 2 makes 5.5
+        # of the third; the others have 3 each.
+        allocator = ProportionalAllocator(images_per_prompt=6, minimum=2, maximum=7)
+        assert sizes(allocator, [0.1, 0.1, 0.2, 0.7]) == [5, 5, 7, 7]
+        assert sizes(allocator, [0.0, 0.0, 0.0, 0.7]) == [6, 6, 5, 7]
+
 
 @pytest.mark.parametrize(
     ("build", "message"),
@@ -124,6 +135,7 @@ class TestProportional:
         (lambda: ProportionalAllocator(12, 1), "minimum=1"),
         (lambda: ProportionalAllocator(3, 4), "images_per_prompt=3"),
         (lambda: ProportionalAllocator(power=-1.0), "power=-1.0"),
+        (lambda: ProportionalAllocator(12, maximum=11), "maximum=11"),
     ],
 )
 def test_constructors_refuse(build, message: str) -> None:

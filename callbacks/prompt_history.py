@@ -1,0 +1,129 @@
+"""PromptHistory: draws and budgets by the rewards of a prompt's earlier visits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from aegpo.allocation import PromptRule, Visits
+from aegpo.distributed import all_gather_rows
+from aegpo.entropy.reading import EntropyReading
+from aegpo.noise import KeyedNoise
+from aegpo.planning.counts import PlansEvaluations
+from aegpo.prompts import PromptBatch
+from aegpo.prompts.known_texts import KnownTexts
+from aegpo.training import Training
+
+
+class PromptHistory(L.Callback, PlansEvaluations):
+    """Remembers how the rewards of each prompt's images differed, and rates the prompt by a rule.
+
+    The rating takes the place of ΔEntropy for the allocator, and right after a visit for the prompt
+    sampler, whose `data.alpha`, `data.delta` and `data.uniform_share` say what is made of it: with
+    1, a small number and 0 a prompt is drawn in proportion to it. Prompts that were never drawn
+    count as the mean of those that were. It costs no evaluation.
+
+    Args:
+        rule: What a prompt is worth by its visits.
+        decay: Share of the past in running means, in [0, 1); 0 knows the last visit alone.
+        draws: Whether the prompt sampler is told.
+        shuffled: The control: the visits of an iteration are entered under each other's prompts, so
+            that ratings vary as much and say nothing.
+
+    Raises:
+        ValueError: If `decay` is out of range.
+    """
+
+    publishes = ("delta",)
+
+    def __init__(
+        self, rule: PromptRule, decay: float = 0.5, draws: bool = True, shuffled: bool = False
+    ) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"PromptHistory: decay={decay} must be at least 0 and below 1")
+        self.rule, self.decay, self.draws, self.shuffled = rule, decay, draws, shuffled
+        self.visits: dict[int, Visits] = {}
+        self.texts = KnownTexts()
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: Training, batch: PromptBatch, batch_idx: int
+    ) -> None:
+        """Publish the ratings of this batch, as far as they are known."""
+        for index in self.texts.replaced(batch):
+            self.visits.pop(index, None)
+        reading = pl_module.entropy
+        if self.visits:
+            known = {index: self.rule(visits) for index, visits in self.visits.items()}
+            mean = sum(known.values()) / len(known)
+            ratings = [known.get(index, mean) for index in batch.index.tolist()]
+            curve = torch.zeros(len(batch), pl_module.num_steps, device="cpu")
+            pl_module.entropy = EntropyReading(
+                curve if reading is None else reading.curve,
+                torch.tensor(ratings, device=curve.device),
+            )
+        elif reading is not None:
+            pl_module.entropy = EntropyReading(reading.curve)
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: Training,
+        outputs: Any,
+        batch: PromptBatch,
+        batch_idx: int,
+    ) -> None:
+        """Enter the visits of this iteration, of all ranks, and tell the sampler."""
+        last = pl_module.last
+        groups = [last.rewards[last.tree.row == row] for row in range(len(last.batch))]
+        variances = [_variance(group) for group in groups]  # of a rank without prompts, none
+        columns = [
+            last.batch.index.double().cpu(),
+            torch.tensor(variances, dtype=torch.float64, device="cpu"),
+        ]
+        gathered, _ = all_gather_rows(torch.stack(columns, dim=1))
+        # The batch's own order: that of the ranks changes with their number.
+        of_prompt = {int(index): value for index, value in gathered.tolist()}
+        order = batch.index.tolist()
+        entered = [of_prompt[index] for index in order]
+        if self.shuffled:
+            noise = pl_module.noise.at(pl_module.iteration)
+            entered = _shuffled(entered, noise)
+        for index, variance in zip(order, entered, strict=True):
+            self.visits[index] = self.visits.get(index, Visits()).after(variance, self.decay)
+        silent = sum(visits.silent > 0 for visits in self.visits.values()) / len(self.visits)
+        pl_module.log("sampler/silent_share", silent, rank_zero_only=True)
+        if self.draws:
+            ratings = [self.rule(self.visits[index]) for index in order]
+            sampler = trainer.datamodule.sampler  # type: ignore[attr-defined]
+            sampler.update(batch.index, torch.tensor(ratings, device="cpu"))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the visits."""
+        return {
+            "visits": {
+                index: [one.count, one.silent, one.variance] for index, one in self.visits.items()
+            },
+            "texts": self.texts.state_dict(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        self.visits = {index: Visits(*one) for index, one in state_dict["visits"].items()}
+        self.texts.load_state_dict(state_dict["texts"])
+
+
+def _variance(rewards: Tensor) -> float:
+    """Unbiased variance of the rewards of one group that are known, NaN for fewer than two."""
+    finite = rewards[rewards.isfinite()].double()
+    if len(finite) < 2:
+        return float("nan")
+    # Compared exactly: the mean of equal floats may be off by a rounding error.
+    return 0.0 if bool((finite == finite[0]).all()) else float(finite.var())
+
+
+def _shuffled(values: list[float], noise: KeyedNoise) -> list[float]:
+    order = noise.permutation("shuffled visits", (), len(values))
+    return [values[place] for place in order.tolist()]

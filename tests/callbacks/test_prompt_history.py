@@ -1,0 +1,107 @@
+"""Prompts' earlier visits in a real run: what is published, drawn, shuffled and resumed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_training import Redness, tiny_data, tiny_module, tiny_trainer
+
+from aegpo.allocation import ProportionalAllocator, RunningSpread, SkipSilent
+from aegpo.exploration import FixedSteps
+from callbacks.cost_logger import CostLogger
+from callbacks.prompt_history import PromptHistory
+from callbacks.rollout_checkpoint import RolloutCheckpoint
+
+FAITHFUL = {"alpha": 1.0, "delta": 1e-6, "uniform_share": 0.0}
+"""Prompts are drawn in proportion to what the sampler is told."""
+
+
+class Dead(Redness):
+    """Scores all images of a circle alike."""
+
+    def __call__(self, images, prompts, metadata):
+        scores = super().__call__(images, prompts, metadata)
+        dead = torch.tensor(["circle" in prompt for prompt in prompts], dtype=torch.bool)
+        return scores.masked_fill(dead, 0.5)
+
+
+def fit(tmp_path, folder, history, max_epochs=4, ckpt_path=None, name="run"):
+    module = tiny_module(
+        folder,
+        step_selector=FixedSteps([0, 1]),
+        allocator=ProportionalAllocator(3, minimum=2, maximum=5),
+        reward=Dead(),
+    )
+    checkpoint = RolloutCheckpoint(dirpath=str(tmp_path / name))
+    trainer = tiny_trainer(
+        tmp_path,
+        [history, CostLogger(), checkpoint],
+        max_epochs=max_epochs,
+        limit_val_batches=0,
+        enable_checkpointing=True,
+    )
+    data = tiny_data(tmp_path, **FAITHFUL)
+    trainer.fit(module, data, ckpt_path=ckpt_path, weights_only=True)
+    return module, data, trainer
+
+
+def dead(data) -> torch.Tensor:
+    return torch.tensor(["circle" in record["prompt"] for record in data.train_prompts.records])
+
+
+def test_silent_prompts_are_drawn_less_and_live_ones_get_more_images(tmp_path, tiny_sd3_folder):
+    history = PromptHistory(SkipSilent(explore=0.5, floor=0.25))
+    module, data, trainer = fit(tmp_path, tiny_sd3_folder, history, max_epochs=6)
+    silent = dead(data)
+    # The first three batches of four see the twelve prompts once.
+    assert all(history.visits[index].count >= 1 for index in range(12))
+    for index in range(12):
+        visits = history.visits[index]
+        assert visits.silent == (visits.count if silent[index] else 0)
+        assert visits.variance > 0 or bool(silent[index])
+    chances = data.sampler.probabilities()
+    expected = torch.tensor([history.rule(history.visits[index]) for index in range(12)]).double()
+    torch.testing.assert_close(chances, expected / expected.sum(), rtol=1e-3, atol=1e-6)
+    assert float(chances[silent].max()) < float(chances[~silent].min())
+    assert trainer.callback_metrics["sampler/silent_share"] == pytest.approx(4 / 12)
+    assert module.entropy is not None and module.entropy.delta is not None
+
+    spread = PromptHistory(RunningSpread(), draws=False)
+    module, data, _ = fit(tmp_path, tiny_sd3_folder, spread, max_epochs=6)
+    assert bool(data.sampler.delta_entropy.isnan().all())
+    sizes = dict(
+        zip(module.last.batch.index.tolist(), module.last.group_sizes.tolist(), strict=True)
+    )
+    assert sum(sizes.values()) == 12 and max(sizes.values()) <= 5
+    alive = [size for index, size in sizes.items() if not silent[index]]
+    assert all(size == 2 for index, size in sizes.items() if silent[index]) or not alive
+
+
+def test_shuffled_visits_say_nothing_and_vary_as_much(tmp_path, tiny_sd3_folder):
+    found = {}
+    for shuffled in (False, True):
+        history = PromptHistory(RunningSpread(), draws=False, shuffled=shuffled)
+        _, data, _ = fit(tmp_path, tiny_sd3_folder, history, max_epochs=5)
+        silent = dead(data)
+        found[shuffled] = {index: visits.variance for index, visits in history.visits.items()}
+    wrong = [index for index, value in found[True].items() if silent[index] and value > 0]
+    assert wrong and not [i for i, value in found[False].items() if silent[i] and value > 0]
+
+
+def test_a_resumed_run_remembers(tmp_path, tiny_sd3_folder):
+    def history():
+        return PromptHistory(SkipSilent(), shuffled=True)
+
+    whole = history()
+    _, data, _ = fit(tmp_path, tiny_sd3_folder, whole, 4, name="whole")
+    fit(tmp_path, tiny_sd3_folder, history(), 2, name="halves")
+    resumed = history()
+    last = tmp_path / "halves/last.ckpt"
+    _, again, _ = fit(tmp_path, tiny_sd3_folder, resumed, 4, ckpt_path=last, name="resumed")
+    assert resumed.visits == whole.visits
+    assert torch.equal(again.sampler.delta_entropy, data.sampler.delta_entropy)
+
+
+def test_a_decay_out_of_range_is_refused():
+    with pytest.raises(ValueError, match="decay=1"):
+        PromptHistory(SkipSilent(), decay=1.0)
