@@ -10,8 +10,8 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from probe_by_hand import probe
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_entropy_probe import probe
 from tiny_training import tiny_data, tiny_module, tiny_trainer
 
 from aegpo.exploration import EntropyPeaks

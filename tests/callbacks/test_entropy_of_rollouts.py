@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_entropy_probe import TRAINER, batch, probe, shake
+from probe_by_hand import TRAINER, batch, probe, shake
 from tiny_training import entropy_callbacks, tiny_data, tiny_module, tiny_trainer
 from torch import Tensor
 

@@ -10,7 +10,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
-from test_entropy_probe import probe
+from probe_by_hand import probe
 from tiny_training import tiny_data, tiny_module, tiny_trainer
 
 from aegpo.allocation import UniformAllocator

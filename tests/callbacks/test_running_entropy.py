@@ -10,7 +10,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from test_entropy_probe import TRAINER, probe
+from probe_by_hand import TRAINER, probe
 from tiny_training import tiny_data, tiny_module, tiny_trainer
 from torch import Tensor
 

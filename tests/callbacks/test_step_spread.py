@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from test_entropy_probe import TRAINER
+from probe_by_hand import TRAINER
 from tiny_training import PROMPTS, Redness, tiny_data, tiny_module, tiny_trainer
 
 from aegpo.allocation import MedianSplitAllocator, UniformAllocator
