@@ -172,3 +172,22 @@ def transformer_inputs(model: SD3Transformer2DModel) -> dict[str, Any]:
         "pooled_projections": normal(2, config.pooled_projection_dim),
         "return_dict": False,
     }
+
+
+def test_gradients_of_inputs_are_summed_in_the_dtype_of_the_inputs() -> None:
+    model = tiny_sd3().transformer.bfloat16()
+    layers = match_targets(model, ["attn.to_q"], {})
+    add_lora(model, layers, rank=4, alpha=8, seed=0)
+    layer = model.get_submodule(layers[0])
+    assert isinstance(layer, AdaptedLinear)
+    torch.nn.init.normal_(layer.lora_B["default"].weight)
+    inputs = torch.randn(50, width(layer), generator=torch.Generator().manual_seed(0))
+    found = []
+    for kind in (AdaptedLinear, LoraLinear):
+        layer.__class__ = kind
+        leaf = inputs.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+            output = layer(leaf)
+        (gradient,) = torch.autograd.grad(output.float().square().sum(), leaf)
+        found.append(gradient)
+    assert found[0].dtype == torch.float32 and torch.equal(*found)
