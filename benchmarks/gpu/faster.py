@@ -15,10 +15,13 @@ from gpu.parts import Emit, Settings
 from torch._dynamo.utils import counters
 
 from aegpo.entropy import EntropyRecorder
+from aegpo.exploration import ExplorationSchedule
 from aegpo.noise import KeyedNoise
 from aegpo.policies.diffusers_policy import DiffusersPolicy
+from aegpo.rollout import rollout
 from aegpo.rollout.deterministic import deterministic_rollout
 from aegpo.samplers import AdamsBashforth, DPMSolver, UniPC, sampler_name
+from aegpo.sde import ODE
 
 CLOSE = 1e-3
 """Accepted distance between the card's latents and a CPU's, in fp32."""
@@ -137,7 +140,12 @@ def compiled_blocks(settings: Settings, emit: Emit) -> None:
     made = counters["stats"]["unique_graphs"]
     recorder = EntropyRecorder(layers=[policy.attention_layers()[-1][0]])
     with recorder.record(policy) as recording:
-        deterministic_rollout(policy, PROMPTS, INDEX, STEPS, KeyedNoise(0), observer=recording)
+        rollout(
+            *(policy, ODE(), policy.encode(PROMPTS)),
+            ExplorationSchedule.deterministic(len(PROMPTS), STEPS),
+            *(torch.ones_like(INDEX), KeyedNoise(0), INDEX),
+            observer=recording,
+        )
     curve = recording.curve()
     emit("entropy beside compiled blocks", bool((curve > 0).all()), bool((curve > 0).all()))
     start = time.perf_counter()
