@@ -60,7 +60,12 @@ def test_a_family_is_the_same_under_another_default_device(
         curves.append(recording.curve())
     assert torch.equal(*curves) and torch.equal(*images)
     sde = DDIM() if family.policy.denoiser_name == "unet" else FlowSDE()
-    contract.assert_first_ratio_is_one(moved, sde, 0.5)
+    for policy in (plain, moved):
+        contract.assert_first_ratio_is_one(policy, sde, 0.5)
+        torch.optim.AdamW(policy.trainable_parameters(), lr=1e-2).step()
+    for one, other in zip(plain.trainable_parameters(), moved.trainable_parameters(), strict=True):
+        assert torch.equal(one, other)  # updated alike
+    assert devices(moved) == {"cpu"}
     check, _, _ = contract.exported(moved, tmp_path / "export")
     assert check.passed, check
 
