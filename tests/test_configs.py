@@ -118,11 +118,14 @@ def test_ddp_and_fsdp2_ask_for_all_gpus_of_the_machine(name: str) -> None:
 
 # A run of one iteration through the console entry
 
+SMALL = [
+    *("--trainer.max_epochs", "1", "--trainer.accelerator", "cpu"),
+    *("--data.batches_per_epoch", "1", "--data.batch_size", "2", "--data.val_images", "8"),
+]
 MINIATURE = [
     *configs(SHAPES),
-    *("--trainer.max_epochs", "1", "--trainer.accelerator", "cpu"),
+    *SMALL,
     *("--trainer.check_val_every_n_epoch", "1"),
-    *("--data.batches_per_epoch", "1", "--data.batch_size", "2", "--data.val_images", "8"),
     *("--model.allocator", "aegpo.allocation.MedianSplitAllocator"),
     *("--model.allocator.low", "2", "--model.allocator.high", "4"),
 ]
@@ -224,7 +227,33 @@ def test_runs_log_what_the_documentation_lists(
     tested = tags(events(folder / "runs/extra/test"))
     assert {"reward/part/my_reward", "update/kl", "ratio/rollout_max_dev"} <= more["scalars"]
 
-    logged = set().union(*plain.values(), *more.values(), *tested.values())
+    # Levels by agreement, a choice of images and a prompt's history log those of their own.
+    third = {
+        "trainer": {
+            "logger": {"init_args": {"name": "third"}},
+            "num_sanity_val_steps": 0,
+            "limit_val_batches": 0,
+            "callbacks+": [
+                {
+                    "class_path": "callbacks.PromptHistory",
+                    "init_args": {"rule": {"class_path": "aegpo.allocation.SkipSilent"}},
+                }
+            ],
+        },
+        "model": {
+            "init_args": {
+                "num_steps": 5,
+                "selection": {"class_path": "aegpo.selection.Extremes", "init_args": {"keep": 2}},
+            }
+        },
+    }
+    (folder / "third.yaml").write_text(yaml.safe_dump(third))
+    overlay = configs(ROOT / "configs/overlays/agreement_nft.yaml")
+    (folder / "runs/shapes").rename(folder / "runs/second")
+    run(monkeypatch, "fit", *configs(SHAPES), *overlay, "--config", "third.yaml", *SMALL)
+    forward = tags(events(folder / "runs/third"))
+
+    logged = set().union(*plain.values(), *more.values(), *tested.values(), *forward.values())
     table = documented()
     bookkeeping = {"epoch", "hp_metric"}  # Lightning's own
     unknown = [
