@@ -67,7 +67,8 @@ def test_a_job_that_is_told_to_requeue_goes_on(
     said = output.read_text()
     assert "told to end: wrote" in said and "job 4711 was requeued" in said
     assert "trainable parameters" in said
-    assert [line for line in said.splitlines() if any(word in line for word in NOISE)] == []
+    program = [line for line in said.splitlines() if "CoverageWarning" not in line]  # the tests'
+    assert [line for line in program if any(word in line for word in NOISE)] == []
     checkpoints = folder / "runs/tiny/checkpoints"
     assert torch.load(checkpoints / "last.ckpt", weights_only=True)["aegpo"]["iteration"] == 3
     assert not list(folder.glob("hpc_ckpt*"))  # Lightning's, which every later run would load
