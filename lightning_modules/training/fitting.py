@@ -26,7 +26,8 @@ TRANSIENTS = 1.2
 LATER = 3
 """Copies of the trained weights that the first step makes: gradients, and Adam's two moments."""
 IN_CACHE = 96 * 2**20
-"""Bytes that autograd keeps of a micro-batch on a CPU: more leave the cache and run no faster."""
+"""Bytes that autograd keeps of a micro-batch on a CPU: more leave the cache and run no faster
+(measured on the bundled model, docs/real_models.md)."""
 
 
 @dataclass(frozen=True)
