@@ -194,9 +194,9 @@ class ProportionalAllocator(Allocator):
     Args:
         images_per_prompt: Mean number of images per prompt, at least `minimum`.
         minimum: Images that every prompt receives, at least 2.
+        power: Exponent on ΔEntropy: 0 shares equally, 1 in proportion, more sharpens.
         maximum: Images that no prompt exceeds, at least `images_per_prompt`; None for any number.
             What is above it goes to the others, by the same rule.
-        power: Exponent on ΔEntropy: 0 shares equally, 1 in proportion, more sharpens.
 
     Raises:
         ValueError: If `minimum` is below 2 or above `images_per_prompt`, `maximum` is below it, or
