@@ -21,9 +21,8 @@ from pathlib import Path
 import open_clip
 import torch
 from published_pipelines import NUM_PARAMETERS, PIPELINES, write_pipeline
-from torch.utils.flop_counter import FlopCounterMode
 
-from aegpo.policies.diffusers_policy import DiffusersPolicy
+from aegpo.entropy.cost import forward_operations
 from aegpo.utilities.tables import markdown_table
 from lightning_modules.cli.lightning_cli import AEGPOCLI
 from lightning_modules.commands.plan.plan import make_plan
@@ -80,15 +79,6 @@ def plan_recipe(model: str, reward: str, hardware: list[str], folder: Path) -> R
     return Planner(["plan", *arguments, pretrained, "--processes", processes]).made
 
 
-def flops(policy: DiffusersPolicy) -> float:
-    """Of one row through the denoiser and its adapters; a multiplication and an addition are 2."""
-    latents = torch.zeros(1, *policy.latent_shape, device="meta")
-    sigma = torch.zeros(1, device="meta")
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        policy.predict(latents, sigma, policy.blank_conditioning(1))
-    return float(counter.get_total_flops())
-
-
 def clip_bytes(name: str, image_only: bool = False) -> float:
     with torch.device("meta"):
         network = open_clip.CLIP(**open_clip.get_model_config(name))
@@ -132,7 +122,9 @@ class Costs:
         billions = sum(p.numel() for p in plan.size.policy.denoiser.parameters()) / 1e9
         adapters = 0 if plan.size.policy.full_finetuning else plan.size.trainable / 1e9
         assert abs(billions - adapters - NUM_PARAMETERS[model]) < 0.01
-        return cls((model, reward, " + ".join(hardware)), plan, flops(plan.size.policy))
+        return cls(
+            (model, reward, " + ".join(hardware)), plan, forward_operations(plan.size.policy)
+        )
 
     def evaluations(self, purpose: str | None = None) -> float:
         """Of an iteration, for a purpose or for all of training."""

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from aegpo.allocation import PromptRule, Visits
-from aegpo.distributed import all_gather_rows
-from aegpo.entropy.reading import EntropyReading
 from aegpo.noise import KeyedNoise
 from aegpo.planning.counts import PlansEvaluations
 from aegpo.prompts import PromptBatch
 from aegpo.prompts.known_texts import KnownTexts
 from aegpo.training import Training
+from callbacks.prompt_ratings import by_prompt, publish_ratings
 
 
 class PromptHistory(L.Callback, PlansEvaluations):
@@ -54,18 +53,8 @@ class PromptHistory(L.Callback, PlansEvaluations):
         """Publish the ratings of this batch, as far as they are known."""
         for index in self.texts.replaced(batch):
             self.visits.pop(index, None)
-        reading = pl_module.entropy
-        if self.visits:
-            known = {index: self.rule(visits) for index, visits in self.visits.items()}
-            mean = sum(known.values()) / len(known)
-            ratings = [known.get(index, mean) for index in batch.index.tolist()]
-            curve = torch.zeros(len(batch), pl_module.num_steps, device="cpu")
-            pl_module.entropy = EntropyReading(
-                curve if reading is None else reading.curve,
-                torch.tensor(ratings, device=curve.device),
-            )
-        elif reading is not None:
-            pl_module.entropy = EntropyReading(reading.curve)
+        known = {index: self.rule(visits) for index, visits in self.visits.items()}
+        publish_ratings(pl_module, batch, known)
 
     def on_train_batch_end(
         self,
@@ -76,16 +65,8 @@ class PromptHistory(L.Callback, PlansEvaluations):
         batch_idx: int,
     ) -> None:
         """Enter the visits of this iteration, of all ranks, and tell the sampler."""
-        last = pl_module.last
-        groups = [last.rewards[last.tree.row == row] for row in range(len(last.batch))]
-        variances = [_variance(group) for group in groups]  # of a rank without prompts, none
-        columns = [
-            last.batch.index.double().cpu(),
-            torch.tensor(variances, dtype=torch.float64, device="cpu"),
-        ]
-        gathered, _ = all_gather_rows(torch.stack(columns, dim=1))
+        of_prompt = by_prompt(pl_module.last, _variance)
         # The batch's own order: that of the ranks changes with their number.
-        of_prompt = {int(index): value for index, value in gathered.tolist()}
         order = batch.index.tolist()
         entered = [of_prompt[index] for index in order]
         if self.shuffled:

@@ -5,15 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import lightning as L
-import torch
 from torch import Tensor
 
-from aegpo.distributed import all_gather_rows
-from aegpo.entropy.reading import EntropyReading
 from aegpo.planning.counts import PlansEvaluations
 from aegpo.prompts import PromptBatch
 from aegpo.prompts.known_texts import KnownTexts
 from aegpo.training import Training
+from callbacks.prompt_ratings import by_prompt, publish_ratings
 
 
 class RewardSpread(L.Callback, PlansEvaluations):
@@ -37,16 +35,7 @@ class RewardSpread(L.Callback, PlansEvaluations):
         """Publish the spreads of this batch, as far as they are known."""
         for index in self.texts.replaced(batch):
             self.last.pop(index, None)
-        reading = pl_module.entropy
-        if self.last:
-            mean = sum(self.last.values()) / len(self.last)
-            delta = torch.tensor(
-                [self.last.get(row, mean) for row in batch.index.tolist()], device="cpu"
-            )
-            curve = torch.zeros(len(batch), pl_module.num_steps, device="cpu")
-            pl_module.entropy = EntropyReading(curve if reading is None else reading.curve, delta)
-        elif reading is not None:
-            pl_module.entropy = EntropyReading(reading.curve)
+        publish_ratings(pl_module, batch, self.last)
 
     def on_train_batch_end(
         self,
@@ -57,19 +46,7 @@ class RewardSpread(L.Callback, PlansEvaluations):
         batch_idx: int,
     ) -> None:
         """Remember the spreads of this iteration, of all ranks."""
-        last = pl_module.last
-        groups = [last.rewards[last.tree.row == row] for row in range(len(last.batch))]
-        spreads = [float(spread(group)) for group in groups]  # of a rank without prompts, none
-        rows = torch.stack(
-            [
-                last.batch.index.double().cpu(),
-                torch.tensor(spreads, dtype=torch.float64, device="cpu"),
-            ],
-            dim=1,
-        )
-        gathered, _ = all_gather_rows(rows)
-        for index, value in gathered.tolist():
-            self.last[int(index)] = value
+        self.last |= by_prompt(pl_module.last, lambda group: float(spread(group)))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the spreads."""

@@ -112,7 +112,7 @@ class AWM(ForwardObjective):
         return AWMSamples(self, experience)
 
 
-class AWMSamples(ForwardSamples):
+class AWMSamples(ForwardSamples[AWM]):
     """Every image of a rollout at some noise levels, with the loss of `AWM`.
 
     Args:
@@ -122,7 +122,6 @@ class AWMSamples(ForwardSamples):
 
     def __init__(self, objective: AWM, experience: Experience) -> None:
         super().__init__(objective, experience)
-        self.objective = objective
         # L_old of each sample, not a number before it is known.
         self.old = torch.full_like(self.sigma, float("nan"))
         self.old_velocity: Tensor | None = None

@@ -125,17 +125,13 @@ class NFT(ForwardObjective):
         return NFTSamples(self, experience)
 
 
-class NFTSamples(ForwardSamples):
+class NFTSamples(ForwardSamples[NFT]):
     """Every image of a rollout at some noise levels, with the loss of `NFT`.
 
     Args:
         objective: Whose settings hold.
         experience: The rollout of B prompts with N images.
     """
-
-    def __init__(self, objective: NFT, experience: Experience) -> None:
-        super().__init__(objective, experience)
-        self.objective = objective
 
     def compare(self, which: Tensor, at: Noised, first: bool) -> tuple[Tensor, LossTerms]:
         """Predict with old and new weights, which may be the same; see `ForwardSamples`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,10 @@ class Noised(NamedTuple):
     advantages: Tensor
 
 
-class ForwardSamples(Samples):
+Settings = TypeVar("Settings", bound=ForwardObjective)
+
+
+class ForwardSamples(Samples, Generic[Settings]):
     """Every image of a rollout, at some noise levels; what the loss makes of it is a subclass's.
 
     Args:
@@ -46,9 +49,9 @@ class ForwardSamples(Samples):
 
     first_is_old = True
 
-    def __init__(self, objective: ForwardObjective, experience: Experience) -> None:
+    def __init__(self, objective: Settings, experience: Experience) -> None:
         self.experience = experience
-        self._objective = objective
+        self.objective = objective
         self.image, self.keys, self.sigma, share = objective.levels.draw(experience)
         self._share = share
         self._gradients: list[Tensor] = []
@@ -65,7 +68,7 @@ class ForwardSamples(Samples):
 
         Which half a prompt is in depends on the prompt and the iteration alone.
         """
-        agreement, noise = self._objective.levels.agreement, self.experience.noise
+        agreement, noise = self.objective.levels.agreement, self.experience.noise
         if agreement is None or not agreement.due(noise.iteration):
             return [which]
         if self.experience.policy.lockstep is not None:
@@ -81,7 +84,7 @@ class ForwardSamples(Samples):
 
     def note_gradients(self, stratum: int, parameters: Sequence[nn.Parameter]) -> None:
         """Keep each stratum's own gradient, and at the last one compare the halves."""
-        agreement = self._objective.levels.agreement
+        agreement = self.objective.levels.agreement
         if agreement is None or not agreement.due(self.experience.noise.iteration):
             return
         total = torch.cat(
@@ -142,7 +145,7 @@ class ForwardSamples(Samples):
             Shape (n, ...).
         """
         policy = self.experience.policy
-        with self._objective.behavior(policy), policy.evaluations.charge("rollout"):
+        with self.objective.behavior(policy), policy.evaluations.charge("rollout"):
             velocity: Tensor = policy(at.latents, at.sigma, at.cond)
         return velocity
 
@@ -173,7 +176,7 @@ class ForwardSamples(Samples):
         """
 
     def _penalized(self, at: Noised, velocity: Tensor, terms: LossTerms) -> LossTerms:
-        policy, penalties = self.experience.policy, self._objective.penalties
+        policy, penalties = self.experience.policy, self.objective.penalties
         charge = policy.evaluations.charge
         if penalties.kl_coeff > 0:
             with torch.no_grad(), policy.reference(), charge("reference"):
@@ -182,7 +185,7 @@ class ForwardSamples(Samples):
             loss = terms.loss + penalties.kl_coeff * divergence
             terms = terms._replace(loss=loss, kl=divergence.detach())
         if penalties.ema_kl_coeff > 0:
-            with torch.no_grad(), self._objective.averaged(policy), charge("reference"):
+            with torch.no_grad(), self.objective.averaged(policy), charge("reference"):
                 average = policy(at.latents, at.sigma, at.cond)
             divergence = (velocity - average).square().flatten(1).mean(1)
             terms = terms._replace(loss=terms.loss + penalties.ema_kl_coeff * divergence)
