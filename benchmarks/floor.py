@@ -23,9 +23,10 @@ from typing import Any
 import torch
 from machine import heading
 from torch import Tensor
-from trainings import QUICKSTART, Recipe, build, flops_of_one_row, matrix_rate
+from trainings import QUICKSTART, Recipe, build, matrix_rate
 from turns import Taken, take_turns
 
+from aegpo.entropy.cost import forward_operations
 from aegpo.policies.conditioning import Conditioning
 from aegpo.policies.diffusers_policy import DiffusersPolicy
 from aegpo.policies.lora import adapters_disabled
@@ -155,7 +156,7 @@ def measured(model: str, sizes: Sizes) -> Found:
         taken,
         rows,
         rows | {"update": 3 * rows["update"]},
-        flops_of_one_row(policy),
+        forward_operations(policy),
         matrix_rate(torch.device(device), policy.compute_dtype),
         policy.compute_dtype,
         seconds,

@@ -19,8 +19,8 @@ import torch
 import yaml
 from published_pipelines import write_pipeline
 from random_weights import CLASSES, RandomWeights
-from torch.utils.flop_counter import FlopCounterMode
 
+from aegpo.entropy.cost import forward_operations
 from aegpo.policies.diffusers_policy import DiffusersPolicy
 from lightning_modules.cli.lightning_cli import AEGPOCLI
 from lightning_modules.commands.plan.plan import make_plan
@@ -192,7 +192,7 @@ def measure(
         found.device = torch.device("cpu" if recipe.on_cpu else "cuda")
         found.parameters = sum(one.numel() for one in policy.denoiser.parameters())
         if policy.quantize is None:
-            found.flops = flops_of_one_row(policy)
+            found.flops = forward_operations(policy)
         found.rate = matrix_rate(found.device, policy.compute_dtype)
     return found
 
@@ -290,12 +290,3 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, size: int = 8192) -> f
             torch.cuda.synchronize()
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
-
-
-def flops_of_one_row(policy: DiffusersPolicy) -> float:
-    """FLOPs of one row through the denoiser, without guidance."""
-    latents = torch.zeros(1, *policy.latent_shape, device=policy.device)
-    cond = policy.encode(["a cat"])
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        policy.predict(latents, torch.ones(1, device=policy.device), cond)
-    return float(counter.get_total_flops())
