@@ -12,6 +12,7 @@ from aegpo.study.comparison import FEWEST, Estimate, Target, summarize
 from aegpo.study.learning_curves import Runs
 from aegpo.utilities.tables import finite, markdown_table, write_csv
 from lightning_modules.commands.compare.figures import draw_curves, draw_differences
+from lightning_modules.commands.compare.pilot import Choice, chosen_values
 from lightning_modules.commands.compare.settings import Comparison
 
 _COLUMNS = (
@@ -25,6 +26,7 @@ def write_report(
     methods: Mapping[str, Runs],
     failures: Mapping[str, str],
     out: Path,
+    choices: Mapping[str, Choice],
 ) -> str:
     """Write `table.md`, `table.csv`, `table.json`, `curves.csv`, `curves.png`, `differences.png`.
 
@@ -33,6 +35,7 @@ def write_report(
         methods: Finished runs of each method.
         failures: What went wrong, by the name of the run.
         out: Folder of the files.
+        choices: What the pilot chose for each method; empty without one.
 
     Returns:
         The Markdown table.
@@ -51,6 +54,8 @@ def write_report(
         if curve.missing
     }
     markdown = markdown_page(settings, score, rows, failures, missing)
+    if settings.pilot is not None and choices:
+        markdown += f"\n{chosen_values(choices, settings.pilot.by)}\n"
     (out / "table.md").write_text(markdown)
     found = {
         "metric": settings.metric,
@@ -60,6 +65,7 @@ def write_report(
         "methods": finite(rows),
         "missing_scores": missing,
         "failures": dict(failures),
+        "pilot": {name: choice.as_json() for name, choice in choices.items()},
     }
     (out / "table.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
     flat = [_flat(row) for row in rows]

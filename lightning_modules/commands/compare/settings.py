@@ -10,6 +10,7 @@ import yaml
 from jsonargparse.typing import register_type
 
 from lightning_modules.arguments.messages import UserError
+from lightning_modules.commands.compare.pilot import Pilot, Values, changed
 from lightning_modules.commands.compare.run import ComparedRun, compared_config
 
 MOST_CURVES = 6
@@ -69,6 +70,8 @@ class Comparison:
         curves: Methods whose curves are drawn, at most `MOST_CURVES`; None for the reference and
             the methods with the best final scores. All methods stand in the table and in
             `differences.png`.
+        pilot: A sweep that comes first, on seeds and a budget of its own, and gives every method
+            the values that were best there; None to run the methods as they are.
     """
 
     methods: dict[str, Overlays]
@@ -86,6 +89,7 @@ class Comparison:
     passage: Literal["first", "lasting"] = "first"
     band: Literal["range", "quartiles"] = "range"
     curves: list[str] | None = None
+    pilot: Pilot | None = None
 
     def validate(self) -> None:
         """Check what can be checked before anything starts.
@@ -108,6 +112,8 @@ class Comparison:
                     f"{', '.join(self.methods)} and its budget at least budget={self.budget}"
                 )
         self._validate_curves()
+        if self.pilot is not None:
+            self.pilot.validate(list(self.methods), self.seeds)
         every = self.evaluate_every
         if (
             len(every) != 1
@@ -123,7 +129,7 @@ class Comparison:
                 or name.startswith(".")
                 or not name.isprintable()
                 or any(character in name for character in "/\\")
-                or name in ("superseded", "overrides")
+                or name in ("superseded", "overrides", "pilot")
             ):
                 raise UserError(f"the method's name {name!r} cannot be a folder; choose another")
 
@@ -179,22 +185,26 @@ class Comparison:
             arguments[name] = [word for file in files for word in ("--config", str(file))]
         return arguments
 
-    def runs(self, configs: dict[str, dict[str, Any]]) -> list[ComparedRun]:
+    def runs(
+        self, configs: dict[str, dict[str, Any]], chosen: dict[str, Values]
+    ) -> list[ComparedRun]:
         """All runs, a seed of every method before the next seed.
 
         Args:
-            configs: Resolved config of each method.
+            configs: Resolved config of each method that is run.
+            chosen: What the pilot chose, by method.
 
         Returns:
             Methods × seeds.
         """
+        final = {name: changed(configs[name], name, chosen.get(name, {})) for name in configs}
         return [
             ComparedRun(
                 name,
                 seed,
                 Path(self.out) / name / f"seed_{seed}",
-                compared_config(configs[name], seed, self.budget_of(name), self.evaluate_every),
+                compared_config(final[name], seed, self.budget_of(name), self.evaluate_every),
             )
             for seed in self.seeds
-            for name in self.methods
+            for name in final
         ]

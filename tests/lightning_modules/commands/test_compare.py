@@ -20,7 +20,8 @@ import yaml
 from lightning_modules.arguments.messages import UserError
 from lightning_modules.commands.compare import compare as compare_module
 from lightning_modules.commands.compare import run as compared_run
-from lightning_modules.commands.compare.compare import compare, main, run_all
+from lightning_modules.commands.compare.compare import compare, main
+from lightning_modules.commands.compare.measure import run_all
 from lightning_modules.commands.compare.run import ComparedRun, compared_config, start
 from lightning_modules.commands.compare.settings import Comparison
 from lightning_modules.commands.run_logs import read_scalars
