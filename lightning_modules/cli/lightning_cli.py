@@ -198,7 +198,8 @@ class AEGPOCLI(LightningCLI):
             kwargs |= command_settings(command.trainer, callbacks)
             devices = self._get(self.config_init, "trainer.devices")
             machines = self._get(self.config_init, "trainer.num_nodes")
-            if command.trainer != "idle" and (str(devices) not in ("1", "auto") or machines > 1):
+            alone = command.trainer not in ("idle", "every_rank")
+            if alone and (str(devices) not in ("1", "auto") or machines > 1):
                 given = f"{devices} devices" + (f" of {machines} machines" if machines > 1 else "")
                 rank_zero_info(f"{command.name} runs on one process, not on {given}")
         trainer = super().instantiate_trainer(**kwargs)

@@ -70,7 +70,7 @@ def main() -> None:
     # a folder named `callbacks` in there does not stand in for ours.
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())
-    if command in COMMANDS and not COMMANDS[command].is_lightnings and another_rank():
+    if command in COMMANDS and not COMMANDS[command].on_every_rank and another_rank():
         print(f"{command} runs on one process; rank {another_rank()} leaves it to rank 0")
         return
     if command not in COMMANDS or COMMANDS[command].run_program():

@@ -92,7 +92,8 @@ def command_settings(
         return {"logger": False, **single}
     # Whoever wrote checkpoints knows which is the last; in a training they would write others.
     kept = [callback for callback in _listed(callbacks) if isinstance(callback, Checkpoint)]
-    kept = kept if kind == "checkpoints" else []
+    kept = kept if kind in ("checkpoints", "every_rank") else []
+    one: dict[str, Any] = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
     return {
         "logger": False,
         "callbacks": kept,
@@ -100,9 +101,7 @@ def command_settings(
         "enable_checkpointing": bool(kept),
         "enable_progress_bar": False,
         "enable_model_summary": False,
-        "devices": 1,
-        "num_nodes": 1,
-        "strategy": "auto",
+        **({} if kind == "every_rank" else one),
         "max_epochs": 1,
         "max_steps": -1,
         "max_time": None,

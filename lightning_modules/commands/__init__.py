@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from lightning_modules.arguments.sources import function_parameters
 
-TrainerKind = Literal["checkpoints", "one_batch", "idle"]
+TrainerKind = Literal["checkpoints", "every_rank", "one_batch", "idle"]
 """What the trainer of a command may do; ``lightning_modules.cli.trainer`` says it in settings."""
 
 
@@ -38,7 +38,7 @@ class Command:
         program: Module whose ``main()`` runs first, before torch is imported. It is the whole
             command unless there is a method too and ``main()`` returns True.
         trainer: What the method's trainer may do: look at a batch with the run's checkpoints at
-            hand, train on one batch, or nothing at all.
+            hand, the same on as many processes as it is given, train on one batch, or nothing.
         texts: Options that take texts as they are, and not a list in YAML.
     """
 
@@ -50,9 +50,9 @@ class Command:
     texts: tuple[str, ...] = ()
 
     @property
-    def is_lightnings(self) -> bool:
+    def on_every_rank(self) -> bool:
         """Whether it runs on as many processes as the trainer has."""
-        return self.method is None and self.program is None
+        return self.trainer == "every_rank" or (self.method is None and self.program is None)
 
     def function(self) -> Callable[..., Any]:
         """Import the function of `method`; it has the command's name."""
@@ -132,6 +132,14 @@ COMMANDS = {
             "draw prompts from a checkpoint beside the base, with scores",
             method=".sample",
             texts=("prompts",),
+        ),
+        Command(
+            "evaluate",
+            "score base and tuned models on a suite of prompts: one table with intervals",
+            method=".evaluate.evaluate",
+            program=".evaluate.early",
+            trainer="every_rank",
+            texts=("tuned", "beside"),
         ),
     )
 }

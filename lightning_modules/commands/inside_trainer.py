@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 
 from aegpo.prompts import PromptBatch
 
@@ -29,7 +29,7 @@ def inside_trainer(
     gradients.
 
     Args:
-        trainer: A trainer of one process.
+        trainer: A trainer; every one of its processes calls `work`.
         model: The module.
         batch: What is handed to `work`, on the module's device.
         work: What is to be done.
@@ -48,10 +48,15 @@ def inside_trainer(
 
     original: Any = model.predict_step
     model.predict_step = step  # type: ignore[method-assign]
+    batches: Any = [batch]
+    # Of a kind that Lightning leaves alone; its own would deal the batch to one process.
+    everywhere: DistributedSampler[Any] = DistributedSampler(
+        batches, num_replicas=1, rank=0, shuffle=False
+    )
     try:
         trainer.predict(
             model,
-            dataloaders=DataLoader([batch], batch_size=None),  # type: ignore[arg-type]
+            dataloaders=DataLoader(batches, batch_size=None, sampler=everywhere),
             ckpt_path=ckpt_path,
             weights_only=weights_only,
             return_predictions=False,

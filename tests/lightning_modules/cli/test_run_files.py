@@ -19,7 +19,11 @@ trainer:
   callbacks:
     - {class_path: callbacks.RolloutCheckpoint, init_args: {dirpath: runs/mine/checkpoints}}
 """
-REQUIRED = {"export": ("--out", "x"), "sample": ("--out", "x", "--prompts", "a red circle")}
+REQUIRED = {
+    "evaluate": ("--out", "x"),
+    "export": ("--out", "x"),
+    "sample": ("--out", "x", "--prompts", "a red circle"),
+}
 
 
 def content(folder: Path) -> dict[str, bytes]:

@@ -1,0 +1,1 @@
+"""What a model is worth on a suite of prompts: suites, intervals, tables. Imported before torch."""

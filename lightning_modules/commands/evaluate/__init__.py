@@ -1,0 +1,1 @@
+"""`aegpo evaluate`: base and tuned models on a suite of prompts. Imported before torch."""
