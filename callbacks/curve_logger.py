@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
@@ -24,8 +25,9 @@ class CurveLogger(L.Callback):
 
     Tags: `entropy/curve` (Entropy(t) now, at the start, of the reference, and the steps that
     explore), `entropy/by_layer` (layer by step), `entropy/delta` (histogram), `entropy/prompts`
-    (table of the batch), `allocation/images` (histogram of images per prompt) and
-    `sampler/weights` (histogram).
+    (table of the batch), `steps/agreement` and `levels/agreement` (tables of what half batches
+    agree on), `allocation/images` (histogram of images per prompt) and `sampler/weights`
+    (histogram).
 
     Args:
         every_n_iterations: Iterations between two drawings.
@@ -60,6 +62,10 @@ class CurveLogger(L.Callback):
         if (pl_module.iteration - 1) % self.every_n_iterations == 0:
             for writer in tensorboard_writers(trainer):
                 writer.add_histogram("allocation/images", sizes, pl_module.iteration)
+                for tag in ("steps", "levels"):
+                    table = agreement_table(tag, trainer.callback_metrics)
+                    if table:
+                        writer.add_text(f"{tag}/agreement", table, pl_module.iteration)
                 self._draw(trainer, pl_module, batch, explored.mean(0), writer)
 
     def _draw(
@@ -90,6 +96,25 @@ class CurveLogger(L.Callback):
         if entropy.delta is not None:
             writer.add_histogram("entropy/delta", entropy.delta, step)
             writer.add_text("entropy/prompts", prompt_table(batch, entropy.delta), step)
+
+
+def agreement_table(tag: str, metrics: Mapping[str, Tensor]) -> str:
+    """What half batches were found to agree on, as a Markdown table.
+
+    Args:
+        tag: "steps" or "levels", of which `<tag>/agreement_<number>` and `<tag>/share_<number>`
+            were logged.
+        metrics: The latest value of every tag.
+
+    Returns:
+        A row for each step or part; empty where neither was logged.
+    """
+    rows = []
+    while (found := metrics.get(f"{tag}/agreement_{len(rows)}")) is not None:
+        share = metrics[f"{tag}/share_{len(rows)}"]
+        rows.append([str(len(rows)), f"{float(found):.3f}", f"{float(share):.3f}"])
+    name = "step" if tag == "steps" else "part of the schedule"
+    return markdown_table([name, "agreement", "share"], rows) if rows else ""
 
 
 def curve_figure(curves: dict[str, Tensor], explored: Tensor) -> Figure:

@@ -22,13 +22,14 @@ class DecisionLog(L.Callback):
 
     A line holds the prompts' dataset rows and the chance with which they were drawn, their
     Entropy(t) and ΔEntropy, and what was decided from them: images per prompt, stochastic steps
-    and branching, and the images that were trained on where a selection chose them. `aegpo replay`
-    sets another allocator or selector against it. A resumed run cuts the log at its checkpoint and
-    goes on.
+    and branching, the images that were trained on where a selection chose them, and what a selector
+    with a memory had measured. `aegpo replay` sets another allocator or selector against it. A
+    resumed run cuts the log at its checkpoint and goes on.
     """
 
     def __init__(self) -> None:
         self._probabilities: Tensor | None = None
+        self._measured: dict[str, list[float]] = {}
         self._path: Path | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Training) -> None:
@@ -51,7 +52,9 @@ class DecisionLog(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: Training, batch: PromptBatch, batch_idx: int
     ) -> None:
-        """Note the chances while they are still those that the batch was drawn with."""
+        """Note the chances, and what was measured, while they are what is decided by."""
+        state = pl_module.step_selector.state_dict()
+        self._measured = {name: values.tolist() for name, values in state.items()}
         sampler = getattr(trainer.datamodule, "sampler", None)  # type: ignore[attr-defined]
         self._probabilities = None
         if sampler is not None:
@@ -93,6 +96,7 @@ class DecisionLog(L.Callback):
             branching=rows[:, 2 + num_steps :],
             probabilities=self._probabilities,
             kept=None if kept is None else [kept.get(one, []) for one in batch.index.tolist()],
+            measured=self._measured or None,
         )
         append_line(self._path, decision.to_json())
 

@@ -13,7 +13,7 @@ from aegpo.entropy.reading import EntropyReading
 from aegpo.planning.counts import PlansEvaluations, Range, RunShape
 from aegpo.prompts import PromptBatch
 from aegpo.study.split_variance import split_variance
-from aegpo.study.step_trials import single_step_rewards
+from aegpo.study.step_trials import single_step_groups
 from aegpo.study.step_variance import StepVariance, VarianceTerms, trial_variance
 from aegpo.training import Training
 from callbacks.order import refuse_probe_after
@@ -154,7 +154,7 @@ class TrialSpread(StepSpread):
         # Not the training rollout's own noise: its steps must not be chosen by how it will fare.
         noise = pl_module.noise.at(pl_module.iteration).apart("trials")
         rewards = [
-            single_step_rewards(
+            single_step_groups(
                 pl_module.policy,
                 pl_module.sde,
                 pl_module.reward,
@@ -166,7 +166,7 @@ class TrialSpread(StepSpread):
                 eta=pl_module.step_selector.eta,
                 sampler=pl_module.sampler,
                 purpose="probe",
-            )
+            ).rewards
             for step in range(pl_module.num_steps - 1)
         ]
         return own.index, trial_variance(rewards)

@@ -319,6 +319,7 @@ class AEGPOModule(PolicyModule):
             index=batch.index,
             noise=own.noise,
             weights=weights,
+            agreement=self.step_selector.agreement,
         )
 
     @timed("encode")
@@ -433,7 +434,10 @@ class AEGPOModule(PolicyModule):
         meter, parameters = UpdateMeter(self.device), self.policy.trainable_parameters()
         for _ in range(self.inner_epochs):
             for which, total in zip(updates, totals, strict=True):
-                losses = self._backward(samples, which, total, None if meter.steps else rescored)
+                first = not meter.steps
+                parts = samples.strata(which) if first else [which]
+                which = torch.cat(parts)
+                losses = self._backward(samples, parts, total, rescored if first else None)
                 values = torch.cat([torch.zeros(0, device=self.device), *(x.loss for x in losses)])
                 step = optimizer_step(self.optimizers(), parameters, self.max_grad_norm, values)
                 meter.add(losses, step)
@@ -446,16 +450,21 @@ class AEGPOModule(PolicyModule):
         scheduler = self.lr_schedulers()
         if scheduler is not None:
             scheduler.step()  # type: ignore[union-attr]
-        self.log_dict(meter.metrics() | self.objective.metrics(), rank_zero_only=True)
+        metrics = meter.metrics() | self.objective.metrics() | self.step_selector.metrics()
+        self.log_dict(metrics, rank_zero_only=True)
 
     def _backward(
-        self, samples: Samples, which: Tensor, total: float, rescored: list[Tensor] | None
+        self,
+        samples: Samples,
+        parts: list[Tensor],
+        total: float,
+        rescored: list[Tensor] | None,
     ) -> list[LossTerms]:
         """Add up the gradients of an optimizer step, in micro-batches that fit into memory.
 
         Args:
             samples: The samples of this rank.
-            which: Those of the step, shape (n,) int64.
+            parts: Those of the step, each of shape (n,) int64; the gradients of several are noted.
             total: How many samples all ranks have in it.
             rescored: Before the first step, where its old predictions are its own, the samples of
                 the later ones, whose old predictions are to be of the same micro-batches as the new
@@ -470,7 +479,6 @@ class AEGPOModule(PolicyModule):
 
         def backward(size: int) -> list[LossTerms]:
             losses = []
-            parts = [which] if rescored is None else samples.strata(which)
             for number, part in enumerate(parts):
                 for micro_batch in self._padded(self._micro_batches([part], size)):
                     with self.policy.together() as idle:
@@ -494,7 +502,7 @@ class AEGPOModule(PolicyModule):
         with no_gradient_sync(self.trainer.strategy):
             losses, self.micro_batch_size = halving(
                 backward,
-                len(which),
+                sum(map(len, parts)),
                 self._size,
                 setting="model.micro_batch_size",
                 undo=undo,
@@ -536,6 +544,7 @@ class AEGPOModule(PolicyModule):
         """Add what the objective has to remember."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["aegpo"]["objective"] = self.objective.state_dict()
+        checkpoint["aegpo"]["step_selector"] = self.step_selector.state_dict()
         checkpoint["aegpo"]["images"] = self.images.over_ranks(self.device)
         checkpoint["aegpo"]["fitting"] = self.fitting.state_dict(self.micro_batch_size)
         checkpoint["aegpo"]["made_with"] |= self._drawn_and_trained_by()
@@ -549,6 +558,7 @@ class AEGPOModule(PolicyModule):
             self.fitting.load_state_dict(checkpoint["aegpo"].get("fitting", {}))
             self.images.load_state_dict(checkpoint["aegpo"].get("images", {}))
         self.objective.load_state_dict(checkpoint["aegpo"].get("objective", {}))
+        self.step_selector.load_state_dict(checkpoint["aegpo"].get("step_selector", {}))
 
 
 if TYPE_CHECKING:

@@ -175,6 +175,11 @@ CLAIMS: list[tuple[str, Callable[[Pair, Any], bool]]] = [
             p.cls(SELECTOR) in ("EntropyPeaks", "NoiseEntropy") and p.get(f"{SELECTOR}.top_k") == 4
         ),
     ),
+    (
+        r"at four of them, those whose gradient two halves of the batch agree on",
+        lambda p, _: is_selector(p, "AgreementSteps", top_k=4),
+    ),
+    (r"one iteration in ten tries another", lambda p, _: p.get(f"{SELECTOR}.explore") == 0.1),
     (r"closed form of the schedule", lambda p, _: p.cls(SELECTOR) == "NoiseEntropy"),
     (
         r"first four steps explore|fixed steps",

@@ -120,6 +120,24 @@ def check_token_set(tokens: str, layout: TokenLayout | None = None) -> None:
         )
 
 
+def absent_token_sets(layout: TokenLayout) -> dict[str, str]:
+    """Token sets that a layout does not have.
+
+    Args:
+        layout: Where the tokens lie.
+
+    Returns:
+        The reason by token set.
+    """
+    absent = {}
+    for tokens in get_args(TokenSet):
+        try:
+            check_token_set(tokens, layout)
+        except ValueError as error:
+            absent[tokens] = str(error)
+    return absent
+
+
 def select_tokens(
     tokens: TokenSet, layout: TokenLayout, num_queries: int, num_keys: int, layer: str = ""
 ) -> TokenSelection | None:

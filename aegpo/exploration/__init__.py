@@ -3,6 +3,7 @@
 A selector gives one row of an `ExplorationSchedule` per prompt.
 """
 
+from aegpo.exploration.agreement_steps import AgreementSteps
 from aegpo.exploration.entropy_peaks import EntropyPeaks
 from aegpo.exploration.fixed_splits import FixedSplits
 from aegpo.exploration.noise_entropy import NoiseEntropy
@@ -12,6 +13,7 @@ from aegpo.exploration.steps import AllSteps, FixedSteps, NoSteps, RandomSteps
 from aegpo.exploration.windows import RandomWindow, SlidingWindow
 
 __all__ = [
+    "AgreementSteps",
     "AllSteps",
     "EntropyPeaks",
     "ExplorationSchedule",

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import abc
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from aegpo.entropy.reading import EntropyReading
+from aegpo.exploration.half_batches import HalvesByStep
 from aegpo.exploration.schedule import ExplorationSchedule
 from aegpo.noise import KeyedNoise
 
@@ -26,12 +29,16 @@ class StepSelector(abc.ABC):
 
     Attributes:
         explores: Whether it ever chooses a step.
+        agreement: What learns from the gradients of the steps it chose; None if nothing does.
+        gradient_copies: Copies of the trained gradients that it takes to measure that.
 
     Raises:
         ValueError: If `eta` is not above 0 or `branching` is below 1.
     """
 
     explores = True
+    agreement: HalvesByStep | None = None
+    gradient_copies = 0
 
     def __init__(self, eta: float = 0.7, branching: int = 1) -> None:
         if not (math.isfinite(eta) and eta > 0):
@@ -121,6 +128,30 @@ class StepSelector(abc.ABC):
         """
         del entropy, shape
         return None
+
+    def metrics(self) -> dict[str, float]:
+        """What it has to tell about the latest iteration.
+
+        Returns:
+            Tag and value, equal on all ranks; docs/logging.md lists them.
+        """
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs: tensors and plain values only.
+
+        Returns:
+            The state, empty if there is none.
+        """
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up the state of a checkpoint.
+
+        Args:
+            state: What `state_dict` returned; empty where another selector wrote the checkpoint.
+        """
+        del state
 
     def validate(self, num_steps: int) -> None:
         """Check that the choice is possible, before any model is loaded.

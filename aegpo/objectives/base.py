@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from aegpo.exploration import ExplorationSchedule, StepSelector
+from aegpo.exploration.half_batches import HalvesByStep
 from aegpo.noise import KeyedNoise
 from aegpo.objectives.samples import Samples
 from aegpo.policies.base import Policy
@@ -36,6 +37,7 @@ class Experience:
         noise: Keyed noise of the iteration.
         weights: What a selection of images gave each of them, 0 where it left one out, shape (N,);
             None if it chose none.
+        agreement: What learns from the gradients of the stochastic steps; None if nothing does.
     """
 
     policy: Policy
@@ -48,6 +50,7 @@ class Experience:
     index: Tensor
     noise: KeyedNoise
     weights: Tensor | None = None
+    agreement: HalvesByStep | None = None
 
 
 class Objective(abc.ABC):
@@ -58,6 +61,12 @@ class Objective(abc.ABC):
 
     weight_copies: int = 0
     """Copies of the trained weights that it keeps."""
+
+    gradient_copies: int = 0
+    """Copies of the trained gradients that it measures with."""
+
+    learns_from_steps: bool = False
+    """Whether its samples are the stochastic steps themselves."""
 
     @abc.abstractmethod
     def samples(self, experience: Experience) -> Samples:

@@ -6,6 +6,7 @@ from aegpo.advantages import GroupRelative
 from aegpo.exploration import StepSelector
 from aegpo.objectives.base import Experience, Objective
 from aegpo.objectives.credit import Credit, LeafCredit
+from aegpo.objectives.half_gradients import HalfGradients
 from aegpo.objectives.pruning import Pruning
 from aegpo.objectives.transition_samples import KL_NORMALIZATIONS, KLNormalization, Replay
 from aegpo.objectives.transition_weights import EqualWeight, TransitionWeight
@@ -32,6 +33,8 @@ class PolicyGradient(Objective):
         ValueError: If `clip_range` or `divergence_bound` is not above 0, `kl_coeff` is negative or
             `kl_normalization` is unknown.
     """
+
+    learns_from_steps = True
 
     def __init__(  # noqa: PLR0913  # settings, given by name
         self,
@@ -100,4 +103,20 @@ class PolicyGradient(Objective):
             kl_coeff=self.kl_coeff,
             kl_normalization=self.kl_normalization,
             divergence_bound=self.divergence_bound,
+            halves=_half_gradients(experience),
         )
+
+
+def _half_gradients(experience: Experience) -> HalfGradients | None:
+    """What measures the agreement by step in this iteration, if anything does."""
+    agreement = experience.agreement
+    if agreement is None or not agreement.due(experience.noise.iteration):
+        return None
+    return HalfGradients(
+        agreement.learn_watched,
+        len(agreement.watched),
+        experience.policy,
+        experience.noise,
+        experience.index,
+        ("steps by AgreementSteps", "another step_selector"),
+    )

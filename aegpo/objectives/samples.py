@@ -90,8 +90,6 @@ class Samples(abc.ABC):
     def strata(self, which: Tensor) -> list[Tensor]:
         """Part the samples of an iteration's first update, whose gradients are wanted one by one.
 
-        It is asked with `first_is_old` only.
-
         Args:
             which: The samples, shape (m,) int64.
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from aegpo.distributed import all_gather_rows
 from aegpo.exploration import ExplorationSchedule
+from aegpo.objectives.half_gradients import HalfGradients
 from aegpo.objectives.samples import LossTerms, Samples
 from aegpo.objectives.surrogate import gaussian_log_ratio, policy_loss
 from aegpo.objectives.transition_weights import (
@@ -48,6 +50,8 @@ class Replay(Samples):
             times |dt|, smaller by 25 at the first of 10 steps and by 4 at the last noisy one.
         divergence_bound: KL to the behavior policy, per dimension, from which on a transition is
             dropped whose gradient would raise it, in place of the clip; None for the clip.
+        halves: What compares the gradients of each step's two halves of the prompts; None if
+            nothing does.
     """
 
     policy: Policy
@@ -62,6 +66,7 @@ class Replay(Samples):
     kl_coeff: float = 0.0
     kl_normalization: KLNormalization = "variance"
     divergence_bound: float | None = None
+    halves: HalfGradients | None = None
     _eta: Tensor = field(init=False, repr=False)
     old_mean: Tensor = field(init=False)
     largest_change: Tensor = field(init=False)
@@ -192,6 +197,19 @@ class Replay(Samples):
             with self.policy.evaluations.charge("rollout"):
                 step = self.step(which)
             self._take_over(which, step)
+
+    def strata(self, which: Tensor) -> list[Tensor]:
+        """By step and half of the prompts, where that is measured; see `Samples.strata`."""
+        if self.halves is None:
+            return [which]
+        step, row = (self.tree.transitions.step[which].cpu(), self.row[which].cpu())
+        steps = self.schedule.stochastic.any(0).nonzero().flatten()
+        return self.halves.strata(which, torch.searchsorted(steps, step), row)
+
+    def note_gradients(self, stratum: int, parameters: Sequence[nn.Parameter]) -> None:
+        """Keep each stratum's gradient, and at the last one compare the halves; see `Samples`."""
+        if self.halves is not None:
+            self.halves.note(stratum, parameters)
 
     @property
     def change(self) -> Tensor:

@@ -6,7 +6,8 @@ Weights are counted exactly, everything else is an estimate. In bytes, for P par
   weights of linear layers: P / 2 or P, and 4 for the scale of 64 weights or of a row
 - trained weights: P x (4 + 4 + s): fp32, fp32 gradient, and the optimizer's state, s = 8 for AdamW
 - reference: 4 P after full fine-tuning, nothing with adapters, which are switched off for it
-- copies that the objective keeps of the trained weights: 4 P each
+- copies that the objective keeps of the trained weights, and of their gradients where their
+  agreement is measured: 4 P each
 - update: what autograd keeps of one micro-batch (`saved_bytes`); with gradient checkpointing the
   blocks' inputs and one block of what would be kept without it
 - rollout: one block of the largest call, without a backward pass
@@ -63,6 +64,7 @@ class MemoryLoad:
         weight_copies: Copies of the trained weights that the objective keeps.
         half_activations: Whether autocast computes in half precision.
         spread_over: Ranks over which FSDP2 spreads the denoiser; 1 for a whole one on each.
+        gradient_copies: Copies of the trained gradients by which their agreement is measured.
     """
 
     micro_batch_rows: int
@@ -75,6 +77,7 @@ class MemoryLoad:
     weight_copies: int
     half_activations: bool
     spread_over: int = 1
+    gradient_copies: int = 0
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,7 @@ def estimate_memory(
         "trained weights, gradients, optimizer": size.trainable
         * (4 + 4 + optimizer_state_bytes(optimizer)),
         "copies of trained weights": 4.0 * size.trainable * load.weight_copies,
+        "gradients of half batches": 4.0 * size.trainable * load.gradient_copies,
     }
     if policy.full_finetuning and load.needs_reference:
         stays["reference weights"] = 4.0 * size.trainable

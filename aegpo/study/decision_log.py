@@ -29,6 +29,8 @@ class Decision:
         probabilities: Chance of each prompt inside its stratum when it was drawn, float64, shape
             (B,); None where the sampler has none.
         kept: For each prompt the numbers of the images that were trained on; None where all were.
+        measured: What the step selector had measured until then, as in its state; None for one
+            that measures nothing.
     """
 
     iteration: int
@@ -41,6 +43,7 @@ class Decision:
     branching: Tensor
     probabilities: Tensor | None = None
     kept: list[list[int]] | None = None
+    measured: dict[str, list[float]] | None = None
 
     def to_json(self) -> str:
         """Write the decision on one line; nine digits give every fp32 value back exactly."""
@@ -63,6 +66,7 @@ class Decision:
             "entropy": curve,
             "probabilities": None if self.probabilities is None else _digits(self.probabilities),
             "kept": self.kept,
+            "measured": self.measured,
         }
         return json.dumps(record)
 
@@ -109,9 +113,17 @@ class Decision:
                 if probabilities is None
                 else torch.tensor(probabilities, dtype=torch.float64, device="cpu"),
                 kept=record.get("kept"),
+                measured=record.get("measured"),
             )
         except (KeyError, IndexError, TypeError) as error:
             raise ValueError(f"not a line of a decision log ({error!r}): {line[:60]}") from error
+
+    def selector_state(self) -> dict[str, Tensor]:
+        """What the step selector had measured, as it takes it up again; empty if nothing."""
+        return {
+            name: torch.tensor(values, dtype=torch.float64, device="cpu")
+            for name, values in (self.measured or {}).items()
+        }
 
     def same_schedule(self, schedule: ExplorationSchedule) -> Tensor:
         """Which prompts a schedule treats just like this decision, bool, shape (B,)."""

@@ -106,6 +106,7 @@ def compare_steps(decisions: Sequence[Decision], selector: StepSelector) -> Step
     same, replayed = [], []
     for decision in decisions:
         noise = KeyedNoise(decision.seed, decision.iteration)
+        selector.load_state_dict(decision.selector_state())
         schedule = selector(decision.entropy, noise, decision.index, decision.num_steps)
         schedule = schedule.fit(decision.group_sizes)  # as the run does: no more splits than images
         same.append(decision.same_schedule(schedule))

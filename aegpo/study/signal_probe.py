@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from aegpo.entropy.recorder import EntropyRecorder
-from aegpo.entropy.tokens import TokenSet, check_token_set
+from aegpo.entropy.tokens import TokenSet, absent_token_sets
 from aegpo.evaluations import PURPOSES
 from aegpo.exploration import ExplorationSchedule, StepSelector
 from aegpo.noise import KeyedNoise
@@ -26,7 +26,7 @@ from aegpo.rewards.base import Reward
 from aegpo.rollout import rollout
 from aegpo.samplers import Sampler
 from aegpo.sde import ODE, SDE
-from aegpo.study.step_trials import group_rewards, group_spread, single_step_rewards
+from aegpo.study.step_trials import draw_groups, group_spread, single_step_groups, step_agreement
 
 ALL_LAYERS = "all"
 """Name of the layer group that averages every recorded layer, as `Recording.curve` does."""
@@ -52,6 +52,8 @@ class Signals:
             noise, shape (B, G); None for a policy that was not trained.
         skipped: Token sets that this model does not have, and why.
         evaluations: Model evaluations spent, by purpose.
+        agreement: Of the gradients of two halves of the prompts in the trials of each step, shape
+            (T - 1,); None where it was not asked for.
     """
 
     prompts: PromptBatch
@@ -64,6 +66,7 @@ class Signals:
     gains: Tensor | None
     skipped: dict[str, str]
     evaluations: dict[str, int]
+    agreement: Tensor | None = None
 
 
 class SignalProbe:
@@ -91,6 +94,7 @@ class SignalProbe:
             at all.
         sampler: What takes the steps without noise of all that is drawn, as in training; None for
             the Euler step.
+        agreement: Whether to take the trials' gradients too, three evaluations each.
         say: Told what is measured next.
 
     Raises:
@@ -112,6 +116,7 @@ class SignalProbe:
         shared_start: bool = False,
         split_scale: float | None = None,
         sampler: Sampler | None = None,
+        agreement: bool = False,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         if len(batch) < 3 or images < 2 or trajectories < 2 or trajectories % 2:
@@ -126,7 +131,7 @@ class SignalProbe:
         self.noise, self.num_steps = noise.fixed(), num_steps
         self.images, self.trajectories, self.rows = images, trajectories, rows
         self.shared_start, self.split_scale, self.say = shared_start, split_scale, say
-        self.sampler = sampler
+        self.sampler, self.takes_gradients = sampler, agreement
         self.cond = policy.encode(batch.prompts)
 
     def measure(self, trained: bool, before: Mapping[str, Tensor] | None = None) -> Signals:
@@ -141,8 +146,8 @@ class SignalProbe:
             The measurements.
         """
         counts = dict(self.policy.evaluations.counts)
-        skipped = self.absent_token_sets()
-        spread = self.step_spread()
+        skipped = absent_token_sets(self.policy.token_layout(self.cond))
+        spread, agreement = self.step_trials()
         curves = self.curves("the policy", "probe", skipped)
         groups = self.groups("the policy")
         reference_curves = before_curves = before_groups = gains = None
@@ -172,28 +177,23 @@ class SignalProbe:
             gains,
             skipped,
             spent,
+            agreement,
         )
 
-    def absent_token_sets(self) -> dict[str, str]:
-        """Token sets that these prompts do not have on this model, each with the reason."""
-        absent = {}
-        for tokens in get_args(TokenSet):
-            try:
-                check_token_set(tokens, self.policy.token_layout(self.cond))
-            except ValueError as error:
-                absent[tokens] = str(error)
-        return absent
-
-    def step_spread(self) -> Tensor:
-        """Reward spread inside a group when only one step draws noise, shape (B, T - 1).
+    def step_trials(self) -> tuple[Tensor, Tensor | None]:
+        """Reward spread inside a group when only one step draws noise, and its gradients.
 
         The images of a group share their starting noise, so the step is the only difference
         between them. The last step never explores.
+
+        Returns:
+            The spread, shape (B, T - 1), and how far the halves' gradients agree, shape (T - 1,);
+            None if it was not asked for.
         """
-        columns = []
+        columns, agreement = [], []
         for step in range(self.num_steps - 1):
             self.say(f"reward spread of step {step}")
-            rewards = single_step_rewards(
+            groups = single_step_groups(
                 self.policy,
                 self.sde,
                 self.reward,
@@ -206,15 +206,19 @@ class SignalProbe:
                 sampler=self.sampler,
                 purpose="rollout",
             )
-            columns.append(group_spread(rewards))
-        return torch.stack(columns, dim=1)
+            columns.append(group_spread(groups.rewards))
+            if self.takes_gradients:
+                self.say(f"gradients of step {step}")
+                agreement.append(step_agreement(self.policy, self.sde, groups))
+        found = torch.tensor(agreement, dtype=torch.float64, device="cpu") if agreement else None
+        return torch.stack(columns, dim=1), found
 
     def groups(self, whose: str) -> Tensor:
         """Rewards of groups as training draws them before any reading, shape (B, G)."""
         self.say(f"groups of {whose}")
         noise, index = self.noise.apart("groups"), self.batch.index
         schedule = self.step_selector(None, noise, index, self.num_steps)
-        return group_rewards(
+        return draw_groups(
             self.policy,
             self.sde,
             self.reward,
@@ -226,13 +230,13 @@ class SignalProbe:
             split_scale=self.split_scale,
             sampler=self.sampler,
             purpose="rollout",
-        )
+        ).rewards
 
     def final_rewards(self, whose: str) -> Tensor:
         """Rewards of deterministic images from G starting noises, shape (B, G)."""
         self.say(f"deterministic images of {whose}")
         schedule = ExplorationSchedule.deterministic(len(self.batch), self.num_steps)
-        return group_rewards(
+        return draw_groups(
             self.policy,
             ODE(),
             self.reward,
@@ -243,7 +247,7 @@ class SignalProbe:
             shared_start=False,
             sampler=self.sampler,
             purpose="validation",
-        )
+        ).rewards
 
     def curves(self, whose: str, purpose: str, skipped: Mapping[str, str]) -> Curves:
         """Record every token set once, giving all layers.

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from aegpo.study.rank_correlation import chance_level
+from torch import Tensor
+
+from aegpo.study.rank_correlation import chance_level, spearman
 from aegpo.study.signal_probe import Signals
 from aegpo.study.signal_tables import (
     PromptRow,
+    StepRow,
     StepTable,
     delta_by_prompt,
     prompt_table,
@@ -114,8 +117,8 @@ class Report:
         rows = []
         for row in self.steps.rows:
             cells = [row.tokens, row.layer, _signed(row.correlation), _signed(row.own_correlation)]
-            cells += [_steps(row.steps), f"{row.share:.0%}", f"{row.own_share:.0%}"]
-            rows.append(cells + [f"{value:.3f}" for value in row.entropy])
+            cells += [_steps(row.steps), f"{row.share:.0%}", _percent(row.own_share)]
+            rows.append(cells + ["–" if math.isnan(v) else f"{v:.3f}" for v in row.entropy])
         return rows
 
     def prompt_fields(self) -> list[str]:
@@ -144,7 +147,30 @@ def make_report(signals: Signals, top_k: int, settings: Mapping[str, Any]) -> Re
     Returns:
         The report.
     """
-    return Report(signals, step_table(signals, top_k), prompt_table(signals), dict(settings))
+    steps = step_table(signals, top_k)
+    if signals.agreement is not None:
+        steps = replace(
+            steps, rows=[_agreement_row(signals, signals.agreement, top_k), *steps.rows]
+        )
+    return Report(signals, steps, prompt_table(signals), dict(settings))
+
+
+def _agreement_row(signals: Signals, agreement: Tensor, top_k: int) -> StepRow:
+    """The first table's row of the gradients' agreement: one curve for all prompts."""
+    spread = signals.step_spread[signals.step_spread.isfinite().all(dim=1)].double()
+    variance = spread.square().sum(dim=0)
+    order = agreement.nan_to_num(-math.inf).argsort(descending=True, stable=True)
+    steps = order[:top_k].sort().values
+    return StepRow(
+        tokens="gradient agreement",
+        layer="",
+        entropy=[*agreement.tolist(), math.nan],
+        correlation=spearman(agreement, spread.mean(dim=0)),
+        own_correlation=math.nan,
+        steps=steps.tolist(),
+        share=float(variance[steps].sum() / variance.sum()),
+        own_share=math.nan,
+    )
 
 
 def write_report(report: Report, folder: Path) -> list[Path]:

@@ -22,9 +22,9 @@ class StepRow:
     """One way of reading Entropy(t), held against the reward's spread by step.
 
     Attributes:
-        tokens: Token set.
-        layer: Layer, or "all".
-        entropy: Mean over prompts at each of the T steps.
+        tokens: Token set; or the name of what is no reading of attention.
+        layer: Layer, or "all"; empty where there is none.
+        entropy: Mean over prompts at each of the T steps, NaN where there is none.
         correlation: Rank correlation with the reward spread over the T - 1 eligible steps.
         own_correlation: The same over prompts and steps after the means of each prompt and of each
             step are taken away: what a prompt's own curve knows beyond the common one.

@@ -22,11 +22,12 @@ def inside_trainer(
     work: Callable[[PromptBatch], None],
     ckpt_path: str | None,
     weights_only: bool | None,
+    gradients: bool = False,
 ) -> None:
     """Call `work` once in place of the module's ``predict_step``.
 
     So it sees the device, the precision and the checkpoint as every other command does, and no
-    gradients.
+    gradients unless it asks for them.
 
     Args:
         trainer: A trainer; every one of its processes calls `work`.
@@ -35,6 +36,7 @@ def inside_trainer(
         work: What is to be done.
         ckpt_path: Checkpoint of the policy, also ``last`` or ``best``; None for the base.
         weights_only: Passed to the loading of that checkpoint.
+        gradients: Whether `work` takes gradients.
 
     Raises:
         ValueError: If a checkpoint was asked for and there is none.
@@ -43,10 +45,13 @@ def inside_trainer(
     def step(batch: PromptBatch, batch_idx: int) -> torch.Tensor:
         if ckpt_path is not None and trainer.ckpt_path is None:
             raise ValueError(f"--ckpt_path {ckpt_path}: no checkpoint was found; give its file")
-        work(batch)
+        with torch.set_grad_enabled(gradients):
+            work(batch)
         return torch.empty(0, device="cpu")
 
     original: Any = model.predict_step
+    inference = trainer.predict_loop.inference_mode
+    trainer.predict_loop.inference_mode = inference and not gradients  # whose tensors have none
     model.predict_step = step  # type: ignore[method-assign]
     batches: Any = [batch]
     # Of a kind that Lightning leaves alone; its own would deal the batch to one process.
@@ -63,3 +68,4 @@ def inside_trainer(
         )
     finally:
         model.predict_step = original  # type: ignore[method-assign]
+        trainer.predict_loop.inference_mode = inference

@@ -47,6 +47,7 @@ def signals(
     trajectories: int = 8,
     rows: int | None = 64,
     top_k: int | None = None,
+    agreement: bool = False,
     out: str = "runs/signals",
 ) -> Report:
     """Measure what attention entropy predicts, before a training run is spent on it.
@@ -64,6 +65,8 @@ def signals(
         trajectories: Trajectories per prompt for entropy, an even number.
         rows: Query rows sampled per head, or null for all of them (exact).
         top_k: Steps that every reading chooses; the selector's own number by default, else 4.
+        agreement: Whether the first table also gets a row for the agreement of half-batch
+            gradients, for three evaluations an image and step.
         out: Folder for the tables as Markdown, CSV and JSON.
 
     Returns:
@@ -107,6 +110,7 @@ def signals(
                 shared_start=module.shared_start,
                 split_scale=module.split_scale,
                 sampler=module.sampler,
+                agreement=agreement,
                 say=status.update,
             )
             measured = probe.measure(ckpt_path is not None, earlier)
@@ -124,7 +128,7 @@ def signals(
             settings["before"] = ckpt_before
         reports.append(make_report(measured, top_k, settings))
 
-    inside_trainer(trainer, model, batch, measure, ckpt_path, weights_only)
+    inside_trainer(trainer, model, batch, measure, ckpt_path, weights_only, agreement)
     report = reports[0]
     files = write_report(report, folder)
     print_report(report, console)

@@ -113,6 +113,12 @@ def check_rollout(
         )
     step_selector.validate(num_steps)
     objective.validate(step_selector, num_steps)
+    if step_selector.gradient_copies and not objective.learns_from_steps:
+        raise ValueError(
+            f"model.step_selector={type(step_selector).__name__} measures the gradients of the "
+            f"policy gradient's steps, and model.objective={type(objective).__name__} has none; "
+            "use levels: aegpo.objectives.LevelAgreement, with NoSteps or entropy as its prior"
+        )
     if shared_start and not (step_selector.explores and objective.draws_noise):
         raise ValueError(
             "model.shared_start=true gives a prompt's images one starting noise, and without a "

@@ -11,7 +11,7 @@ from tiny_training import Redness, entropy_callbacks, tiny_data, tiny_module
 
 from aegpo.advantages import PerReward
 from aegpo.allocation import MedianSplitAllocator, ProportionalAllocator, UniformAllocator
-from aegpo.exploration import EntropyPeaks, NoSteps
+from aegpo.exploration import AgreementSteps, EntropyPeaks, NoSteps
 from aegpo.objectives import AWM, NFT, DepthCredit, LevelAgreement
 from aegpo.rewards.jpeg import JpegCompressibility
 from aegpo.rewards.weighted_sum import WeightedSum
@@ -98,6 +98,7 @@ def on_both(pair, *arguments):
 
 ALL_RANKS = (
     *("reward/mean", "reward/std", "reward/part/jpeg_compressibility", "update/gradient_norm"),
+    *("steps/agreement_0", "steps/agreement_1", "steps/share_0", "levels/agreement_0"),
     *("update/loss", "update/transitions", "ratio/mean", "ratio/std", "ratio/clip_fraction"),
 )
 
@@ -164,8 +165,12 @@ def compare(one, two, names=ALL_RANKS):
             },
             2,
         ),
+        ({}, {"step_selector": AgreementSteps(top_k=2, explore=0.3, prior=0.5)}, 3),
     ],
-    ids=["ragged, rewards by part", "entropy of the rollouts", "nft", "awm by agreement"],
+    ids=[
+        *("ragged, rewards by part", "entropy of the rollouts", "nft", "awm by agreement"),
+        "steps by agreement",
+    ],
 )
 def test_two_ranks_follow_the_curve_of_one(
     pair, tmp_path, tiny_sd3_folder, probe, settings, epochs

@@ -37,6 +37,7 @@ RUNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "diffusion_nft": (("diffusion_nft",), EVEN),
     "awm": (("awm",), EVEN),
     "agreement_nft": (("agreement_nft",), EVEN),
+    "agreement_steps": (("agreement_steps",), EVEN),
     "flow_dppo": (("flow_dppo",), RAGGED),
     "grpo": (("grpo",), EVEN),
     "dance_grpo": (("dance_grpo",), EVEN),

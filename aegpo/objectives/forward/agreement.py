@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from aegpo.utilities.checks import require_positive
+from aegpo.exploration.half_batches import HalfBatches
 
 
-class LevelAgreement:
+class LevelAgreement(HalfBatches):
     """Draws noise levels in proportion to the agreement of half-batch gradients there.
 
     The schedule's range is cut into equal parts. Every so many iterations, in the first update, the
@@ -22,8 +22,8 @@ class LevelAgreement:
     Entropy(t) may be the prior; without a choice all parts are equal. An image's levels are drawn
     one from each of as many equal shares of that distribution.
 
-    Measuring costs no evaluation, only smaller micro-batches, and 2 · parts copies of the trained
-    gradients.
+    Measuring costs no evaluation, only smaller micro-batches, and 2 · parts + 2 copies of the
+    trained gradients.
 
     Args:
         parts: Parts of the range.
@@ -44,51 +44,19 @@ class LevelAgreement:
         every_n_iterations: int = 1,
         prior: float = 4.0,
     ) -> None:
-        require_positive("LevelAgreement: parts", parts)
-        require_positive("LevelAgreement: every_n_iterations", every_n_iterations)
-        if not 0 < floor <= 1 or not 0 <= decay < 1 or prior <= 0:
+        super().__init__(parts, decay, every_n_iterations)
+        if not 0 < floor <= 1 or prior <= 0:
             raise ValueError(
-                f"LevelAgreement: floor={floor} must be above 0 and at most 1, decay={decay} at "
-                f"least 0 and below 1, prior={prior} above 0"
+                f"LevelAgreement: floor={floor} must be above 0 and at most 1, prior={prior} above "
+                "0"
             )
-        self.parts, self.floor, self.decay = parts, floor, decay
-        self.every_n_iterations, self.prior = every_n_iterations, prior
-        self._sum = torch.zeros(parts, dtype=torch.float64, device="cpu")
-        self._weight = torch.zeros(parts, dtype=torch.float64, device="cpu")
+        self.floor, self.prior = floor, prior
         self._measured = 0
 
-    def due(self, iteration: int) -> bool:
-        """Whether an iteration measures.
-
-        Args:
-            iteration: The training iteration, from 0.
-
-        Returns:
-            True every so many iterations.
-        """
-        return iteration % self.every_n_iterations == 0
-
-    @property
-    def agreement(self) -> Tensor:
-        """Mean s of each part, 0 before any, shape (P,) float64, on the CPU."""
-        return self._sum / self._weight.clamp(min=1e-12)
-
-    def learn(self, halves: Tensor) -> None:
-        """Take in a measurement.
-
-        Args:
-            halves: Inner products <g, g'> of the 2 P gradients in question, part by part, the two
-                halves of a part neighbors; shape (2 P, 2 P). A half without samples is 0.
-        """
-        norm = halves.diagonal().double().sqrt().reshape(self.parts, 2)
-        first = torch.arange(0, 2 * self.parts, 2, device="cpu")
-        product = halves.double()[first, first + 1]
-        cosine = product / norm.prod(1)
-        known = cosine.isfinite()  # not of a half without samples, nor of one that overflowed
-        keep = self.decay
-        self._sum = torch.where(known, keep * self._sum + (1 - keep) * cosine, self._sum)
-        self._weight = torch.where(known, keep * self._weight + (1 - keep), self._weight)
+    def learn(self, halves: Tensor, parts: Sequence[int] | None = None) -> Tensor:
+        """Take in a measurement, and count it; see `HalfBatches.learn`."""
         self._measured += 1
+        return super().learn(halves, parts)
 
     def density(self, chosen: Tensor) -> Tensor:
         """How likely a level is to come from each part.
@@ -118,7 +86,7 @@ class LevelAgreement:
 
     def state_dict(self) -> dict[str, Any]:
         """The running averages: tensors and plain values only."""
-        return {"sum": self._sum, "weight": self._weight, "measured": self._measured}
+        return super().state_dict() | {"measured": self._measured}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with the averages of a checkpoint, unless its parts are others.
@@ -126,12 +94,8 @@ class LevelAgreement:
         Args:
             state: What `state_dict` returned; empty to begin anew.
         """
-        if not state or len(state["sum"]) != self.parts:
-            self._sum, self._weight = torch.zeros_like(self._sum), torch.zeros_like(self._weight)
-            self._measured = 0
-            return
-        self._sum, self._weight = state["sum"].double().cpu(), state["weight"].double().cpu()
-        self._measured = int(state["measured"])
+        super().load_state_dict(state)
+        self._measured = int(state["measured"]) if self.takes(state) else 0
 
 
 def quantile(density: Tensor, share: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aegpo.exploration import StepSelector
+from aegpo.exploration.half_batches import gradient_copies
 from aegpo.objectives.base import Objective
 from aegpo.objectives.forward.levels import NoiseLevels
 from aegpo.policies.averaged import AveragedWeights
@@ -110,6 +111,8 @@ class ForwardObjective(Objective):
         self.old = AveragedWeights() if keeps_old or lag.ever else None
         self.average = AveragedWeights() if penalties.ema_kl_coeff > 0 else None
         self.weight_copies = sum(copy is not None for copy in (self.old, self.average))
+        if levels.agreement is not None:
+            self.gradient_copies = gradient_copies(levels.agreement.parts)
         self._followed: float | None = None
 
     def validate(self, step_selector: StepSelector, num_steps: int) -> None:

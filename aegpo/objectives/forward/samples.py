@@ -9,9 +9,9 @@ from typing import Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from aegpo.distributed import all_reduce_rows
 from aegpo.objectives.base import Experience
 from aegpo.objectives.forward.objective import ForwardObjective
+from aegpo.objectives.half_gradients import HalfGradients
 from aegpo.objectives.samples import LossTerms, Samples
 from aegpo.policies.conditioning import Conditioning
 
@@ -54,7 +54,7 @@ class ForwardSamples(Samples, Generic[Settings]):
         self.objective = objective
         self.image, self.keys, self.sigma, share = objective.levels.draw(experience)
         self._share = share
-        self._gradients: list[Tensor] = []
+        self._halves = _half_gradients(objective, experience)
         self.on_policy = objective.on_policy(experience.noise.iteration)
 
     @property
@@ -68,39 +68,18 @@ class ForwardSamples(Samples, Generic[Settings]):
 
         Which half a prompt is in depends on the prompt and the iteration alone.
         """
-        agreement, noise = self.objective.levels.agreement, self.experience.noise
-        if agreement is None or not agreement.due(noise.iteration):
+        if self._halves is None:
             return [which]
-        if self.experience.policy.lockstep is not None:
-            raise ValueError(
-                "levels by LevelAgreement compare whole gradients, of which each rank has a part "
-                "under trainer.strategy=fsdp2; use ddp, or levels='stratified'"
-            )
-        part = (self._share * agreement.parts).long().clamp(0, agreement.parts - 1)
-        prompts = noise.uniform("half of the batch", self.experience.index.cpu()[:, None], (1,))
-        half = (prompts[:, 0] < 0.5).long()[self.experience.tree.row.cpu()][self.image.cpu()]
-        stratum = (2 * part + half)[which.cpu()].to(which.device)
-        return [which[stratum == number] for number in range(2 * agreement.parts)]
+        parts = self._halves.num_strata // 2
+        samples = which.cpu()
+        part = (self._share[samples] * parts).long().clamp(0, parts - 1)
+        row = self.experience.tree.row.cpu()[self.image.cpu()[samples]]
+        return self._halves.strata(which, part, row)
 
     def note_gradients(self, stratum: int, parameters: Sequence[nn.Parameter]) -> None:
         """Keep each stratum's own gradient, and at the last one compare the halves."""
-        agreement = self.objective.levels.agreement
-        if agreement is None or not agreement.due(self.experience.noise.iteration):
-            return
-        total = torch.cat(
-            [
-                (torch.zeros_like(p) if p.grad is None else p.grad).flatten().float()
-                for p in parameters
-            ]
-        )
-        if stratum == 0:
-            self._gradients, self._total = [], torch.zeros_like(total)
-        self._gradients.append(total - self._total)
-        self._total = total
-        if stratum == 2 * agreement.parts - 1:
-            rows = all_reduce_rows(torch.stack(self._gradients))
-            agreement.learn((rows @ rows.t()).cpu())
-            self._gradients = []
+        if self._halves is not None:
+            self._halves.note(stratum, parameters)
 
     def noised(self, which: Tensor) -> Noised:
         """Noise the images of some samples.
@@ -190,3 +169,18 @@ class ForwardSamples(Samples, Generic[Settings]):
             divergence = (velocity - average).square().flatten(1).mean(1)
             terms = terms._replace(loss=terms.loss + penalties.ema_kl_coeff * divergence)
         return terms
+
+
+def _half_gradients(objective: ForwardObjective, experience: Experience) -> HalfGradients | None:
+    """What measures the agreement by level in this iteration, if anything does."""
+    agreement = objective.levels.agreement
+    if agreement is None or not agreement.due(experience.noise.iteration):
+        return None
+    return HalfGradients(
+        agreement.learn,
+        agreement.parts,
+        experience.policy,
+        experience.noise,
+        experience.index,
+        ("levels by LevelAgreement", "levels='stratified'"),
+    )

@@ -19,7 +19,7 @@ from aegpo.study.learning_curves import Curve
 from lightning_modules.arguments.messages import UserError, debugging, fail
 from lightning_modules.arguments.parser import OneLineParser
 from lightning_modules.commands.compare.measure import Start, measure
-from lightning_modules.commands.compare.pilot import Choice, Pilot, chosen_values
+from lightning_modules.commands.compare.pilot import Choice, chosen_values
 from lightning_modules.commands.compare.report import write_report
 from lightning_modules.commands.compare.run import start
 from lightning_modules.commands.compare.settings import Comparison
@@ -130,8 +130,6 @@ def main(args: list[str] | None = None) -> None:
     parser.add_class_arguments(Comparison)
     given = parser.parse_args(sys.argv[2:] if args is None else args).as_dict()
     files = given.pop("config") or []
-    if given["pilot"] is not None:
-        given["pilot"] = Pilot(**given["pilot"])
     folder = Path(str(files[-1])).parent if files else Path()
     # So that the runs are ended too; whoever calls this gets back what it had.
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

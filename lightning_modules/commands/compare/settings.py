@@ -91,6 +91,11 @@ class Comparison:
     curves: list[str] | None = None
     pilot: Pilot | None = None
 
+    def __post_init__(self) -> None:
+        """Build the pilot where a file gave it as plain keys."""
+        if isinstance(self.pilot, dict):
+            object.__setattr__(self, "pilot", Pilot(**self.pilot))
+
     def validate(self) -> None:
         """Check what can be checked before anything starts.
 

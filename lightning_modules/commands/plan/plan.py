@@ -182,6 +182,7 @@ def make_plan(
             weight_copies=model.objective.weight_copies,
             half_activations=half,
             spread_over=processes if spread else 1,
+            gradient_copies=model.objective.gradient_copies + model.step_selector.gradient_copies,
         )
         memory = estimate_memory(policy.size, load, model.optimizer_factory)
     return RunPlan(

@@ -70,7 +70,8 @@ def test_full_finetuning_keeps_a_reference_and_an_objective_its_copies(
     tiny_sd3_folder: Path,
 ) -> None:
     size = sizes(tiny_sd3_folder, full_finetuning=True)
-    memory = estimate_memory(size, load(weight_copies=1), ADAMW)
+    memory = estimate_memory(size, load(weight_copies=1, gradient_copies=6), ADAMW)
+    assert memory.stays["gradients of half batches"] == 6 * 4 * size.trainable
     assert memory.stays["reference weights"] == 4 * size.trainable
     assert memory.stays["copies of trained weights"] == 4 * size.trainable
     without = estimate_memory(size, load(needs_reference=False), ADAMW)

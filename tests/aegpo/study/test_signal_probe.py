@@ -19,7 +19,7 @@ from aegpo.sde import ODE, FlowSDE
 from aegpo.study.rank_correlation import spearman
 from aegpo.study.signal_probe import ALL_LAYERS, SignalProbe
 from aegpo.study.signal_tables import prompt_table, step_table
-from aegpo.study.step_trials import group_spread
+from aegpo.study.step_trials import group_spread, mean_cosine, single_step_groups
 
 T, G, M = 4, 3, 2
 SETS = ("all_to_all", "image_to_all", "image_to_text", "image_to_image", "text_to_image")
@@ -45,7 +45,7 @@ def probe(policy: StableDiffusion3, batch: PromptBatch = BATCH, **settings: obje
 
 
 def test_only_one_step_is_stochastic_and_the_start_is_shared(policy: StableDiffusion3) -> None:
-    spread = probe(policy).step_spread()
+    spread = probe(policy).step_trials()[0]
     assert spread.shape == (3, T - 1)
     for step in range(T - 1):
         eta = torch.zeros(1, T)
@@ -164,7 +164,7 @@ def test_prompts_that_do_not_differ_correlate_with_nothing(policy: StableDiffusi
     )
     groups, images = alike.groups("the policy"), alike.final_rewards("the policy")
     curves = alike.curves("the policy", "probe", dict.fromkeys(SETS[1:], "not needed"))
-    steps = alike.step_spread()
+    steps = alike.step_trials()[0]
     entropy = curves[SETS[0], ALL_LAYERS].mean(dim=(1, 2))
     measured = {
         "group mean": groups.mean(1),
@@ -188,3 +188,60 @@ def test_too_little_to_correlate_is_refused(policy: StableDiffusion3) -> None:
     for settings in ({"images": 1}, {"trajectories": 3}, {"batch": BATCH.select([0, 1])}):
         with pytest.raises(ValueError, match="at least 3 prompts, 2 images and an even number"):
             probe(policy, **settings)
+
+
+def test_the_agreement_of_a_steps_gradients_is_that_of_its_own_trials(
+    policy: StableDiffusion3,
+) -> None:
+    before = dict(policy.evaluations.counts)
+    found = probe(policy, agreement=True)
+    spread, agreement = found.step_trials()
+    assert agreement is not None and agreement.shape == (T - 1,)
+    assert bool((agreement.abs() <= 1).all()) and bool((agreement != 0).all())
+    assert torch.equal(spread, probe(policy).step_trials()[0])
+    trials = 3 * sum(step + 1 + G * (T - 1 - step) for step in range(T - 1))
+    assert policy.evaluations.counts["rollout"] - before["rollout"] == 2 * trials
+    assert policy.evaluations.counts["update"] - before["update"] == 3 * 3 * G * (T - 1)
+    assert all(parameter.grad is None for parameter in policy.trainable_parameters())
+
+    # By hand: the gradient of each prompt's centered rewards times log-probs.
+    groups = single_step_groups(
+        policy,
+        FlowSDE(),
+        Redness(),
+        BATCH,
+        found.noise.apart("steps"),
+        step=1,
+        num_steps=T,
+        images=G,
+        eta=0.7,
+        purpose="other",
+    )
+    advantages = (groups.rewards - groups.rewards.mean(1, keepdim=True)).flatten()
+    edges, rows = groups.tree.transitions, []
+    for prompt in range(3):
+        which = (edges.row == prompt).nonzero().flatten()
+        step = edges.step[which]
+        sigma, after = groups.tree.sigmas[step], groups.tree.sigmas[step + 1]
+        latents = edges.latents[which]
+        out = policy(latents, sigma, groups.cond.select(edges.row[which]))
+        eta = torch.full((len(which),), 0.7)
+        log_prob = FlowSDE().step(out, latents, sigma, after, eta)
+        loss = (log_prob.log_prob(edges.next_latents[which]) * advantages[which]).sum()
+        gradients = torch.autograd.grad(loss, policy.trainable_parameters())
+        rows.append(torch.cat([one.flatten() for one in gradients]))
+    one, two, three = rows
+    cosines = [
+        torch.cosine_similarity(a, b + c, dim=0)
+        for a, b, c in ((one, two, three), (two, one, three), (three, one, two))
+    ]
+    assert float(agreement[1]) == pytest.approx(float(torch.stack(cosines).mean()), abs=1e-3)
+
+
+def test_mean_cosine_by_hand() -> None:
+    assert mean_cosine(torch.eye(2).double()) == 0
+    alike = torch.ones(4, 4).double()
+    assert mean_cosine(alike) == pytest.approx(1)
+    # (1, 0), (1, 0), (0, 1), (0, 1): one pairing of three has both halves apart.
+    products = torch.tensor([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]]).double()
+    assert mean_cosine(products) == pytest.approx(2 / 3)

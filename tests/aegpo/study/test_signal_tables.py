@@ -73,6 +73,17 @@ def test_steps_by_hand() -> None:
     assert last.entropy == pytest.approx([0.875, 0.5, 0.25, 0.96875])
 
 
+def test_the_agreement_of_gradients_is_a_row_of_its_own() -> None:
+    agreement = torch.tensor([0.1, 0.5, 0.3]).double()
+    report = make_report(made_up(agreement=agreement), 2, {})
+    row = report.steps.rows[0]
+    assert (row.tokens, row.layer, row.steps) == ("gradient agreement", "", [1, 2])
+    assert row.share == pytest.approx(10 / 42)  # of the variances 32, 5, 5
+    assert row.correlation == pytest.approx(-math.sqrt(0.75))
+    assert report.step_rows()[0][-5:] == ["–", "0.100", "0.500", "0.300", "–"]
+    assert len(report.steps.rows) == len(make_report(made_up(), 2, {}).steps.rows) + 1
+
+
 def test_the_last_step_is_never_chosen_and_k_steps_are() -> None:
     table = step_table(made_up(), top_k=2)
     assert [row.steps for row in table.rows if row.layer == "all"] == [[1, 2]]

@@ -16,7 +16,7 @@ from aegpo.noise import KeyedNoise
 from aegpo.prompts import PromptBatch
 from aegpo.rewards.base import Reward
 from aegpo.sde import FlowSDE
-from aegpo.study.step_trials import single_step_rewards
+from aegpo.study.step_trials import single_step_groups
 from aegpo.study.step_variance import StepVariance, VarianceTerms, trial_variance
 
 NAN = math.nan
@@ -65,9 +65,9 @@ def trials(batch: PromptBatch, images: int, reward: Reward | None = None) -> lis
     settings = {"num_steps": T, "images": images, "eta": ETA, "purpose": "probe"}
     noise = KeyedNoise(1).apart("trials")
     return [
-        single_step_rewards(
+        single_step_groups(
             Eraser(), FlowSDE(), reward or Sum(), batch, noise, step=step, **settings
-        )
+        ).rewards
         for step in range(T - 1)
     ]
 

@@ -17,12 +17,15 @@ from lightning_modules.commands.signals import choose_prompts, signals
 SMALL: dict[str, Any] = {"prompts": 4, "images": 2, "trajectories": 2, "rows": None, "top_k": None}
 
 
-def measured(tmp_path: Path, folder: Path, name: str, **checkpoints: str | None) -> dict:
+def measured(
+    tmp_path: Path, folder: Path, name: str, agreement: bool = False, **checkpoints: str | None
+) -> dict:
     """Run the command; the JSON file that it wrote."""
     out = tmp_path / name
     module = tiny_module(folder, num_steps=4, seed=0, sampler=AdamsBashforth())
     data = tiny_data(tmp_path)
-    signals(tiny_trainer(tmp_path, []), module, data, **checkpoints, **SMALL, out=str(out))
+    settings = SMALL | {"agreement": agreement}
+    signals(tiny_trainer(tmp_path, []), module, data, **checkpoints, **settings, out=str(out))
     return json.loads((out / "signals.json").read_text())
 
 
@@ -50,6 +53,12 @@ def test_the_base_then_one_checkpoint_then_two(
     # What this command spends is counted from 0, not from where the checkpoint's training ended.
     assert one["evaluations"]["probe"] == base["evaluations"]["probe"] == 5 * 4 * 2 * 4
     assert one["evaluations"]["update"] == 0
+
+    found = measured(tmp_path, tiny_sd3_folder, "agreement", agreement=True, ckpt_path=checkpoint)
+    assert found["evaluations"] == one["evaluations"] | {"update": 3 * 4 * 2 * 3}
+    assert found["steps"]["rows"][0]["tokens"] == "gradient agreement"
+    assert all(-1 <= value <= 1 for value in found["steps"]["rows"][0]["entropy"][:-1])
+    assert found["steps"]["rows"][1:] == one["steps"]["rows"]
 
     two = measured(tmp_path, tiny_sd3_folder, "two", ckpt_path=checkpoint, ckpt_before=checkpoint)
     assert two["by_prompt"]["reward_gained"] == [0.0] * 4
