@@ -109,7 +109,7 @@ def agreement_table(tag: str, metrics: Mapping[str, Tensor]) -> str:
     Returns:
         A row for each step or part; empty where neither was logged.
     """
-    rows = []
+    rows: list[list[str]] = []
     while (found := metrics.get(f"{tag}/agreement_{len(rows)}")) is not None:
         share = metrics[f"{tag}/share_{len(rows)}"]
         rows.append([str(len(rows)), f"{float(found):.3f}", f"{float(share):.3f}"])

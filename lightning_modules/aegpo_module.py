@@ -27,10 +27,12 @@ from aegpo.policies.base import Policy
 from aegpo.policies.conditioning import Conditioning
 from aegpo.prompts import PromptBatch
 from aegpo.rewards.base import Reward, Scores
+from aegpo.rewards.guarded import guarded_scores
 from aegpo.rollout import RolloutTree, rollout
 from aegpo.samplers import EULER, Sampler, sampler_name
 from aegpo.sde import SDE
-from aegpo.selection import AllImages, Selection, trained_on
+from aegpo.selection import AllImages, Previews, Selection, trained_on
+from aegpo.selection.previews import PreviewedRollout
 from aegpo.training import Iteration, Training
 from aegpo.utilities.halving import halving
 from lightning_modules.policy_module import PolicyModule
@@ -49,6 +51,7 @@ from lightning_modules.training.resuming import (
 from lightning_modules.training.scoring import Drawn, Scoring, limit_time
 from lightning_modules.training.settings import (
     check_parts,
+    check_previews,
     check_rollout,
     check_sampler,
     check_selection,
@@ -77,6 +80,8 @@ class AEGPOModule(PolicyModule):
         lr_scheduler: Learning-rate schedule, advanced once per iteration; None keeps the rate.
         advantage: How rewards become advantages; None for the group-relative one.
         selection: Which of the images that were drawn are trained on; None for all of them.
+        previews: What ends the drawing of images early that `selection` would leave out by their
+            previews; None finishes all.
         credit: How a tree hands the images' advantages down to its transitions; None for the mean
             of the images below.
         pruning: Which transitions are left out of the update; None for none.
@@ -138,6 +143,7 @@ class AEGPOModule(PolicyModule):
         lr_scheduler: LRSchedulerCallable | None = None,
         advantage: GroupRelative | None = None,
         selection: Selection | None = None,
+        previews: Previews | None = None,
         credit: Credit | None = None,
         pruning: Pruning | None = None,
         transition_weight: TransitionWeight | None = None,
@@ -203,6 +209,9 @@ class AEGPOModule(PolicyModule):
         self.reward, self.sde, self.sampler = reward, sde, sampler
         self.selection, self.images = selection or AllImages(), ImageCounts()
         check_selection(self.selection, step_selector, self.objective)
+        check_previews(previews, self.selection, step_selector, self.objective, overlap_chunks)
+        self.previews = previews
+        self.previewed: PreviewedRollout | None = None
         self.step_selector, self.allocator = step_selector, allocator
         self.optimizer_factory, self.lr_scheduler_factory = optimizer, lr_scheduler
         self.inner_epochs, self.updates_per_epoch = inner_epochs, updates_per_epoch
@@ -306,6 +315,8 @@ class AEGPOModule(PolicyModule):
         cond = self.encode(batch)
         tree, pending = self.explore(batch, cond, own)
         scores = self.score(pending)
+        if self.previewed is not None:
+            self.previewed.learn(scores.total, tree.row)
         advantages = self.advantages(tree, scores, whole, decision.mine)
         weights = self.select(advantages, tree, batch.index, own.noise)
         return Experience(
@@ -346,7 +357,7 @@ class AEGPOModule(PolicyModule):
             stack.enter_context(self.policy.together())
             stack.enter_context(self.objective.behavior(self.policy))
             stack.enter_context(self.policy.evaluations.charge("rollout"))
-            self.recording = None
+            self.recording, self.previewed = None, self._previewed(batch, own)
             if self.recorder is not None:
                 self.scoring.require_one_chunk()
                 self.recording = stack.enter_context(self.recorder.record(self.policy))
@@ -363,9 +374,22 @@ class AEGPOModule(PolicyModule):
                     split_scale=self.split_scale,
                     sampler=self.sampler,
                     observer=self.recording,
+                    stopper=self.previewed,
                 ),
                 batch,
             )
+
+    def _previewed(self, batch: PromptBatch, own: Decision) -> PreviewedRollout | None:
+        """What looks on at the rollout and may end parts of it, if anything does."""
+        if self.previews is None:
+            return None
+
+        def score(clean: Tensor, row: Tensor) -> Tensor:
+            shown = batch.repeat(row)
+            images = self.policy.decode(clean)
+            return guarded_scores(self.reward, images, shown.prompts, shown.metadata).total
+
+        return self.previews.begin(self.selection, score, own.noise, batch.index, self.num_steps)
 
     @timed("reward")
     def score(self, pending: Callable[[], Scores]) -> Scores:
@@ -412,7 +436,11 @@ class AEGPOModule(PolicyModule):
         """
         weights = self.selection(advantages, tree.row, index, noise)
         kept = int((advantages.isfinite() if weights is None else weights > 0).sum())
-        self.images.add(images=len(tree), rewards=len(tree), images_trained=kept)
+        previews = 0 if self.previewed is None else self.previewed.scored
+        self.images.add(images=len(tree), rewards=len(tree) + previews, images_trained=kept)
+        if self.previewed is not None:
+            total = all_reduce_sum(float(previews), self.device)
+            self.log("rollout/previews", total, rank_zero_only=True)
         if weights is not None:
             total = all_reduce_sum(float(kept), self.device)
             self.log("rollout/images_trained", total, rank_zero_only=True)
@@ -451,6 +479,7 @@ class AEGPOModule(PolicyModule):
         if scheduler is not None:
             scheduler.step()  # type: ignore[union-attr]
         metrics = meter.metrics() | self.objective.metrics() | self.step_selector.metrics()
+        metrics |= {} if self.previews is None else self.previews.metrics()
         self.log_dict(metrics, rank_zero_only=True)
 
     def _backward(
@@ -545,6 +574,8 @@ class AEGPOModule(PolicyModule):
         super().on_save_checkpoint(checkpoint)
         checkpoint["aegpo"]["objective"] = self.objective.state_dict()
         checkpoint["aegpo"]["step_selector"] = self.step_selector.state_dict()
+        if self.previews is not None:
+            checkpoint["aegpo"]["previews"] = self.previews.state_dict()
         checkpoint["aegpo"]["images"] = self.images.over_ranks(self.device)
         checkpoint["aegpo"]["fitting"] = self.fitting.state_dict(self.micro_batch_size)
         checkpoint["aegpo"]["made_with"] |= self._drawn_and_trained_by()
@@ -559,6 +590,8 @@ class AEGPOModule(PolicyModule):
             self.images.load_state_dict(checkpoint["aegpo"].get("images", {}))
         self.objective.load_state_dict(checkpoint["aegpo"].get("objective", {}))
         self.step_selector.load_state_dict(checkpoint["aegpo"].get("step_selector", {}))
+        if self.previews is not None:
+            self.previews.load_state_dict(checkpoint["aegpo"].get("previews", {}))
 
 
 if TYPE_CHECKING:

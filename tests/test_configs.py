@@ -201,12 +201,13 @@ def test_runs_log_what_the_documentation_lists(
     trained = events(folder / "runs/shapes").Scalars("val/shapes_judge")[-1]
     assert score.value == pytest.approx(trained.value, abs=1e-6)
 
-    # A user's own reward as a part of a sum, a KL, and half precision log the other rows.
+    # A user's own reward in a sum, a KL, steps by agreement and half precision log other rows.
     extra = {
         "trainer": {"precision": "bf16-mixed", "logger": {"init_args": {"name": "extra"}}},
         "model": {
             "init_args": {
                 "kl_coeff": 0.1,
+                "step_selector": {"class_path": "aegpo.exploration.AgreementSteps"},
                 "reward": {
                     "class_path": "aegpo.rewards.WeightedSum",
                     "init_args": {
@@ -227,7 +228,7 @@ def test_runs_log_what_the_documentation_lists(
     tested = tags(events(folder / "runs/extra/test"))
     assert {"reward/part/my_reward", "update/kl", "ratio/rollout_max_dev"} <= more["scalars"]
 
-    # Levels by agreement, a choice of images and a prompt's history log those of their own.
+    # Levels by agreement, chosen images, previews and a prompt's history log those of their own.
     third = {
         "trainer": {
             "logger": {"init_args": {"name": "third"}},
@@ -244,6 +245,7 @@ def test_runs_log_what_the_documentation_lists(
             "init_args": {
                 "num_steps": 5,
                 "selection": {"class_path": "aegpo.selection.Extremes", "init_args": {"keep": 2}},
+                "previews": {"class_path": "aegpo.selection.Previews"},
             }
         },
     }

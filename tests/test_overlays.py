@@ -247,6 +247,14 @@ CLAIMS: list[tuple[str, Callable[[Pair, Any], bool]]] = [
         r"the extremes of their group, 8 images",
         lambda p, _: p.cls("model.selection") == "Extremes" and p.get("model.selection.keep") == 8,
     ),
+    (
+        r"correlation of 0\.85 .* one iteration in 20",
+        lambda p, _: (
+            p.cls("model.previews") == "Previews"
+            and (p.get("model.previews.bound"), p.get("model.previews.every_n_iterations"))
+            == (0.85, 20)
+        ),
+    ),
     # What is minimized.
     (
         r"weighted\s+by their noise|weighs a step by its noise",
@@ -373,6 +381,7 @@ UNSAID = {
     "rollout_entropy": {"trainer.callbacks"},
     "shapes_clip_reward": {"model.reward", "model.evaluation_rewards"},
     "diffusion_nft": {f"{SELECTOR}"},
+    "previews": {f"{SELECTOR}"},
     "agreement_nft": {f"{SELECTOR}", "model.objective.times_per_image"},
     "awm": {f"{SELECTOR}", "model.transition_weight"},
 }

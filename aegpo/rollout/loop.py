@@ -21,6 +21,7 @@ from aegpo.policies.conditioning import Conditioning
 from aegpo.rollout.finite import require_finite
 from aegpo.rollout.path import Paths
 from aegpo.rollout.split_noise import check_split_scale, sibling_noise
+from aegpo.rollout.stopping import Stopper, paths_that_go_on
 from aegpo.rollout.tree import RolloutTree, Transitions
 from aegpo.samplers import Sampler
 from aegpo.sde import SDE
@@ -50,6 +51,10 @@ class _Nodes:
     number: Tensor  # (n,) unique within its prompt and level, and a function of that prompt alone
     edge: Tensor  # (n,) last stochastic edge on the way here, -1 for none
 
+    def select(self, which: Tensor) -> _Nodes:
+        latents = self.latents[without_waiting(which, self.latents.device)]
+        return _Nodes(latents, self.row[which], self.number[which], self.edge[which])
+
 
 @torch.no_grad()
 def rollout(  # noqa: PLR0913  # all that decides an image
@@ -66,6 +71,7 @@ def rollout(  # noqa: PLR0913  # all that decides an image
     sampler: Sampler | None = None,
     decode: bool = True,
     observer: LevelObserver | None = None,
+    stopper: Stopper | None = None,
 ) -> RolloutTree:
     """Draws a group of images for every prompt and remembers the stochastic steps.
 
@@ -93,6 +99,8 @@ def rollout(  # noqa: PLR0913  # all that decides an image
         sampler: Takes the steps without noise; None for Euler's.
         decode: If false, latents stay undecoded and `RolloutTree.images` is None.
         observer: Told about each level before the policy runs on it.
+        stopper: Ends some paths without noise before their last step: a group then has fewer
+            images than its size.
 
     Returns:
         The tree, on the device of the conditioning; images in the order of the prompts.
@@ -180,7 +188,11 @@ def rollout(  # noqa: PLR0913  # all that decides an image
             parents.append(edge[drawn])
             edge[drawn] = torch.arange(num_edges, num_edges + len(drawn), device="cpu")
             num_edges += len(drawn)
-        nodes = _Nodes(latents=latents, row=row, number=number, edge=edge)
+        before, nodes = nodes, _Nodes(latents=latents, row=row, number=number, edge=edge)
+        kept = paths_that_go_on(stopper, step, before.latents, prediction, sigma, before.row)
+        if kept is not None:
+            nodes = nodes.select(kept)
+            paths.follow(step, kept, torch.zeros_like(kept, dtype=torch.bool))
 
     require_finite(policy, nodes.latents, watched=observer is not None)
     # A shared start that met no stochastic step: the group's images are copies of one node.

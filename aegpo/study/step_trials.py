@@ -171,7 +171,7 @@ def step_agreement(policy: Policy, sde: SDE, drawn: Groups, micro_batch: int = 1
     for block in range(blocks):
         which = ((replay.row % blocks) == block).nonzero().flatten()
         for one in which.split(micro_batch):
-            replay.loss(one).loss.sum().backward()  # type: ignore[no-untyped-call]
+            replay.loss(one).loss.sum().backward()
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         gradients.append(torch.cat([grad.flatten().float() for grad in grads]))
         for parameter in parameters:

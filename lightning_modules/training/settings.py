@@ -10,7 +10,7 @@ from aegpo.objectives import Credit, Objective, PolicyGradient
 from aegpo.rewards.base import Reward
 from aegpo.rollout.split_noise import check_split_scale
 from aegpo.samplers import Sampler
-from aegpo.selection import Selection
+from aegpo.selection import Extremes, Previews, Selection
 from aegpo.utilities.checks import require_positive
 
 
@@ -153,6 +153,46 @@ def check_selection(
             f"model.selection={name} weighs images by 1 / p, and the transitions of a tree belong "
             "to several images; set step_selector.branching to 1, or use "
             "aegpo.selection.Extremes"
+        )
+
+
+def check_previews(
+    previews: Previews | None,
+    selection: Selection,
+    step_selector: StepSelector,
+    objective: Objective,
+    overlap_chunks: int,
+) -> None:
+    """Check that rollouts may be stopped by their previews.
+
+    Args:
+        previews: What stops them; None for nothing.
+        selection: Which images are trained on, and so go on.
+        step_selector: Which steps draw noise.
+        objective: What learns from the images.
+        overlap_chunks: Into how many chunks a rollout is divided.
+
+    Raises:
+        ValueError: If a step draws noise after which a preview means another image, nothing says
+            which images go on, or the rollout is drawn in parts.
+    """
+    if previews is None:
+        return
+    if step_selector.explores and objective.draws_noise:
+        raise ValueError(
+            f"model.previews foretell images that are drawn without noise, and "
+            f"{type(step_selector).__name__} makes steps stochastic; use a model.objective that "
+            "learns from images, such as aegpo.objectives.NFT, and leave model.previews out else"
+        )
+    if not isinstance(selection, Extremes):
+        raise ValueError(
+            f"model.previews finish the images that model.selection chooses by them, and "
+            f"{type(selection).__name__} is not aegpo.selection.Extremes; set that"
+        )
+    if overlap_chunks > 1:
+        raise ValueError(
+            f"model.previews compare the images of a rollout that is drawn as one, and "
+            f"model.overlap_chunks={overlap_chunks} draws it in parts; set it to 1"
         )
 
 

@@ -1,5 +1,7 @@
 """Training at the steps whose half batches agree: what it costs, logs, and knows after a resume."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
@@ -53,9 +55,10 @@ def test_measuring_costs_no_evaluation_and_decides_the_steps(tmp_path, tiny_sd3_
     decisions = read_decisions(folder / "decisions.jsonl")
     chosen = [tuple(one.stochastic[0].nonzero().flatten().tolist()) for one in decisions]
     assert all(bool((one.stochastic == one.stochastic[0]).all()) for one in decisions)
-    assert chosen[0] == (0, 1) and len(set(chosen)) > 1
+    assert all(len(one) == 2 for one in chosen) and len(set(chosen)) > 1
     found = module.step_selector.state_dict()
-    assert int(found["count"].sum()) == 2 * 6 and int((found["count"] > 0).sum()) >= 3
+    # Two steps an iteration, but where all four prompts are in one half.
+    assert 6 <= int(found["count"].sum()) <= 2 * 6 and int((found["count"] > 0).sum()) >= 3
     for step in range(4):
         average = float(found["sum"][step] / found["weight"][step].clamp(min=1e-12))
         assert float(logged[f"steps/agreement_{step}"]) == pytest.approx(average, abs=1e-6)
@@ -100,12 +103,12 @@ def test_its_decisions_are_replayed_from_what_it_had_measured(whole):
     decisions = read_decisions(whole[0] / "decisions.jsonl")
     assert decisions[0].measured is None and decisions[-1].measured is not None
     assert compare_steps(decisions, by_agreement()).same == 1.0
-    greedy = AgreementSteps(top_k=2, explore=0.0, prior=1e9)  # believes no measurement
-    assert compare_steps(decisions, greedy).replayed.tolist()[:2] == [1.0, 1.0]
+    forgetful = [replace(decision, measured=None) for decision in decisions]
+    assert compare_steps(forgetful, by_agreement()).same < 1.0
 
 
 def test_an_objective_without_steps_is_refused(tiny_sd3_folder):
-    with pytest.raises(ValueError, match=r"AgreementSteps measures .* objective=NFT has none"):
+    with pytest.raises(ValueError, match=r"AgreementSteps measures .*objective=NFT has none"):
         tiny_module(
             tiny_sd3_folder, step_selector=AgreementSteps(), objective=NFT(levels="selected")
         )

@@ -15,7 +15,7 @@ from aegpo.exploration import AgreementSteps, EntropyPeaks, NoSteps
 from aegpo.objectives import AWM, NFT, DepthCredit, LevelAgreement
 from aegpo.rewards.jpeg import JpegCompressibility
 from aegpo.rewards.weighted_sum import WeightedSum
-from aegpo.selection import ByAdvantage, Extremes
+from aegpo.selection import ByAdvantage, Extremes, Previews
 from callbacks.canary import Canary
 from callbacks.cost_logger import CostLogger
 from callbacks.curve_logger import CurveLogger
@@ -99,6 +99,7 @@ def on_both(pair, *arguments):
 ALL_RANKS = (
     *("reward/mean", "reward/std", "reward/part/jpeg_compressibility", "update/gradient_norm"),
     *("steps/agreement_0", "steps/agreement_1", "steps/share_0", "levels/agreement_0"),
+    *("previews/correlation_1", "previews/step", "rollout/previews"),
     *("update/loss", "update/transitions", "ratio/mean", "ratio/std", "ratio/clip_fraction"),
 )
 
@@ -166,10 +167,21 @@ def compare(one, two, names=ALL_RANKS):
             2,
         ),
         ({}, {"step_selector": AgreementSteps(top_k=2, explore=0.3, prior=0.5)}, 3),
+        (
+            {},
+            {
+                "step_selector": NoSteps(),
+                "objective": NFT(),
+                "allocator": MedianSplitAllocator(3, 5),
+                "selection": Extremes(keep=2),
+                "previews": Previews(bound=1e-6, every_n_iterations=3),
+            },
+            2,
+        ),
     ],
     ids=[
         *("ragged, rewards by part", "entropy of the rollouts", "nft", "awm by agreement"),
-        "steps by agreement",
+        *("steps by agreement", "previews"),
     ],
 )
 def test_two_ranks_follow_the_curve_of_one(

@@ -93,8 +93,9 @@ class Comparison:
 
     def __post_init__(self) -> None:
         """Build the pilot where a file gave it as plain keys."""
-        if isinstance(self.pilot, dict):
-            object.__setattr__(self, "pilot", Pilot(**self.pilot))
+        given: Any = self.pilot
+        if isinstance(given, dict):
+            object.__setattr__(self, "pilot", Pilot(**given))
 
     def validate(self) -> None:
         """Check what can be checked before anything starts.

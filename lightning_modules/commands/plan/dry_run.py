@@ -186,13 +186,16 @@ def _update(module: AEGPOModule, experience: Experience, rescores: bool) -> int:
 def _stand_in(module: AEGPOModule, policy: StandInPolicy) -> Iterator[None]:
     """Give the module a policy to count with, and take back what it and the objective kept."""
     remembered, reached = module.objective.state_dict(), (module.iteration, module.entropy)
-    module.policy = policy
+    measured, previews = module.step_selector.state_dict(), module.previews
+    module.policy, module.previews = policy, None  # all images are finished: the most it takes
     try:
         yield
     finally:
         del module.policy
         module.iteration, module.entropy = reached
         module.objective.load_state_dict(remembered)
+        module.step_selector.load_state_dict(measured)
+        module.previews = previews
         module.timer.reset()
 
 

@@ -92,6 +92,8 @@ def test_an_images_levels_lie_in_equal_shares_of_the_distribution() -> None:
 @pytest.mark.parametrize("make", [NFT, AWM])
 def test_each_halfs_gradient_is_that_of_its_own_samples(make: Any) -> None:
     agreement = LevelAgreement(parts=3, every_n_iterations=2)
+    taught: list[Tensor] = []
+    agreement.learn = taught.append  # type: ignore[assignment, method-assign]
     settings = {"times_per_image": 5, "kl_coeff": 0.0, "levels": agreement}
     samples = forward_samples(make(**settings), policy := ToyPolicy(), iteration=4)
     rows = torch.arange(45)
@@ -106,8 +108,7 @@ def test_each_halfs_gradient_is_that_of_its_own_samples(make: Any) -> None:
     halves = [set().union(*prompts[half::2]) for half in (0, 1)]
     assert not halves[0] & halves[1]  # a prompt is in one half
 
-    alone, taught = [], []
-    agreement.learn = taught.append  # type: ignore[method-assign]
+    alone = []
     total = torch.zeros(())
     for stratum in strata:
         policy.speed.grad = None
