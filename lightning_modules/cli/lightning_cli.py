@@ -150,6 +150,13 @@ class AEGPOCLI(LightningCLI):
         for line in differing_hyperparameters(hyperparameters, section["model"].as_dict()):
             rank_zero_info(line)
 
+    def _dump_config(self) -> None:
+        """Write down for checkpoints what was parsed, as Lightning does, but check it no more."""
+        if not hasattr(self, "config_dump"):
+            settings = {"skip_unset": False, "skip_link_targets": False, "skip_validation": True}
+            text = self.parser.dump(self.config, format="yaml", **settings)
+            self.config_dump = yaml.safe_load(text)[self.config.subcommand]
+
     def instantiate_classes(self) -> None:
         """Build the configured objects; what goes wrong in there is the config's mistake.
 

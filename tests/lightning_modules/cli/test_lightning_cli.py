@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lightning.pytorch.cli import LightningCLI
 
 from lightning_modules.cli.lightning_cli import AEGPOCLI, main
 
@@ -68,3 +69,11 @@ def test_debug_shows_the_traceback(user_folder: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("AEGPO_DEBUG", "1")
     with pytest.raises(Exception, match="num_steps=0"):
         main(["fit", "--config", "base.yaml", "--model.num_steps", "0"])
+
+
+def test_what_a_checkpoint_keeps_of_a_config_is_what_lightning_writes(user_folder: Path) -> None:
+    cli = parse("--model.lr", "0.25")
+    ours = cli.config_dump
+    del cli.config_dump
+    LightningCLI._dump_config(cli)  # which checks it once more
+    assert ours == cli.config_dump and ours["model"]["init_args"]["lr"] == 0.25
