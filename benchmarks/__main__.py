@@ -63,7 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sys.argv[1:] = []  # Lightning looks at them too
     root = Path(__file__).parents[1]
     sys.path[:0] = [str(root), str(root / "tests/helpers")]
-    importlib.import_module(TABLES[name][0]).main(options)
+    quiet = importlib.import_module("quiet").quiet
+    with quiet():
+        importlib.import_module(TABLES[name][0]).main(options)
     return 0
 
 

@@ -22,6 +22,7 @@ from random_weights import CLASSES, RandomWeights
 
 from aegpo.entropy.cost import forward_operations
 from aegpo.policies.diffusers_policy import DiffusersPolicy
+from lightning_modules.cli.failures import quieten_lightning
 from lightning_modules.cli.lightning_cli import AEGPOCLI
 from lightning_modules.commands.plan.plan import make_plan
 
@@ -209,6 +210,7 @@ def build(recipe: Recipe, folder: Path, iterations: int = 1) -> NoRun:
         The command line that holds them.
     """
     RandomWeights.tiny = recipe.tiny
+    quieten_lightning()
     return NoRun(
         [
             *("fit", *_files(recipe, folder)),
@@ -217,7 +219,7 @@ def build(recipe: Recipe, folder: Path, iterations: int = 1) -> NoRun:
             *("--trainer.limit_val_batches", "0", "--trainer.max_epochs", "1"),
             *("--data.batches_per_epoch", str(iterations)),
             *("--trainer.enable_checkpointing", "false"),
-            *("--trainer.enable_model_summary", "false"),
+            *("--trainer.enable_model_summary", "false", "--trainer.enable_progress_bar", "false"),
             *("--trainer.without_callbacks", f"[{','.join(_without(recipe))}]"),
             *_few(recipe),
             *_short(recipe),
@@ -248,7 +250,7 @@ def _files(recipe: Recipe, temporary: Path) -> list[str]:
 
 def _without(recipe: Recipe) -> list[str]:
     """Callbacks that are left out: those that write, and those that the overlays leave out."""
-    left = ["SampleLogger", "ScoreTable", "RolloutCheckpoint"]
+    left = ["SampleLogger", "ScoreTable", "RolloutCheckpoint", "RolloutProgressBar"]
     for name in recipe.overlays:
         config = yaml.safe_load((CONFIGS / f"overlays/{name}.yaml").read_text(encoding="utf-8"))
         left += config.get("trainer", {}).get("without_callbacks", [])

@@ -6,6 +6,7 @@ import tempfile
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -120,7 +121,7 @@ def auto(settings: Settings, emit: Emit) -> None:
 
 
 def compiled_blocks(settings: Settings, emit: Emit) -> None:
-    """They predict what plain ones do, and a watched rollout makes no new graph."""
+    """They predict what plain ones do; once warm, nothing that a training does makes a graph."""
     plain = tiny_policy("StableDiffusion3", settings)
     policy = tiny_policy("StableDiffusion3", settings, compile=True).train()
     torch._dynamo.reset()
@@ -133,27 +134,62 @@ def compiled_blocks(settings: Settings, emit: Emit) -> None:
     emit("from the plain prediction", apart, apart <= CLOSE, f"<= {CLOSE:.0e}")
     first = since(start)
     start = time.perf_counter()
-    policy(*denoiser_inputs(policy)).square().mean().backward()
+    updated(policy)
     wait(settings)
     emit("seconds of the first call, and of the first backward", f"{first}, {since(start)}")
     emit("gradients of adapters", finite_gradients(policy)[1], finite_gradients(policy)[0])
-    made = counters["stats"]["unique_graphs"]
+    start = time.perf_counter()
+    iteration(policy, 2)  # from the second number of rows on a graph takes any
+    wait(settings)
+    emit("seconds of an iteration with other numbers of rows", since(start))
+    warm = compilations()
+    for images in (1, 2, 3):
+        start = time.perf_counter()
+        curve = iteration(policy, images)
+    wait(settings)
+    emit("seconds of a warm iteration", since(start))
+    emit("entropy beside compiled blocks", bool((curve > 0).all()), bool((curve > 0).all()))
+    now = compilations()
+    emit("graphs and compiled frames, warm and later", f"{warm}, {now}", now == warm, "no new one")
+
+
+def compilations() -> tuple[int, int]:
+    """Graphs that were made, and frames of Python that were compiled, for whatever reason."""
+    return counters["stats"]["unique_graphs"], counters["frames"]["total"]
+
+
+def iteration(policy: DiffusersPolicy, images: int) -> torch.Tensor:
+    """What a training asks of a policy: a rollout, one whose entropy is watched, an update.
+
+    Args:
+        policy: With compiled blocks.
+        images: Of each prompt.
+
+    Returns:
+        The curve of the watched one.
+    """
     recorder = EntropyRecorder(layers=[policy.attention_layers()[-1][0]])
-    with recorder.record(policy) as recording:
+
+    def draw(observer: Any = None) -> None:
         rollout(
             *(policy, ODE(), policy.encode(PROMPTS)),
             ExplorationSchedule.deterministic(len(PROMPTS), STEPS),
-            *(torch.ones_like(INDEX), KeyedNoise(0), INDEX),
-            observer=recording,
+            *(torch.full_like(INDEX, images), KeyedNoise(0), INDEX),
+            observer=observer,
         )
-    curve = recording.curve()
-    emit("entropy beside compiled blocks", bool((curve > 0).all()), bool((curve > 0).all()))
-    start = time.perf_counter()
-    policy(*denoiser_inputs(policy)).square().mean().backward()
-    wait(settings)
-    again = counters["stats"]["unique_graphs"]
-    emit("graphs, and after a watched rollout", f"{made}, {again}", again == made > 0, "no new one")
-    emit("seconds of a later forward and backward", since(start))
+
+    draw()
+    with recorder.record(policy) as recording:
+        draw(recording)
+    updated(policy, images)
+    return recording.curve()
+
+
+def updated(policy: DiffusersPolicy, times: int = 1) -> None:
+    """A forward and backward pass of three rows, or of a multiple of it."""
+    latents, sigma, _ = denoiser_inputs(policy)
+    latents, sigma = latents.repeat(times, 1, 1, 1), sigma.repeat(times)
+    policy(latents, sigma, policy.encode(PROMPTS * times)).square().mean().backward()
 
 
 def floor(item: str, settings: Settings, emit: Emit) -> None:

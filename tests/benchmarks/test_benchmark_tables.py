@@ -19,7 +19,7 @@ QUICK: dict[str, tuple[list[str], list[str]]] = {
     "memory": ([], ["shapes"]),
     "peer": ([], ["flow_grpo"]),
     "phases": ([], ["rollout", "update", "shapes"]),
-    "probe": ([], ["off", "rollouts, last block, 64 rows", "trajectory, last block"]),
+    "probe": ([], ["off", "rollouts, last block, 8 rows", "trajectory, last block"]),
     "ranks": ([], ["1", "16"]),
     "recipes": (["sd15"], ["sd15", "sd15 + aesthetic + 1x24gb"]),
     "samplers": (["--images", "2"], ["reference", "UniPC(order=2)"]),
@@ -28,6 +28,9 @@ QUICK: dict[str, tuple[list[str], list[str]]] = {
     "updates": (["--only", "old means"], ["all scored again", "the later ones"]),
 }
 """More options than `--quick`, and first cells that its tables have."""
+
+NOISE = ("Seed set", "GPU available", "Tip:", "Warning", "it/s", "\u2501", "Trainer.fit")
+"""What libraries say of themselves, which is no part of a table."""
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +72,7 @@ def test_a_table_is_printed(
     printed = capsys.readouterr().out
     assert set(cells) <= set(first_cells(printed)), printed
     assert "nan" not in printed
+    assert not [one for one in NOISE if one in printed], printed
 
 
 def test_every_table_is_tried_and_listed(tables: Any, capsys: pytest.CaptureFixture[str]) -> None:

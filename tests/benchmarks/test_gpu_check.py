@@ -7,12 +7,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
+from gpu.faster import compilations, faster  # noqa: E402
 from gpu.parts import PARTS, Part, Settings  # noqa: E402
 from gpu.runner import Row, run_parts  # noqa: E402
 from gpu_check import main, summary  # noqa: E402
@@ -20,7 +24,7 @@ from gpu_check import main, summary  # noqa: E402
 ITEMS = ("good", "raises", "nan", "dies", "hangs", "good again")
 
 
-def part(*items: str, one_process: bool = True, seconds: float = 3.0) -> Part:
+def part(*items: str, one_process: bool = True, seconds: float = 1.0) -> Part:
     return Part("faults", "gpu_faults:fault", items, seconds, one_process)
 
 
@@ -86,9 +90,25 @@ def test_a_family_and_a_full_size_pass_on_the_cpu(tmp_path: Path) -> None:
     assert "0 failed" in ran.stdout
 
 
-def test_without_a_card_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    import torch
+def test_compiled_blocks_make_no_graph_once_they_are_warm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks are traced, and no kernel is made of them."""
+    original = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self: original(self, backend="eager"))
+    rows: dict[str, Any] = {}
+    faster("compiled_blocks", Settings(tiny=True), lambda check, *told: rows.update({check: told}))
+    assert rows.pop("graphs and compiled frames, warm and later")[1:] == (True, "no new one")
+    assert all(told[1] for told in rows.values() if len(told) > 1), rows
 
+    counts = [compilations()]
+    added = torch.compile(lambda x: x + 1, backend="eager")
+    for size in (2, 3):  # the second is made again, and both are noticed
+        added(torch.ones(size))
+        counts.append(compilations())
+    torch._dynamo.reset()
+    assert len(set(counts)) == 3, counts
+
+
+def test_without_a_card_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     if not torch.cuda.is_available():
         assert main([]) == 1
         assert "--tiny tries the same path on the CPU" in capsys.readouterr().out
