@@ -18,7 +18,7 @@ from free_port import free_port
 
 torch.set_num_threads(1)
 # A busy machine is slow, and slow is no failure; the same examples every time.
-hypothesis.settings.register_profile("aegpo", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("aegpo", deadline=None, derandomize=True, max_examples=40)
 hypothesis.settings.load_profile("aegpo")
 
 

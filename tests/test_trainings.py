@@ -40,10 +40,12 @@ NOT_HERE = {
 
 
 ALIKE = {
-    # of one kind with another overlay, which trains: shuffled_entropy, within_category, no_probe
+    # of one kind with another overlay, which trains: shuffled_entropy, within_category, no_probe,
+    # branch_grpo and mix_grpo; the trials of oracle_steps train in test_step_spread
     *("inverted_entropy", "random_entropy", "swapped_entropy", "category_only"),
     *("no_reweighting", "only_allocation", "only_exploration", "only_reweighting"),
-    *("fixed_steps", "random_steps"),
+    *("fixed_steps", "random_steps", "random_allocation", "no_allocation"),
+    *("branch_grpo_mix", "flow_grpo_fast", "oracle_steps"),
 }
 """Overlays that are built, and train with ALL_COMBINATIONS only."""
 OFTEN = {

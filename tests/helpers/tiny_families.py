@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,3 +65,12 @@ FAMILIES = [
     Family("Sana", tiny_sana, {"guidance_scale": 3.0}, {"max_sequence_length": 32}),
     Family("ZImage", tiny_z_image, {"guidance_scale": 2.0}, _SMALL),
 ]
+
+
+def few_families() -> list[Family]:
+    """Three, for what is one code in all of them: a U-Net, and two kinds of transformer.
+
+    All with ALL_FAMILIES in the environment.
+    """
+    some = ("StableDiffusion", "StableDiffusion3", "Flux")
+    return [one for one in FAMILIES if one.name in some or "ALL_FAMILIES" in os.environ]

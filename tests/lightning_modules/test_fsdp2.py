@@ -105,9 +105,14 @@ ONE_BRANCH = {"guidance_scale": 3.0, "guidance_gradient": "conditional"}
 """A call with a graph and one without, by turns."""
 
 
-@pytest.mark.parametrize(("family", "policy"), [("StableDiffusion", ONE_BRANCH), ("Flux", {})])
-def test_full_finetuning_with_a_spread_reference(pair, case, tmp_path, family, policy):
-    of = case(family, FULL | policy, settings=RAGGED, data=SHORT)
+@pytest.mark.parametrize(
+    ("family", "policy", "iterations"), [("StableDiffusion", ONE_BRANCH, 1), ("Flux", {}, 2)]
+)
+def test_full_finetuning_with_a_spread_reference(pair, case, tmp_path, family, policy, iterations):
+    settings = RAGGED | {"updates_per_epoch": 2}  # the second is of weights that have moved
+    of = case(
+        family, FULL | policy, settings=settings, data=SHORT | {"batches_per_epoch": iterations}
+    )
     one, two = trained_on_both(pair, tmp_path, of)
     compare(one, two)
 

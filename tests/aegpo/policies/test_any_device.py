@@ -8,7 +8,7 @@ from typing import Any
 import policy_contract as contract
 import pytest
 import torch
-from tiny_families import FAMILIES, Family
+from tiny_families import FAMILIES, Family, few_families
 
 from aegpo.entropy import EntropyRecorder
 from aegpo.policies.diffusers_policy import DiffusersPolicy
@@ -71,6 +71,8 @@ def test_a_family_is_the_same_under_another_default_device(
 
 
 def test_a_reference_is_built_on_the_cpu_and_moved(family: Family, pipeline: Path) -> None:
+    if family not in few_families():
+        pytest.skip("its reference is read as that of every family; ALL_FAMILIES=1 runs it")
     plain = build(family, pipeline, "cpu")
     whole = build(family, pipeline, "meta", full_finetuning=True)
     contract.shake(whole, 0.02)
