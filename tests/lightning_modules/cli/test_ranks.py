@@ -251,7 +251,7 @@ def test_a_signal_ends_ranks_that_hang_or_were_stopped(
 def test_a_wait_beyond_the_limit_ends_all_and_says_where(
     tmp_path: Path, tiny_sd3_folder: Path
 ) -> None:
-    limit = ("--trainer.rank_timeout", "12")
+    limit = ("--trainer.rank_timeout", "20")
     ranks = start(tmp_path, tiny_sd3_folder, "rank=1 kind=hang", *limit)
     results = ended(ranks)
     assert [one.exit for one in results] == [2, 2], results
