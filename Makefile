@@ -6,7 +6,6 @@
 PYTHON   ?= python3
 VENV     ?= .venv
 CONFIG   ?= configs/shapes.yaml
-RUN_DIR  ?= runs/shapes
 ARGS     ?=
 PYTEST_ARGS ?=
 GPU_ARGS ?=
@@ -38,13 +37,7 @@ help:  ## list the targets
 setup: $(READY)  ## create .venv and install everything into it (train and test do this themselves)
 
 train: $(READY)  ## score the bundled model, align it (about 6 minutes on 2 cores), score it again
-	@echo "== held-out score of the base model"
-	$(BIN)/aegpo validate --config $(CONFIG) --trainer.logger false $(ARGS)
-	@echo "== training"
 	$(BIN)/aegpo fit --config $(CONFIG) $(ARGS)
-	@echo "== held-out score after training"
-	$(BIN)/aegpo validate --config $(CONFIG) --ckpt_path last --trainer.logger false $(ARGS)
-	@echo "Pictures and curves are in $(RUN_DIR): $(BIN)/tensorboard --logdir $(RUN_DIR)"
 
 PYTEST    = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
             $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=20

@@ -18,7 +18,11 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from aegpo.distributed import all_reduce_sum
 from aegpo.utilities.checkpoint_files import write_whole_checkpoints
+from aegpo.utilities.names import tag_part
 from callbacks.slurm import requeue_job
+
+AUTO = "auto"
+"""The monitor that is chosen when the run's rewards are known."""
 
 
 class RolloutCheckpoint(ModelCheckpoint):
@@ -32,7 +36,9 @@ class RolloutCheckpoint(ModelCheckpoint):
 
     Args:
         dirpath: Folder of the checkpoints; `--ckpt_path last` looks there.
-        monitor: Logged score whose best checkpoint is kept beside the last; None for the last only.
+        monitor: Logged score whose best checkpoint is kept beside the last; "auto" for the first
+            held-out one that is not trained on, or the trained one where there is no other; None
+            for the last only.
         every_n_epochs: Epochs between two checkpoints.
     """
 
@@ -45,7 +51,8 @@ class RolloutCheckpoint(ModelCheckpoint):
         super().__init__(
             dirpath=dirpath,
             filename="best" if monitor else None,
-            monitor=monitor,
+            # Before the module is known "auto" is any of a run's, as `--ckpt_path best` takes it.
+            monitor=None if monitor == AUTO else monitor,
             mode="max",
             save_last=True,
             save_top_k=1 if monitor else 0,
@@ -53,12 +60,15 @@ class RolloutCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=True,
             enable_version_counter=False,
         )
+        self._chooses = monitor == AUTO
         self._requeue = False
         self._scored = False
         self._handlers: dict[int, Any] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Have checkpoints written aside and renamed, under any trainer; listen to SLURM."""
+        """Find the score; have checkpoints written aside and renamed; listen to SLURM."""
+        if self._chooses:
+            self._choose_monitor(pl_module)
         super().setup(trainer, pl_module, stage)
         write_whole_checkpoints(trainer.strategy)
         # Before Lightning looks at the same: it leaves a signal alone that has a handler.
@@ -68,6 +78,14 @@ class RolloutCheckpoint(ModelCheckpoint):
         if cluster.auto_requeue and threading.current_thread() is threading.main_thread():
             told = cluster.requeue_signal or signal.SIGUSR1
             self._handlers[told] = signal.signal(told, self._told_to_requeue)
+
+    def _choose_monitor(self, pl_module: L.LightningModule) -> None:
+        rewards = getattr(pl_module, "evaluation_rewards", [])
+        if rewards:
+            watched = rewards[min(1, len(rewards) - 1)]  # the one trained on stands first
+            self.monitor = f"val/{tag_part(watched.name)}"
+        else:
+            self.save_top_k = 0
 
     def _told_to_requeue(self, *_: Any) -> None:
         self._requeue = True

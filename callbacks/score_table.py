@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 from rich.table import Table
@@ -17,14 +16,12 @@ from aegpo.utilities.names import tag_name
 class ScoreTable(L.Callback):
     """Prints the held-out scores after every evaluation, with their change since the first one.
 
-    Below the table stands the best score so far of each reward and its iteration. Where a training
-    ends below one, it says so, and how to export the best.
+    Below the table stands the best score so far of each reward and its iteration.
     """
 
     def __init__(self) -> None:
         self.first: dict[str, float] = {}
         self.best: dict[str, tuple[float, int]] = {}
-        self._latest: dict[str, float] = {}
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Training) -> None:
         """Print the table on rank zero."""
@@ -34,31 +31,10 @@ class ScoreTable(L.Callback):
         self._print(trainer, metrics, pl_module.iteration)
 
     def _note(self, metrics: dict[str, float], iteration: int) -> None:
-        self._latest = {key: value for key, value in metrics.items() if key.count("/") == 1}
-        for key, value in self._latest.items():
-            if value == value and value > self.best.get(key, (-float("inf"), 0))[0]:
+        for key, value in metrics.items():
+            better = value > self.best.get(key, (-float("inf"), 0))[0]  # never where one is NaN
+            if key.count("/") == 1 and better:
                 self.best[key] = (value, iteration)
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: Training) -> None:
-        """Say which scores fell from their best, on rank zero."""
-        if not trainer.is_global_zero:
-            return
-        kept = {
-            writer.monitor
-            for writer in trainer.checkpoint_callbacks
-            if isinstance(writer, ModelCheckpoint) and writer.best_model_path
-        }
-        for key, value in self._latest.items():
-            best, iteration = self.best.get(key, (value, 0))
-            if value >= best:
-                continue
-            advice = f"no checkpoint of it was kept: set the checkpoint callback's monitor to {key}"
-            if key in kept:
-                advice = "aegpo export … --ckpt_path best exports that"
-            Console(markup=False, soft_wrap=True).print(
-                f"{tag_name(key.split('/')[1])} ended at {value:.3f}, {best - value:.3f} below its "
-                f"best of {best:.3f} after {iteration} iterations; {advice}"
-            )
 
     def on_test_end(self, trainer: L.Trainer, pl_module: Training) -> None:
         """Print the table on rank zero."""

@@ -16,6 +16,7 @@ from aegpo.noise import run_seed
 from aegpo.prompts import PromptBatch
 from aegpo.prompts.known_texts import fingerprints
 from aegpo.utilities.checks import require_positive
+from datamodules.own_prompts import Auto, final_prompts, shares_of, with_held_out
 from datamodules.prompt_dataset import PromptDataset
 from datamodules.samplers import DeltaEntropySampler, EveryRankSampler
 
@@ -59,11 +60,15 @@ class PromptDataModule(L.LightningDataModule):
     Args:
         train_file: `.txt`, `.jsonl` or `.csv` file of prompts, or a bundled `set:split`, such as
             `shapes:train`.
-        val_file: Prompts of the held-out evaluation; None for no validation.
-        test_file: Prompts of `test` and `predict`; None for `val_file`.
+        val_file: Prompts of the held-out evaluation; "auto" for those that belong to `train_file`:
+            the split `heldout` of a bundled set, or a tenth of a file's prompts, which are then not
+            trained on; None for no validation.
+        test_file: Prompts of `test` and `predict`; "auto" for the split `hard` of the set of
+            `train_file`, if it has one; None for those of `val_file`.
         column: Field that holds the prompt in `.jsonl` and `.csv` files.
         shares: Share of the training draws for each value of the field `category`, relative to
-            their sum; None draws every prompt alike.
+            their sum; "auto" for those that the bundled set of `train_file` comes with; None draws
+            every prompt alike, as "auto" does for a file.
         batch_size: Prompts per iteration, over all ranks.
         batches_per_epoch: Iterations between two validations and checkpoints.
         val_images: Images of one evaluation, over all prompts.
@@ -84,7 +89,7 @@ class PromptDataModule(L.LightningDataModule):
         val_file: str | None = None,
         test_file: str | None = None,
         column: str = "prompt",
-        shares: dict[str, float] | None = None,
+        shares: dict[str, float] | Auto | None = None,
         batch_size: int = 8,
         batches_per_epoch: int = 10,
         val_images: int = 512,
@@ -101,23 +106,18 @@ class PromptDataModule(L.LightningDataModule):
         require_positive("data.batches_per_epoch", batches_per_epoch)
         self.batch_size, self.batches_per_epoch = batch_size, batches_per_epoch
         self.val_images, self.val_batch_size = val_images, val_batch_size
-        self.train_prompts = PromptDataset(train_file, column)
-        self.val_prompts = PromptDataset(val_file, column) if val_file else None
-        self.test_prompts = PromptDataset(test_file, column) if test_file else self.val_prompts
+        self.train_prompts, self.val_prompts = with_held_out(train_file, val_file, column)
+        self.test_prompts = final_prompts(train_file, test_file, column, self.val_prompts)
         names = categories(self.train_prompts)
         known = sorted(set(names))
-        if shares is not None and sorted(shares) != known:
-            raise ValueError(
-                f"data.shares names {sorted(shares)}, but the categories of {train_file} are "
-                f"{known}; give each of them a share"
-            )
+        given = shares_of(train_file, shares, known)
         strata = torch.tensor([known.index(name) for name in names], device="cpu")
         self.sampler = DeltaEntropySampler(
             self.train_prompts,
             batch_size,
             batches_per_epoch,
-            strata=strata if shares else None,
-            shares=torch.tensor([shares[name] for name in known], device="cpu") if shares else None,
+            strata=strata if given else None,
+            shares=torch.tensor(given, device="cpu") if given else None,
             alpha=alpha,
             delta=delta,
             uniform_share=uniform_share,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from torch.utils.data import Dataset
@@ -26,6 +27,12 @@ class PromptDataset(Dataset[dict[str, Any]]):
     def __init__(self, source: str, column: str = "prompt") -> None:
         self.source = source
         self.records = read_prompts(source, column)
+
+    def of(self, records: list[dict[str, Any]]) -> PromptDataset:
+        """Return some of the prompts as a dataset of their own, numbered anew."""
+        part = copy.copy(self)
+        part.records = records
+        return part
 
     def __len__(self) -> int:
         """Return the number of prompts."""

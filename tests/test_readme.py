@@ -24,7 +24,7 @@ COMMANDS = [shlex.split(line) for line in LINES if line.startswith("aegpo ")]
 MINIATURE = [
     *("--trainer.max_epochs", "1", "--trainer.check_val_every_n_epoch", "1"),
     *("--data.init_args.batch_size", "2", "--data.init_args.batches_per_epoch", "1"),
-    *("--data.init_args.shares", "null", "--data.init_args.val_images", "4"),
+    *("--data.init_args.val_images", "4"),
     *("--trainer.num_sanity_val_steps", "0", "--trainer.enable_model_summary", "false"),
 ]
 RUN = Path("runs/shapes")
@@ -59,7 +59,11 @@ def judge_fit(arguments, printed):
     assert scalars("cost/rollout")[0].value == 6 * config["num_steps"]
     own = "my_module.Brightness" in arguments
     assert config["reward"]["class_path"].endswith("Brightness" if own else "ShapesMatch")
-    assert f"val/{'brightness' if own else 'shapes_match'}" in log.Tags()["scalars"]
+    tags = log.Tags()["scalars"]
+    assert f"val/{'brightness' if own else 'shapes_match'}" in tags
+    assert ("val/shapes_match/all" in tags) == ("prompts.txt" in arguments)  # its own category
+    assert ("val/shapes_match/count" in tags) == ("prompts.txt" not in arguments and not own)
+    assert "trained 1 iterations" in printed and "aegpo sample --config" in printed
 
 
 def judge_resume(arguments, printed):
@@ -140,6 +144,9 @@ def folder(tmp_path_factory):
     shutil.copytree(ROOT / "configs", folder / "configs")
     python = re.findall(r"```python\n# my_module.py\n(.*?)```", README, flags=re.DOTALL)
     (folder / "my_module.py").write_text(python[0])
+    colors, shapes = ("red", "green", "blue"), ("circle", "square", "cross", "triangle")
+    lines = [f"a {color} {shape}" for color in colors for shape in shapes]
+    (folder / "prompts.txt").write_text("\n".join(lines))
     return folder
 
 
@@ -162,7 +169,7 @@ def test_readme_command_writes_what_it_is_for(command, folder, monkeypatch, caps
     if subcommand in ("plan", "check-reward", "export"):
         miniature = []
     if subcommand == "doctor":
-        miniature = ["--data.init_args.batch_size", "2", "--data.init_args.shares", "null"]
+        miniature = ["--data.init_args.batch_size", "2"]
     if subcommand == "sample":
         miniature = ["--images_per_prompt", "1", "--num_steps", "3"]
     if subcommand == "signals":

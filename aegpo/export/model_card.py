@@ -17,6 +17,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from aegpo import __version__
 from aegpo.policies.exportable import denoiser_of
 from aegpo.policies.pretrained import BUNDLED, find_pipeline
+from aegpo.prompts.sets import companion_split
 from aegpo.utilities.names import markdown_code, markdown_text
 from aegpo.utilities.tables import markdown_table
 
@@ -234,7 +235,10 @@ def _score_table(scores: Mapping[str, Mapping[int, float]]) -> str:
 def _eval_results(facts: Facts) -> list[EvalResult]:
     """The scores of these very weights, as the hub ranks models by them."""
     data = (facts.config.get("data") or {}).get("init_args") or {}
-    prompts = PurePath(data.get("val_file") or "held-out prompts").name  # not where it lies
+    file, train = data.get("val_file"), str(data.get("train_file"))
+    if file == "auto":
+        file = companion_split(train, "heldout") or f"{train} (held out)"
+    prompts = PurePath(file or "held-out prompts").name  # not where it lies
     return [
         EvalResult(
             task_type="text-to-image",

@@ -11,6 +11,8 @@ from dataclasses import replace
 from aegpo.shapes.prompts import COLORS, RELATIONS, SHAPES, Group, Scene
 
 SPLITS: tuple[str, ...] = ("train", "heldout", "hard")
+SHARES: dict[str, float] = {"single": 0.4, "count": 0.2, "two": 0.2, "relation": 0.2}
+"""Of the draws of training; prompts of one object are few, and the first that are learned."""
 
 _Object = tuple[int, int]  # (color index, shape index)
 

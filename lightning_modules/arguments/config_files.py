@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 
 from aegpo.utilities.files import read_utf8
+from lightning_modules.arguments.shipped import shipped_names
 
 _MERGE = "<<"
 """YAML's key that merges other mappings, which is no name."""
@@ -68,14 +69,18 @@ def _mistake_in_name(file: str) -> str | None:
             return None
     except (yaml.YAMLError, OSError):  # settings as text, or too long for a name
         return None
+    beside: list[str] = []
+    where = f"there is no config {file}"
     try:
         beside = [one.stem for one in path.parent.iterdir() if one.suffix == path.suffix]
     except OSError:
-        return f"there is no config {file}, nor a folder {path.parent}"
+        where += f", nor a folder {path.parent}"
     close = difflib.get_close_matches(path.stem, beside, n=1)
-    return f"there is no config {file}" + (
-        f"; did you mean {str(path.with_stem(close[0]))!r}?" if close else ""
-    )
+    if close:
+        return f"{where}; did you mean {str(path.with_stem(close[0]))!r}?"
+    inside = path.as_posix().removeprefix("configs/").removesuffix(".yaml")
+    close = difflib.get_close_matches(inside, shipped_names(), n=1, cutoff=0.8)
+    return f"there is no config {file}; did you mean {close[0]!r}?" if close else where
 
 
 def mistake_in_value(argument: str, text: str) -> str | None:

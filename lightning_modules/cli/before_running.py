@@ -14,6 +14,8 @@ from torch import nn
 
 from lightning_modules.aegpo_module import AEGPOModule
 from lightning_modules.cli.checkpoints import find_checkpoint, what_is_done
+from lightning_modules.cli.ending.run_summary import RunSummary
+from lightning_modules.cli.ending.score_the_last import ScoreTheLast
 from lightning_modules.cli.taken_folders import (
     keep_earlier_tables,
     log_in_own_folders,
@@ -21,6 +23,7 @@ from lightning_modules.cli.taken_folders import (
 )
 from lightning_modules.commands import COMMANDS
 from lightning_modules.commands.predictions import PredictionWriter
+from lightning_modules.policy_module import PolicyModule
 
 
 def is_ready(trainer: Trainer, model: LightningModule, command: str, section: Namespace) -> bool:
@@ -71,6 +74,8 @@ def _may_train(trainer: Trainer, model: LightningModule, section: Namespace, goe
         keep_earlier_tables(trainer)
     elif not goes_on and not section.get("trainer.fast_dev_run"):
         refuse_taken_folders(trainer)
+    if isinstance(model, PolicyModule):  # last: behind what may end the run
+        trainer.callbacks += [ScoreTheLast(), RunSummary()]  # type: ignore[attr-defined]
     return True
 
 

@@ -119,7 +119,8 @@ def quieten_lightning() -> None:
     # Dropout and the like are off on purpose: a ratio compares two passes of one network.
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
-
+    # A resumed run goes on in its folder; another's is refused before.
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     # What is logged here is of all ranks already.
     warnings.filterwarnings("ignore", message="It is recommended to use `self.log")
 

@@ -14,6 +14,7 @@ import sys
 from aegpo import __version__
 from lightning_modules.arguments.early import early_mistake
 from lightning_modules.arguments.messages import debugging, did_you_mean, fail
+from lightning_modules.arguments.shipped import with_shipped_configs
 from lightning_modules.arguments.sources import OnlyImportTells
 from lightning_modules.cli.process import (
     another_rank,
@@ -28,6 +29,8 @@ from lightning_modules.commands import COMMANDS
 
 _HELP = """\
 usage: {prog} <command> --config FILE [--config FILE ...] [--key value ...]
+
+A config that comes with the package needs no path: --config shapes --config overlays/grpo
 
 {commands}
 
@@ -60,6 +63,7 @@ def main() -> None:
         known = ", ".join(COMMANDS)
         hint = did_you_mean(command, COMMANDS)
         fail(f"{prog} has no command {command!r}{hint} (commands: {known})")
+    sys.argv[1:] = with_shipped_configs(sys.argv[1:])  # DDP's other processes are given the same
     keep_freed_memory()
     respect_cpu_quota()
     spin_briefly()

@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from tiny_training import tiny_data, tiny_module, tiny_trainer
+from tiny_training import Redness, tiny_data, tiny_module, tiny_trainer
 
 from aegpo.allocation import UniformAllocator
 from aegpo.exploration import FixedSteps
@@ -62,3 +62,19 @@ def test_the_end_is_always_kept(run: Any) -> None:
 
 def test_the_best_by_a_monitored_score_is_kept_beside_the_last(run: Any) -> None:
     assert run(monitor="val/score") == {"last.ckpt": 3, "best.ckpt": 2}
+
+
+def test_auto_is_the_first_score_that_is_not_trained_on(
+    tmp_path: Path, tiny_sd3_folder: Path
+) -> None:
+    def chosen(*names: str) -> str | None:
+        rewards = [Redness() for _ in names]
+        for reward, name in zip(rewards, names, strict=True):
+            reward.name = name
+        callback = RolloutCheckpoint(dirpath=str(tmp_path), monitor="auto")
+        module = tiny_module(tiny_sd3_folder, reward=rewards[0], evaluation_rewards=rewards[1:])
+        callback.setup(tiny_trainer(tmp_path, [callback], enable_checkpointing=True), module, "fit")
+        return callback.monitor
+
+    assert chosen("match", "two/judges", "clip") == "val/two%2Fjudges"
+    assert chosen("match") == "val/match"

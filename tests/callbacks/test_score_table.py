@@ -17,7 +17,6 @@ from torch import Tensor
 from aegpo.allocation import UniformAllocator
 from aegpo.exploration import FixedSteps
 from aegpo.rewards.base import Reward
-from callbacks.rollout_checkpoint import RolloutCheckpoint
 from callbacks.score_table import ScoreTable
 from datamodules.prompt_datamodule import PromptDataModule
 
@@ -103,48 +102,6 @@ def test_the_first_table_has_no_change_and_the_second_has(
     case.validate(resumed, LATER, ckpt_path=path, weights_only=True)
     third = capsys.readouterr().out
     assert cells(third)[-8:-1] == expected and "after 1 iterations" in third
-
-
-class Falls(L.Callback):
-    """Held-out scores that rise, and fall again."""
-
-    def __init__(self, judge: ByCategory, scores: Sequence[float]) -> None:
-        self.judge, self.scores = judge, list(scores)
-
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.judge.scores = dict.fromkeys(BASE, self.scores.pop(0))
-
-
-@pytest.mark.parametrize(
-    ("monitor", "advice"),
-    [
-        ("val/judge", "aegpo export … --ckpt_path best exports that"),
-        (None, "set the checkpoint callback's monitor to val/judge"),
-    ],
-)
-def test_a_run_that_falls_from_its_best_says_so(
-    case: Case, capsys: pytest.CaptureFixture[str], monitor: str | None, advice: str
-) -> None:
-    table = ScoreTable()
-
-    def fit(scores: list[float], epochs: int, **settings: Any) -> str:
-        checkpoint = RolloutCheckpoint(str(case.tmp_path / "kept"), monitor=monitor)
-        callbacks = [Falls(case.judge, scores), table, checkpoint]
-        trainer = tiny_trainer(
-            case.tmp_path, callbacks, max_epochs=epochs, enable_checkpointing=True
-        )
-        trainer.fit(case.module, case.data, **settings)
-        return " ".join(capsys.readouterr().out.split())
-
-    rising = fit([0.25, 0.5], 2)
-    assert "ended at" not in rising  # it is the best
-    table = ScoreTable()  # of a new process, which goes on with the checkpoint
-    last = str(case.tmp_path / "kept" / "last.ckpt")
-    fallen = fit([0.375], 3, ckpt_path=last, weights_only=True)
-    assert "best: judge 0.500 after 2" in fallen
-    assert (
-        f"judge ended at 0.375, 0.125 below its best of 0.500 after 2 iterations; {advice}"
-    ) in fallen.replace("no checkpoint of it was kept: ", "")
 
 
 def test_other_ranks_and_evaluations_of_another_kind_print_nothing(

@@ -1,7 +1,8 @@
 """Prompt sets that come with the package: made by code, the same everywhere, named `set:split`.
 
 A set is a module with `SPLITS`, the names of its splits, and `records(split)`, which returns one
-dict a prompt with the keys `prompt`, `category` and `split` and whatever the rewards read.
+dict a prompt with the keys `prompt`, `category` and `split` and whatever the rewards read. It may
+have `SHARES`, the share of the draws of each category of its split "train".
 """
 
 from __future__ import annotations
@@ -57,3 +58,38 @@ def bundled_records(source: str) -> list[dict[str, Any]]:
     name, _, split = source.partition(":")
     records: list[dict[str, Any]] = importlib.import_module(PROMPT_SETS[name]).records(split)
     return records
+
+
+def companion_split(source: str, split: str) -> str | None:
+    """Name another split of the set that a source is of.
+
+    Args:
+        source: A file or `set:split`.
+        split: The name of another split, such as "heldout".
+
+    Returns:
+        `set:split`; None for a file, for a set without it and for the source itself.
+    """
+    name, _, own = source.partition(":")
+    if not is_bundled(source) or own == split:
+        return None
+    known = split in importlib.import_module(PROMPT_SETS[name]).SPLITS
+    return f"{name}:{split}" if known else None
+
+
+def own_shares(source: str) -> dict[str, float] | None:
+    """The shares of the draws that a set's training prompts come with.
+
+    Args:
+        source: A file or `set:split`.
+
+    Returns:
+        By category; None where all prompts are drawn alike.
+    """
+    name, _, split = source.partition(":")
+    if not is_bundled(source) or split != "train":
+        return None
+    shares: dict[str, float] | None = getattr(
+        importlib.import_module(PROMPT_SETS[name]), "SHARES", None
+    )
+    return shares

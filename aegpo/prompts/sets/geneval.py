@@ -29,6 +29,15 @@ RELATIONS = ("left of", "right of", "above", "below")
 __all__ = ["CATEGORIES", "CLASSES", "SPLITS", "records"]
 CATEGORIES = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 """GenEval's tags."""
+SHARES: dict[str, float] = {
+    "position": 7,
+    "counting": 5,
+    "color_attr": 3,
+    "colors": 1,
+    "two_object": 1,
+    "single_object": 0.1,
+}
+"""Of the draws of training, as in Flow-GRPO; single objects, which models draw already, get few."""
 CLASSES: tuple[str, ...] = (
     *("person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat"),
     *("traffic light", "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat"),

@@ -10,6 +10,7 @@ import yaml
 from jsonargparse.typing import register_type
 
 from lightning_modules.arguments.messages import UserError
+from lightning_modules.arguments.shipped import shipped_config
 from lightning_modules.commands.compare.pilot import Pilot, Values, changed
 from lightning_modules.commands.compare.run import ComparedRun, compared_config
 
@@ -45,7 +46,10 @@ register_type(Overlays, deserializer=Overlays)
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is compared. Paths of configs are relative to the comparison's own file.
+    """What is compared.
+
+    Paths of configs are relative to the comparison's own file; those that come with the package are
+    found by their names, too, such as `overlays/grpo`.
 
     Args:
         methods: For each method the overlays on `base` in their order: config files, or overrides
@@ -176,10 +180,10 @@ class Comparison:
         arguments = {}
         for name, overlays in self.methods.items():
             Overlays(overlays).check(name)
-            files = [folder / base for base in bases]
+            files = [_file(folder, base) for base in bases]
             for number, overlay in enumerate(overlays):
                 if isinstance(overlay, str):
-                    files.append(folder / overlay)
+                    files.append(_file(folder, overlay))
                     continue
                 written = Path(self.out) / "overrides" / f"{name}-{number}.yaml"
                 written.parent.mkdir(parents=True, exist_ok=True)
@@ -214,3 +218,9 @@ class Comparison:
             for seed in self.seeds
             for name in final
         ]
+
+
+def _file(folder: Path, name: str) -> Path:
+    """A config beside the comparison, or one of the package."""
+    beside = folder / name
+    return beside if beside.is_file() else folder / shipped_config(name)

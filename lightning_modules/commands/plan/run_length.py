@@ -73,7 +73,7 @@ def run_length(
     if iterations is not None:
         marks = [c.evaluations_per_validation for c in callbacks if c.evaluations_per_validation]
         validations = _validations(trainer, iterations, per_epoch, marks, spent)
-        if budgets:  # one more may follow the stop
+        if budgets or marks:  # one more may follow the last iteration
             validations = Range(validations.low, validations.high + 1)
     return RunLength(
         iterations=iterations,
@@ -107,7 +107,7 @@ def _validations(
     marks: Sequence[int],
     spent: Callable[[int], Range],
 ) -> Range:
-    """Validations of a run by Lightning's rhythm, or by marks of cost."""
+    """Validations of a run by Lightning's rhythm, or by marks of cost, and after the last one."""
     bounds = (int(iterations.low), int(iterations.high))
     if marks:
         # No budget can be passed twice by one iteration.
@@ -115,13 +115,25 @@ def _validations(
         return Range(low, min(int(spent(bounds[1]).high // marks[0]), bounds[1]))
     interval, epochs = trainer.val_check_interval, trainer.check_val_every_n_epoch
     if epochs is None:
-        return Range.over(count // int(interval or 1) for count in bounds)
-    in_epoch = 1
+        return Range.over(math.ceil(count / int(interval or 1)) for count in bounds)
+    length = max(1, per_epoch)
     if isinstance(interval, int):
-        in_epoch = per_epoch // interval
-    elif interval is not None and interval < 1:
-        in_epoch = per_epoch // max(1, int(per_epoch * interval))
-    return Range.over(count // max(1, per_epoch) // epochs * in_epoch for count in bounds)
+        every = interval
+    else:
+        every = max(1, int(length * (1 if interval is None else interval)))
+    return Range.over(_in_epochs(count, length, epochs, every) for count in bounds)
+
+
+def _in_epochs(iterations: int, length: int, epochs: int, every: int) -> int:
+    """Validations after every so many iterations of every so many epochs, and after the last."""
+    whole, rest = divmod(iterations, length)
+    number = whole // epochs * (length // every)
+    scored = whole % epochs == 0 and length % every == 0
+    if rest:
+        due = (whole + 1) % epochs == 0
+        number += rest // every if due else 0
+        scored = due and rest % every == 0
+    return number if scored or iterations == 0 else number + 1
 
 
 def count_processes(accelerator: Any, devices: Any, num_nodes: int) -> int:

@@ -179,9 +179,11 @@ def test_budgets_and_marks_end_a_run_and_set_its_validations(
         ({"max_epochs": 3}, 6, 3),
         ({"max_epochs": 4, "check_val_every_n_epoch": 2}, 8, 2),
         ({"max_epochs": 3, "val_check_interval": 0.5}, 6, 6),
-        ({"max_epochs": 3, "val_check_interval": 4, "check_val_every_n_epoch": None}, 6, 1),
+        ({"max_epochs": 3, "val_check_interval": 4, "check_val_every_n_epoch": None}, 6, 2),
+        # The last model is always scored.
+        ({"max_epochs": 3, "check_val_every_n_epoch": 2}, 6, 2),
         ({"max_epochs": 3, "limit_train_batches": 1}, 3, 3),
-        ({"max_steps": 6, "max_epochs": -1}, 3, 1),
+        ({"max_steps": 6, "max_epochs": -1}, 3, 2),
         ({"max_epochs": 3, "limit_val_batches": 0}, 6, 0),
     ],
 )
