@@ -111,6 +111,12 @@ def judge_export(arguments, printed):
     assert (out / "config.yaml").is_file()
 
 
+def judge_report(arguments, printed):
+    page = (RUN / "report.html").read_text(encoding="utf-8")
+    for said in ("shapes_judge", "data:image/svg+xml", "data-when", "model.num_steps", "torch"):
+        assert said in page
+
+
 def judge_print_config(arguments, printed):
     config = yaml.safe_load(printed)
     assert config["model"]["class_path"].endswith("AEGPOModule")
@@ -134,6 +140,7 @@ JUDGES = {
     "sample": judge_sample,
     "export": judge_export,
     "check-reward": says("0 failed"),
+    "report": judge_report,
 }
 
 
@@ -166,7 +173,7 @@ def test_readme_command_writes_what_it_is_for(command, folder, monkeypatch, caps
         miniature, judge = [*MINIATURE, "--trainer.max_epochs", "2"], judge_resume
     elif "--print_config" in arguments:
         judge = judge_print_config
-    if subcommand in ("plan", "check-reward", "export"):
+    if subcommand in ("plan", "check-reward", "export", "report"):
         miniature = []
     if subcommand == "doctor":
         miniature = ["--data.init_args.batch_size", "2"]

@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import yaml
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
 from aegpo.utilities.files import replacing
+from lightning_modules.commands.report.environment import ENVIRONMENT, environment_of
 
 _MARK = "# written by aegpo fit, which replaces it unless it was changed: "
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Writes `config.yaml` into the log folder when a training starts, and nothing elsewhere.
+    """Writes `config.yaml` and `environment.yaml` into the log folder when a training starts.
 
     Only `fit` writes one: the config of `validate` has options that no other command knows. A run
     without a logger has no folder of its own, so it leaves none. A file that is there is replaced
@@ -85,6 +87,8 @@ class SaveRunConfig(SaveConfigCallback):
         text = self.parser.dump(self.config, skip_unset=False, skip_validation=True)
         with replacing(path) as partial:
             partial.write_text(f"{_MARK}{_fingerprint(text)}\n{text}", encoding="utf-8")
+        with replacing(path.with_name(ENVIRONMENT)) as partial:
+            partial.write_text(yaml.safe_dump(environment_of(trainer), sort_keys=False))
 
 
 def forget_event_files(trainer: L.Trainer) -> None:

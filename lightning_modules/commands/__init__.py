@@ -117,6 +117,11 @@ COMMANDS = {
             method=".signals",
         ),
         Command(
+            "report",
+            "one page about a run, or several side by side: curves, samples, entropy, cost",
+            program=".report.report",
+        ),
+        Command(
             "check-reward",
             "try a reward out: form, range, determinism, batches, broken input, time",
             program=".check_reward",

@@ -31,6 +31,25 @@ def read_scalars(folder: Path, tags: Sequence[str]) -> dict[str, dict[int, float
     return values
 
 
+def read_csv_tables(folder: Path) -> dict[str, dict[int, float]]:
+    """Read all that a CSVLogger wrote.
+
+    Args:
+        folder: The run's log folder.
+
+    Returns:
+        For each tag its value by iteration.
+    """
+    tags: set[str] = set()
+    for table in _tables(folder):
+        with table.open(newline="") as file:
+            tags.update(next(csv.reader(file), []))
+    values: dict[str, dict[int, float]] = {tag: {} for tag in tags - {"step", "epoch", ""}}
+    for table in _tables(folder):
+        _read_csv(table, values)
+    return {tag: by_iteration for tag, by_iteration in values.items() if by_iteration}
+
+
 def _tables(folder: Path) -> list[Path]:
     """The tables of a run, oldest first."""
     stem, suffix = Path(CSV_LOG).stem, Path(CSV_LOG).suffix

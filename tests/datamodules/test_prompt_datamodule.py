@@ -39,6 +39,7 @@ def texts(prompts):
     return [record["prompt"] for record in prompts.records]
 
 
+@pytest.mark.filterwarnings("ignore:.*of them different")
 def test_a_file_brings_its_own_held_out_prompts(tmp_path):
     lines = [f"prompt {number}" for number in range(50)]
     data = of_file(

@@ -117,7 +117,10 @@ def next_commands(trainer: L.Trainer, folder: Path, checkpoint: str | None) -> l
         One line each.
     """
     config, prog = folder / "config.yaml", program_name()
-    lines = [f"  curves:   tensorboard --logdir {shlex.quote(str(folder))}"]
+    lines = [
+        f"  one page: {prog} report {shlex.quote(str(folder))}",
+        f"  curves:   tensorboard --logdir {shlex.quote(str(folder))}",
+    ]
     if checkpoint is None or not config.is_file():
         return lines
     of = f"--config {shlex.quote(str(config))} --ckpt_path {checkpoint}"

@@ -130,11 +130,12 @@ def test_a_run_says_what_it_came_to_and_what_to_do_next(
     assert "the/judge ended at" not in rose
     assert f"everything is in {log}\n" in rose
     commands = [line.partition(":")[2] for line in rose.splitlines() if line.startswith("  ")]
-    assert [shlex.split(line)[:2] for line in commands] == [
-        ["tensorboard", "--logdir"],
-        *([name, verb] for name, verb in zip(["aegpo"] * 2, ["sample", "export"], strict=True)),
-    ] or "python -m aegpo" in commands[1]
-    for line in commands[1:]:
+    verbs = [
+        next(word for word in shlex.split(line) if word.isalpha() and word != "aegpo")
+        for line in commands
+    ]
+    assert verbs == ["report", "tensorboard", "sample", "export"]
+    for line in commands[2:]:
         words = shlex.split(line)
         assert words[words.index("--config") + 1] == str(log / "config.yaml")
         assert words[words.index("--ckpt_path") + 1] == "best"

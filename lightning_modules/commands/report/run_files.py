@@ -1,0 +1,226 @@
+"""What a run left in its folder, read back: numbers, pictures, decisions, config, environment."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from html import unescape
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from aegpo.study.decision_log import Decision, read_decisions
+from aegpo.utilities.files import read_utf8
+from aegpo.utilities.secrets import without_secrets
+from lightning_modules.commands.run_logs import CSV_LOG, read_csv_tables
+
+PICTURES = ("entropy/curve", "entropy/by_layer")
+"""Figures in event files that the page shows over time."""
+_GRIDS = re.compile(r"held_out_(\d+)\.png")
+Series = dict[int, float]
+"""A number by iteration."""
+
+
+@dataclass
+class RunFiles:
+    """A run's files.
+
+    Args:
+        folder: Where they are.
+        name: What the run is called on the page.
+        scalars: Every logged number by tag.
+        pictures: PNG files by tag and iteration: `samples/held_out`, and `PICTURES`.
+        prompts: The latest table of prompts and their ΔEntropy, in Markdown; "" for none.
+        decisions: What `callbacks.DecisionLog` wrote.
+        config: The resolved config, without secrets.
+        environment: Versions and machine, by name.
+    """
+
+    folder: Path
+    name: str
+    scalars: dict[str, Series] = field(default_factory=dict)
+    pictures: dict[str, dict[int, bytes]] = field(default_factory=dict)
+    prompts: str = ""
+    decisions: list[Decision] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def series(self, tag: str) -> Series:
+        """A tag's numbers; empty if it was never logged."""
+        return self.scalars.get(tag, {})
+
+    def last(self, tag: str) -> float | None:
+        """A tag's latest number."""
+        values = self.series(tag)
+        return values[max(values)] if values else None
+
+
+def read_run(folder: Path, name: str) -> RunFiles:
+    """Read a run.
+
+    Args:
+        folder: Its log folder.
+        name: What it is called.
+
+    Returns:
+        What is there; a part that cannot be read is left out.
+
+    Raises:
+        ValueError: If no training logged anything there.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}; give the log folder of a run")
+    run = RunFiles(folder, name)
+    for events in sorted(folder.glob("events.out.tfevents.*")):
+        _read_events(events, run)
+    for tag, values in read_csv_tables(folder).items():
+        run.scalars.setdefault(tag, {}).update(values)
+    if not run.series("reward/mean") and not any(tag.startswith("val/") for tag in run.scalars):
+        inside = sorted({file.parent for kind in _LOGS for file in folder.rglob(kind)})
+        near = f"; {inside[0]} has some" if inside else ""
+        raise ValueError(f"{folder} holds no event files and no {CSV_LOG} of a training{near}")
+    grids = (folder / "samples").glob("held_out_*.png")
+    shown = {int(found[1]): file for file in grids if (found := _GRIDS.fullmatch(file.name))}
+    if shown:
+        run.pictures["samples/held_out"] = {
+            when: shown[when].read_bytes() for when in evenly(sorted(shown))
+        }
+    log = folder / "decisions.jsonl"
+    if log.is_file():
+        run.decisions = read_decisions(log)
+    config = _mapping(folder / "config.yaml")
+    run.config = without_secrets({key: config[key] for key in _SECTIONS if key in config})
+    run.environment = {k: str(v) for k, v in _mapping(folder / "environment.yaml").items()}
+    return run
+
+
+_LOGS = ("events.out.tfevents.*", CSV_LOG)
+_SECTIONS = ("seed_everything", "trainer", "model", "data")
+MOST_PICTURES = 12
+"""Pictures of one kind on a page, which is one file."""
+
+
+def evenly(steps: Sequence[int], most: int = MOST_PICTURES) -> list[int]:
+    """Some of many, the first and the last among them, at even distances.
+
+    Examples:
+        >>> evenly([0, 1, 2, 3, 4, 5, 6], 3), evenly([4, 5], 3)
+        ([0, 3, 6], [4, 5])
+    """
+    if len(steps) <= most:
+        return list(steps)
+    return [steps[round(number * (len(steps) - 1) / (most - 1))] for number in range(most)]
+
+
+def _mapping(file: Path) -> dict[str, Any]:
+    """A YAML file's settings; none for what is not there, or is no mapping of plain values."""
+    try:
+        content = yaml.safe_load(read_utf8(file, str(file)))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _read_events(events: Path, run: RunFiles) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    kept = {"scalars": 0, "images": 0, "histograms": 1, "tensors": 0}  # 0 keeps all
+    accumulator = EventAccumulator(str(events), size_guidance=kept)
+    accumulator.Reload()
+    tags = accumulator.Tags()
+    for tag in tags["scalars"]:
+        values = run.scalars.setdefault(tag, {})
+        values.update((int(e.step), float(e.value)) for e in accumulator.Scalars(tag))
+    for tag in (*PICTURES, "samples/held_out"):
+        if tag in tags["images"]:
+            drawn = {int(e.step): e.encoded_image_string for e in accumulator.Images(tag)}
+            both = run.pictures.get(tag, {}) | drawn
+            run.pictures[tag] = {when: both[when] for when in evenly(sorted(both))}
+    for tag in tags["tensors"]:
+        if tag.startswith("entropy/prompts/"):
+            text = accumulator.Tensors(tag)[-1].tensor_proto.string_val
+            run.prompts = text[0].decode("utf-8", errors="replace") if text else ""
+
+
+def prompt_texts(run: RunFiles) -> dict[int, str]:
+    """Find the texts of the prompts by their rows in the data.
+
+    Only data modules of this package are built: a config that a stranger wrote may name any class.
+
+    Args:
+        run: The run.
+
+    Returns:
+        Text by row; empty where the prompt files are no longer there.
+    """
+    data = run.config.get("data") or {}
+    if str(data.get("class_path")) not in _OUR_DATA:
+        return {}
+    try:
+        module = import_module("datamodules").PromptDataModule(**(data.get("init_args") or {}))
+    except (OSError, ValueError, TypeError):
+        return {}
+    return {row: str(r["prompt"]) for row, r in enumerate(module.train_prompts.records)}
+
+
+_OUR_DATA = (
+    "datamodules.PromptDataModule",
+    "datamodules.prompt_datamodule.PromptDataModule",
+)
+
+
+def table_rows(markdown: str) -> Iterator[list[str]]:
+    """Read the cells of a table that `markdown_table` wrote, its header and rule left out."""
+    for line in markdown.split("\n")[2:]:
+        cells = re.split(r"(?<!\\)\|", line.strip().strip("|"))
+        yield [_plain(cell.strip()) for cell in cells]
+
+
+def _plain(cell: str) -> str:
+    """The text that `markdown_text` wrote."""
+    return unescape(re.sub(r"\\([\\`*_\[\]|])", r"\1", cell))
+
+
+def decided(decisions: Sequence[Decision]) -> dict[int, dict[str, Any]]:
+    """Sum up by prompt what was decided: visits, images and the latest ΔEntropy.
+
+    Args:
+        decisions: The log.
+
+    Returns:
+        By dataset row `visits`, `images` in all and `delta`, None where none was read.
+    """
+    found: dict[int, dict[str, Any]] = {}
+    for one in decisions:
+        delta = None if one.entropy is None else one.entropy.delta
+        for place, row in enumerate(one.index.tolist()):
+            entry = found.setdefault(row, {"visits": 0, "images": 0, "delta": None})
+            entry["visits"] += 1
+            entry["images"] += int(one.group_sizes[place])
+            if delta is not None:
+                entry["delta"] = float(delta[place])
+    return found
+
+
+def run_names(folders: Sequence[Path]) -> list[str]:
+    """Name runs by what differs in their paths.
+
+    Examples:
+        >>> run_names([Path("runs/a/seed_0"), Path("runs/b/seed_0")])
+        ['a/seed_0', 'b/seed_0']
+        >>> run_names([Path("runs/shapes")])
+        ['shapes']
+    """
+    parts = [folder.absolute().parts for folder in folders]
+    length = next(
+        (
+            n
+            for n in range(1, max(map(len, parts)) + 1)
+            if len({p[-n:] for p in parts}) == len(parts)
+        ),
+        1,
+    )
+    return ["/".join(part[-length:]) for part in parts]
