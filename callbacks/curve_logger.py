@@ -1,4 +1,4 @@
-"""CurveLogger: entropy curves, budgets and sampler weights as TensorBoard figures."""
+"""CurveLogger: entropy curves, budgets and sampler weights, drawn for the loggers."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import lightning as L
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from aegpo.distributed import all_gather_rows
+from aegpo.entropy import EntropyReading
 from aegpo.prompts import PromptBatch
 from aegpo.training import Training
 from aegpo.utilities.checks import require_positive
-from aegpo.utilities.names import markdown_text
 from aegpo.utilities.tables import markdown_table
+from callbacks.pictures import Pictures
 from callbacks.tensorboard import tensorboard_writers
 
 
@@ -39,6 +39,7 @@ class CurveLogger(L.Callback):
     def __init__(self, every_n_iterations: int = 10) -> None:
         require_positive("every_n_iterations", every_n_iterations)
         self.every_n_iterations = every_n_iterations
+        self._pictures = Pictures()
 
     def on_train_batch_end(
         self,
@@ -59,14 +60,24 @@ class CurveLogger(L.Callback):
                 pl_module.log(
                     "entropy/delta_mean", float(entropy.delta.mean()), rank_zero_only=True
                 )
-        if (pl_module.iteration - 1) % self.every_n_iterations == 0:
-            for writer in tensorboard_writers(trainer):
-                writer.add_histogram("allocation/images", sizes, pl_module.iteration)
-                for tag in ("steps", "levels"):
-                    table = agreement_table(tag, trainer.callback_metrics)
-                    if table:
-                        writer.add_text(f"{tag}/agreement", table, pl_module.iteration)
-                self._draw(trainer, pl_module, batch, explored.mean(0), writer)
+        if (pl_module.iteration - 1) % self.every_n_iterations == 0 and trainer.is_global_zero:
+            self._histograms(trainer, pl_module, sizes)
+            if entropy is not None:
+                self._draw(trainer, pl_module, batch, explored.mean(0), entropy)
+
+    def _histograms(self, trainer: L.Trainer, pl_module: Training, sizes: Tensor) -> None:
+        """What TensorBoard alone gets: histograms, and the table of agreements."""
+        sampler = getattr(trainer.datamodule, "sampler", None)  # type: ignore[attr-defined]
+        entropy, step = pl_module.entropy, pl_module.iteration
+        for writer in tensorboard_writers(trainer):
+            writer.add_histogram("allocation/images", sizes, step)
+            for tag in ("steps", "levels"):
+                if table := agreement_table(tag, trainer.callback_metrics):
+                    writer.add_text(f"{tag}/agreement", table, step)
+            if sampler is not None:
+                writer.add_histogram("sampler/weights", sampler.probabilities(), step)
+            if entropy is not None and entropy.delta is not None:
+                writer.add_histogram("entropy/delta", entropy.delta, step)
 
     def _draw(
         self,
@@ -74,14 +85,9 @@ class CurveLogger(L.Callback):
         pl_module: Training,
         batch: PromptBatch,
         explored: Tensor,
-        writer: SummaryWriter,
+        entropy: EntropyReading,
     ) -> None:
-        step, entropy = pl_module.iteration, pl_module.entropy
-        sampler = getattr(trainer.datamodule, "sampler", None)  # type: ignore[attr-defined]
-        if sampler is not None:
-            writer.add_histogram("sampler/weights", sampler.probabilities(), step)
-        if entropy is None:
-            return
+        step, pictures = pl_module.iteration, self._pictures
         probe = next(
             (c for c in trainer.callbacks if hasattr(c, "reference_curve")),  # type: ignore[attr-defined]
             None,
@@ -89,13 +95,13 @@ class CurveLogger(L.Callback):
         curves = {"now": entropy.curve.mean(0)}
         if probe is not None and probe.first_curve is not None:
             curves |= {"at the start": probe.first_curve, "reference": probe.reference_curve}
-        writer.add_figure("entropy/curve", curve_figure(curves, explored), step)
+        pictures.figure(trainer, "entropy/curve", curve_figure(curves, explored), step)
         if probe is not None and probe.per_layer is not None:
             figure = layer_figure(probe.per_layer, probe.layer_names)
-            writer.add_figure("entropy/by_layer", figure, step)
+            pictures.figure(trainer, "entropy/by_layer", figure, step)
         if entropy.delta is not None:
-            writer.add_histogram("entropy/delta", entropy.delta, step)
-            writer.add_text("entropy/prompts", prompt_table(batch, entropy.delta), step)
+            rows = prompt_rows(batch, entropy.delta)
+            pictures.table(trainer, "entropy/prompts", ("prompt", "ΔEntropy"), rows, step)
 
 
 def agreement_table(tag: str, metrics: Mapping[str, Tensor]) -> str:
@@ -153,8 +159,7 @@ def layer_figure(per_layer: Tensor, names: list[str]) -> Figure:
     return figure
 
 
-def prompt_table(batch: PromptBatch, delta: Tensor) -> str:
-    """Return a Markdown table of the batch's prompts by ΔEntropy, highest first."""
+def prompt_rows(batch: PromptBatch, delta: Tensor) -> list[tuple[str, str]]:
+    """Return the batch's prompts with their ΔEntropy, highest first."""
     order = torch.argsort(delta, descending=True).tolist()
-    rows = [(markdown_text(batch.prompts[row]), f"{float(delta[row]):.5f}") for row in order]
-    return markdown_table(("prompt", "ΔEntropy"), rows)
+    return [(batch.prompts[row], f"{float(delta[row]):.5f}") for row in order]

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
@@ -15,16 +14,16 @@ from aegpo.distributed import all_gather_rows, own_rows
 from aegpo.prompts import PromptBatch
 from aegpo.training import Training
 from aegpo.utilities.images import image_grid, save_png
-from callbacks.tensorboard import tensorboard_writers
+from callbacks.pictures import Pictures
 
 
 class SampleLogger(L.Callback):
     """Shows the same held-out images at every evaluation, with prompt and score.
 
     Scores stand in the order of the rewards: the one trained on, then `evaluation_rewards`.
-    The noise is fixed, so two grids differ by what was learned only. Grids go to TensorBoard
-    (`samples/held_out`) and to `samples/` in the log folder as PNG. They are the same on any number
-    of ranks.
+    The noise is fixed, so two grids differ by what was learned only. Grids go to the loggers that
+    show pictures (`samples/held_out`) and to `samples/` in the log folder as PNG. They are the same
+    on any number of ranks.
 
     Args:
         num_images: Images shown.
@@ -34,6 +33,7 @@ class SampleLogger(L.Callback):
     def __init__(self, num_images: int = 32, columns: int = 8) -> None:
         self.num_images, self.columns = num_images, columns
         self._refused = False
+        self._pictures = Pictures()
         self._prompts: list[str] = []  # of all ranks; the rest is this rank's
         self._images: list[torch.Tensor] = []
         self._table: list[torch.Tensor] = []
@@ -73,13 +73,11 @@ class SampleLogger(L.Callback):
         captions = []
         order = table[:, 0].argsort()
         for place, *scores in table[order].tolist():
-            # Scores first: a long prompt is cut at its end.
+            # Scores first: only a long prompt is cut, at its end.
             numbers = " / ".join(f"{score:.2f}" for score in scores)
-            captions.append(f"{numbers} {self._prompts[int(place)]}")
+            captions.append(f"{numbers}\n{self._prompts[int(place)]}")
         grid = image_grid(images[order], captions, self.columns)
-        pixels = np.asarray(grid)
-        for writer in tensorboard_writers(trainer):
-            writer.add_image("samples/held_out", pixels, pl_module.iteration, dataformats="HWC")
+        self._pictures.picture(trainer, "samples/held_out", grid, pl_module.iteration)
         if folder is not None:
             self._save(grid, Path(folder) / f"samples/held_out_{pl_module.iteration:05d}.png")
 

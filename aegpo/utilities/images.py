@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -73,6 +73,11 @@ def save_picture(image: Tensor, file: Path, about: Mapping[str, str]) -> None:
     save_png(to_picture(image), file, about)
 
 
+LEAST_CAPTION, MOST_LINES = 40, 9
+"""Pixels kept for a caption at least, and the lines of the longest that is shown whole."""
+_LINE, _GAP = 13, 4
+
+
 def image_grid(
     images: Tensor, captions: list[str], columns: int = 8, side: int = 128
 ) -> Image.Image:
@@ -80,34 +85,72 @@ def image_grid(
 
     Args:
         images: Shape (n, 3, H, W) in [0, 1].
-        captions: One caption an image; wrapped to the width of a cell.
+        captions: One caption an image, in lines that are wrapped to the width of a cell; beyond
+            `MOST_LINES` of them an ellipsis stands for the rest.
         columns: Images per row.
         side: Longer side of an image in the grid, in pixels; small images are enlarged without
             smoothing.
 
     Returns:
         The grid as an RGB image.
+
+    Raises:
+        ValueError: If there are more captions than images, or fewer.
     """
+    if len(images) != len(captions):
+        raise ValueError(f"{len(images)} images have {len(captions)} captions; give each one")
     height, width = images.shape[-2:]
     scale = side / max(height, width)
     cell = (round(width * scale), round(height * scale))
-    text_height = 40
+    font = ImageFont.load_default(size=11)
+    wrapped = [_wrapped(caption, cell[0], font) for caption in captions]
+    most = max((len(lines) for lines in wrapped), default=0)
+    text_height = max(LEAST_CAPTION, most * _LINE + _GAP)  # one for all, so that rows are alike
     rows = math.ceil(len(images) / columns)
     grid = Image.new(
-        "RGB", (columns * (cell[0] + 4), rows * (cell[1] + text_height)), color=(255, 255, 255)
+        "RGB", (columns * (cell[0] + _GAP), rows * (cell[1] + text_height)), color=(255, 255, 255)
     )
     draw = ImageDraw.Draw(grid)
-    font = ImageFont.load_default(size=11)
     mode = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BICUBIC
-    for number, (image, caption) in enumerate(zip(images, captions, strict=True)):
-        left = number % columns * (cell[0] + 4)
+    for number, (image, lines) in enumerate(zip(images, wrapped, strict=True)):
+        left = number % columns * (cell[0] + _GAP)
         top = number // columns * (cell[1] + text_height)
         grid.paste(to_picture(image).resize(cell, mode), (left, top))
-        lines = "\n".join(textwrap.wrap(caption, width=max(cell[0] // 6, 8))[:3])
-        draw.multiline_text(
-            (left + 2, top + cell[1] + 1), lines, fill=(0, 0, 0), font=font, spacing=1
-        )
+        for line, text in enumerate(lines):
+            place = (left + 2, top + cell[1] + 1 + line * _LINE)
+            draw.text(place, text, fill=(0, 0, 0), font=font)
     return grid
+
+
+def _wrapped(caption: str, width: int, font: Any) -> list[str]:
+    """A caption's lines, each as wide as an image at most, as far as a letter fits in."""
+    lines: list[str] = []
+    for paragraph in caption[:2000].splitlines():  # more than a picture ever shows
+        line = ""
+        for word in paragraph.split():
+            longer = f"{line} {word}" if line else word
+            if font.getlength(longer) <= width:
+                line = longer
+                continue
+            if line:
+                lines.append(line)
+            while len(word) > 1 and font.getlength(word) > width:
+                fits = next(
+                    n
+                    for n in range(len(word), 0, -1)
+                    if n == 1 or font.getlength(word[:n]) <= width
+                )
+                lines.append(word[:fits])
+                word = word[fits:]
+            line = word
+        if line:
+            lines.append(line)
+    if len(lines) <= MOST_LINES:
+        return lines
+    last = lines[MOST_LINES - 1]
+    while last and font.getlength(f"{last}…") > width:
+        last = last[:-1]
+    return [*lines[: MOST_LINES - 1], f"{last}…"]
 
 
 def side_by_side(

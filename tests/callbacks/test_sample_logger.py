@@ -44,9 +44,9 @@ def test_the_first_images_are_shown_with_prompt_and_scores(
     data = tiny_data(tmp_path)
     prompts = [prompt for batch in data.val_dataloader() for prompt in batch.prompts]
     for images, captions in shown:
-        assert [caption.split(" ", 1)[1] for caption in captions] == prompts[:5]
+        assert [caption.split("\n", 1)[1] for caption in captions] == prompts[:5]
         scores = Redness()(images, [], [])
-        assert [caption.split(" ", 1)[0] for caption in captions] == [f"{s:.2f}" for s in scores]
+        assert [caption.split("\n", 1)[0] for caption in captions] == [f"{s:.2f}" for s in scores]
     assert len(shown) == 2 and torch.equal(shown[0][0], shown[1][0])
     with Image.open(tmp_path / "log/samples/held_out_00000.png") as grid:
         assert grid.size == (2 * 132, 3 * 168)

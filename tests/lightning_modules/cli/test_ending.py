@@ -103,8 +103,12 @@ def test_the_last_model_is_scored_whatever_ends_the_run(
 
 
 def test_a_run_says_what_it_came_to_and_what_to_do_next(
-    fit: Callable[..., list[int]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    fit: Callable[..., list[int]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("sys.argv", ["aegpo"])
     folder = tmp_path / "my runs"
     log = folder / "x"
     log.mkdir(parents=True)
