@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning as L
 import numpy as np
-from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -25,8 +25,9 @@ FOLDER = "figures"
 class Pictures:
     """Shows what is no number in a run's loggers, on rank zero.
 
-    TensorBoard and Weights & Biases (offline, too) get pictures and tables, MLflow files of both,
-    and a run with a CSVLogger PNG and Markdown files beside its table. Other loggers get nothing.
+    TensorBoard gets pictures and tables, and so does every logger with Lightning's `log_image` and
+    `log_text`, as Weights & Biases has them; MLflow gets files of both, and a run with a CSVLogger
+    PNG and Markdown files beside its table. Other loggers get nothing.
     A picture that the disk refuses costs a warning, the first time.
     """
 
@@ -90,10 +91,9 @@ class Pictures:
         for logger in _loggers(trainer):
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text(tag, text, step)
-            elif isinstance(logger, WandbLogger):
-                logger.log_text(
-                    tag, columns=list(header), data=[list(row) for row in rows], step=step
-                )
+            elif hasattr(logger, "log_text"):
+                cells = [list(row) for row in rows]
+                logger.log_text(tag, columns=list(header), data=cells, step=step)
             elif isinstance(logger, MLFlowLogger):
                 client: Any = logger.experiment
                 client.log_text(logger.run_id, text, file_name(tag, step, "md"))
@@ -102,7 +102,7 @@ class Pictures:
 
     def _send(self, loggers: Sequence[Any], tag: str, picture: Image.Image, step: int) -> None:
         for logger in loggers:
-            if isinstance(logger, WandbLogger):
+            if hasattr(logger, "log_image"):
                 logger.log_image(tag, [picture], step=step)
             elif isinstance(logger, MLFlowLogger):
                 client: Any = logger.experiment

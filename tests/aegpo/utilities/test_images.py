@@ -34,6 +34,24 @@ def test_captions_stand_below_their_image() -> None:
     assert (pixels[:32, :32] == (255, 0, 0)).all()
 
 
+def test_long_captions_are_wrapped_and_shown_whole() -> None:
+    black = torch.zeros(2, 3, 2, 2)
+    longest = " / ".join(["0.25"] * 6) + "\na yellow triangle left of a cyan cross and more of it"
+    grid = image_grid(black, [longest, "a"], columns=2, side=64)
+    lines = (grid.size[1] - 64) / 13
+    assert lines > 5  # the row grew
+    pixels = np.asarray(grid)[64:]
+    assert (pixels[-20:, :66] < 128).any()  # down to the last line
+    assert (pixels[:, 66:68] == 255).all()  # and no further to the right than its image
+    assert (pixels[20:, 68:] == 255).all()
+
+
+def test_a_caption_without_end_ends_in_an_ellipsis() -> None:
+    grid = image_grid(torch.zeros(1, 3, 2, 2), ["word " * 500], columns=1, side=64)
+    once = image_grid(torch.zeros(1, 3, 2, 2), ["x" * 100_000], columns=1, side=64)
+    assert grid.size == once.size == (68, 64 + 9 * 13 + 4)
+
+
 def test_pixels_are_enlarged_without_smoothing_and_keep_their_shape() -> None:
     image = torch.zeros(1, 3, 2, 4)
     image[..., 1::2] = 2.0  # beyond 1 is white
