@@ -40,6 +40,9 @@ class RolloutCheckpoint(ModelCheckpoint):
             held-out one that is not trained on, or the trained one where there is no other; None
             for the last only.
         every_n_epochs: Epochs between two checkpoints.
+
+    Raises:
+        ValueError: At the start, if `monitor` is "auto" and no reward is evaluated.
     """
 
     def __init__(
@@ -81,11 +84,13 @@ class RolloutCheckpoint(ModelCheckpoint):
 
     def _choose_monitor(self, pl_module: L.LightningModule) -> None:
         rewards = getattr(pl_module, "evaluation_rewards", [])
-        if rewards:
-            watched = rewards[min(1, len(rewards) - 1)]  # the one trained on stands first
-            self.monitor = f"val/{tag_part(watched.name)}"
-        else:
-            self.save_top_k = 0
+        if not rewards:
+            raise ValueError(
+                f"RolloutCheckpoint(monitor=auto) chooses among held-out rewards, and "
+                f"{type(pl_module).__name__} has none; name a logged score, or null"
+            )
+        watched = rewards[min(1, len(rewards) - 1)]  # the one trained on stands first
+        self.monitor = f"val/{tag_part(watched.name)}"
 
     def _told_to_requeue(self, *_: Any) -> None:
         self._requeue = True

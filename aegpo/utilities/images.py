@@ -148,9 +148,9 @@ def _wrapped(caption: str, width: int, font: Any) -> list[str]:
     if len(lines) <= MOST_LINES:
         return lines
     last = lines[MOST_LINES - 1]
-    while last and font.getlength(f"{last}…") > width:
+    while last and font.getlength(f"{last}...") > width:
         last = last[:-1]
-    return [*lines[: MOST_LINES - 1], f"{last}…"]
+    return [*lines[: MOST_LINES - 1], f"{last}..."]
 
 
 def side_by_side(

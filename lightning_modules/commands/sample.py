@@ -181,7 +181,7 @@ class _Samples:
                 record = {"file": name, "prompt": prompt, "model": model, "scores": own}
                 append_line(self.folder / "scores.jsonl", json.dumps(record, ensure_ascii=False))
                 if index < GRID_PROMPTS:
-                    shown = ["–" if v is None else f"{v:.2f}" for v in own.values()]
+                    shown = ["-" if v is None else f"{v:.2f}" for v in own.values()]
                     caption = f"{' / '.join(shown)}\n{prompt}".strip()
                     self.images.setdefault(model, []).append(picture.cpu())
                     self.captions.setdefault(model, []).append(caption)

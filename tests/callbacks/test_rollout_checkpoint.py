@@ -78,3 +78,6 @@ def test_auto_is_the_first_score_that_is_not_trained_on(
 
     assert chosen("match", "two/judges", "clip") == "val/two%2Fjudges"
     assert chosen("match") == "val/match"
+    callback = RolloutCheckpoint(dirpath=str(tmp_path), monitor="auto")
+    with pytest.raises(ValueError, match="LightningModule has none; name a logged score"):
+        callback.setup(tiny_trainer(tmp_path, []), L.LightningModule(), "fit")
