@@ -70,7 +70,7 @@ class RolloutCheckpoint(ModelCheckpoint):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Find the score; have checkpoints written aside and renamed; listen to SLURM."""
-        if self._chooses:
+        if self._chooses and stage == "fit":
             self._choose_monitor(pl_module)
         super().setup(trainer, pl_module, stage)
         write_whole_checkpoints(trainer.strategy)
@@ -81,6 +81,16 @@ class RolloutCheckpoint(ModelCheckpoint):
         if cluster.auto_requeue and threading.current_thread() is threading.main_thread():
             told = cluster.requeue_signal or signal.SIGUSR1
             self._handlers[told] = signal.signal(told, self._told_to_requeue)
+
+    @property
+    def state_key(self) -> str:
+        """The same before and after the monitor is chosen, for commands that never choose it."""
+        chosen = self.monitor
+        self.monitor = AUTO if self._chooses else chosen
+        try:
+            return super().state_key
+        finally:
+            self.monitor = chosen
 
     def _choose_monitor(self, pl_module: L.LightningModule) -> None:
         rewards = getattr(pl_module, "evaluation_rewards", [])
