@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -148,6 +149,7 @@ def load_pipeline(
             f"quantize needs a GPU and bitsandbytes (pip install 'aegpo[bitsandbytes]'): {error}"
         ) from error
     loaded.set_progress_bar_config(disable=True)
+    logging.getLogger(pipeline.__module__).addFilter(_SaidOnce())
     for part in loaded.components.values():
         if isinstance(part, torch.nn.Module):
             part.eval()
@@ -236,3 +238,20 @@ def load_denoiser(source: str | Path, model: type[ModelMixin], name: str) -> Mod
             local_files_only=isinstance(source, Path),
         )
     return denoiser.requires_grad_(False).eval()
+
+
+class _SaidOnce(logging.Filter):
+    """Leaves of the lines about prompts that are too long the first: there is one for each prompt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a line is to be seen."""
+        if "input was truncated" not in record.getMessage():
+            return True
+        first, self._said = not self._said, True
+        if first:
+            record.msg, record.args = f"{record.getMessage()} (more such prompts are not named)", ()
+        return first

@@ -7,7 +7,6 @@ environment half of ``doctor`` are dealt with before it is imported.
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 
@@ -21,6 +20,7 @@ from lightning_modules.cli.process import (
     end_without_stuck_threads,
     keep_freed_memory,
     program_name,
+    quieten_libraries,
     respect_cpu_quota,
     spin_briefly,
     watch_cores,
@@ -68,8 +68,7 @@ def main() -> None:
     respect_cpu_quota()
     spin_briefly()
     watch_cores()
-    # Where it is installed for 8-bit optimizers, it warns of a kernel that is used on CPUs only.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    quieten_libraries()
     # So that `class_path: my_module.MyReward` finds a file beside the user's config. Last, so that
     # a folder named `callbacks` in there does not stand in for ours.
     if os.getcwd() not in sys.path and "" not in sys.path:

@@ -33,6 +33,15 @@ def another_rank() -> int:
     return 0
 
 
+def quieten_libraries() -> None:
+    """Leave out what libraries say as they are imported and nobody here can mend.
+
+    Where bitsandbytes is installed for 8-bit optimizers, it warns of a kernel that is used on CPUs
+    only.
+    """
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
 def keep_freed_memory() -> None:
     """Tell glibc to keep freed memory instead of handing it back to the system.
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from lightning_modules.cli.lightning_cli import main as run_cli
+from lightning_modules.cli.process import quieten_libraries
 
 
 def resolve(arguments: list[str]) -> dict[str, Any]:
@@ -27,6 +27,8 @@ def resolve(arguments: list[str]) -> dict[str, Any]:
     Returns:
         What ``--print_config`` prints, as nested dictionaries.
     """
+    from lightning_modules.cli.lightning_cli import main as run_cli  # imports what is quiet by now
+
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         try:
@@ -39,5 +41,6 @@ def resolve(arguments: list[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    quieten_libraries()
     sys.path.append(os.getcwd())  # `class_path: my_module.MyReward`, as the console program has it
     json.dump([resolve(arguments) for arguments in json.load(sys.stdin)], sys.stdout)

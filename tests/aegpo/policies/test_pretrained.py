@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -101,3 +102,14 @@ def test_an_unreachable_hub_id_is_one_line(
     with pytest.raises(raised, match=f"pretrained='owner/name' .*{says}") as caught:
         StableDiffusion3("owner/name")
     assert "\n" not in str(caught.value)
+
+
+def test_prompts_that_are_too_long_are_told_once(
+    tiny_sd3_folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("diffusers"), "propagate", True)
+    monkeypatch.setattr(logging.getLogger(StableDiffusion3Pipeline.__module__), "filters", [])
+    policy = StableDiffusion3(str(tiny_sd3_folder), lora_rank=2, max_sequence_length=4)
+    policy.encode([f"{number} " + "a red circle " * 100 for number in range(3)])
+    told = [line for line in caplog.messages if "truncated" in line]
+    assert len(told) == 1 and told[0].endswith("(more such prompts are not named)")
