@@ -149,7 +149,9 @@ def load_pipeline(
             f"quantize needs a GPU and bitsandbytes (pip install 'aegpo[bitsandbytes]'): {error}"
         ) from error
     loaded.set_progress_bar_config(disable=True)
-    logging.getLogger(pipeline.__module__).addFilter(_SaidOnce())
+    log = logging.getLogger(pipeline.__module__)
+    if not any(isinstance(one, _SaidOnce) for one in log.filters):
+        log.addFilter(_SaidOnce())
     for part in loaded.components.values():
         if isinstance(part, torch.nn.Module):
             part.eval()
@@ -241,7 +243,7 @@ def load_denoiser(source: str | Path, model: type[ModelMixin], name: str) -> Mod
 
 
 class _SaidOnce(logging.Filter):
-    """Leaves of the lines about prompts that are too long the first: there is one for each prompt."""
+    """Of the lines about prompts that are too long, one for each prompt, only the first."""
 
     def __init__(self) -> None:
         super().__init__()

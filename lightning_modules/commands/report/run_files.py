@@ -19,7 +19,6 @@ from lightning_modules.commands.run_logs import CSV_LOG, read_csv_tables
 
 PICTURES = ("entropy/curve", "entropy/by_layer")
 """Figures in event files that the page shows over time."""
-_GRIDS = re.compile(r"held_out_(\d+)\.png")
 Series = dict[int, float]
 """A number by iteration."""
 
@@ -82,12 +81,9 @@ def read_run(folder: Path, name: str) -> RunFiles:
         inside = sorted({file.parent for kind in _LOGS for file in folder.rglob(kind)})
         near = f"; {inside[0]} has some" if inside else ""
         raise ValueError(f"{folder} holds no event files and no {CSV_LOG} of a training{near}")
-    grids = (folder / "samples").glob("held_out_*.png")
-    shown = {int(found[1]): file for file in grids if (found := _GRIDS.fullmatch(file.name))}
-    if shown:
-        run.pictures["samples/held_out"] = {
-            when: shown[when].read_bytes() for when in evenly(sorted(shown))
-        }
+    _read_pictures(folder / "samples", "held_out", "samples/held_out", run)
+    for tag in PICTURES:  # beside a CSV table
+        _read_pictures(folder / "figures", tag.replace("/", "_"), tag, run)
     log = folder / "decisions.jsonl"
     if log.is_file():
         run.decisions = read_decisions(log)
@@ -122,6 +118,15 @@ def _mapping(file: Path) -> dict[str, Any]:
     except (OSError, ValueError, yaml.YAMLError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def _read_pictures(folder: Path, stem: str, tag: str, run: RunFiles) -> None:
+    """Take a tag's PNG files, in place of what event files have of it: they are whole."""
+    named = re.compile(rf"{re.escape(stem)}_(\d+)\.png")
+    files = folder.glob(f"{stem}_*.png")
+    shown = {int(found[1]): file for file in files if (found := named.fullmatch(file.name))}
+    if shown:
+        run.pictures[tag] = {when: shown[when].read_bytes() for when in evenly(sorted(shown))}
 
 
 def _read_events(events: Path, run: RunFiles) -> None:

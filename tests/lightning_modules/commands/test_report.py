@@ -177,8 +177,11 @@ def test_runs_stand_side_by_side_with_what_they_differ_in(run: Path, folder: Pat
         [(1, 0.5, None), (1, None, 0.875)],
     )
     (other / "config.yaml").write_text(yaml.safe_dump(config_of(2e-3)))
+    (other / "figures").mkdir()
+    Image.new("RGB", (8, 8)).save(other / "figures/entropy_curve_00011.png")
     page, _ = written(str(run), str(other), "--out", "both.html")
     said = " ".join(" ".join(page.texts).split())
+    assert [image["data-when"] for image in page.all("img") if image.get("data-when")][-1] == "11"
     assert "<b>mine judge<i> 0.250" in said and "other judge<i> 0.875 0.875" in said
     assert "where the runs differ" in said and "model.optimizer.lr 0.001 0.002" in said
 
