@@ -129,6 +129,14 @@ class Pictures:
 def file_name(tag: str, step: int, ending: str) -> str:
     """Name a file of a tag and an iteration.
 
+    Args:
+        tag: `group/name`.
+        step: Training iteration.
+        ending: Of the file.
+
+    Returns:
+        The name.
+
     Examples:
         >>> file_name("entropy/curve", 11, "png")
         'entropy_curve_00011.png'

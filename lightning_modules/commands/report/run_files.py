@@ -102,6 +102,13 @@ MOST_PICTURES = 12
 def evenly(steps: Sequence[int], most: int = MOST_PICTURES) -> list[int]:
     """Some of many, the first and the last among them, at even distances.
 
+    Args:
+        steps: All of them, in order.
+        most: How many at most; two at least.
+
+    Returns:
+        Some of them.
+
     Examples:
         >>> evenly([0, 1, 2, 3, 4, 5, 6], 3), evenly([4, 5], 3)
         ([0, 3, 6], [4, 5])
@@ -212,6 +219,12 @@ def decided(decisions: Sequence[Decision]) -> dict[int, dict[str, Any]]:
 
 def run_names(folders: Sequence[Path]) -> list[str]:
     """Name runs by what differs in their paths.
+
+    Args:
+        folders: Their folders, one at least.
+
+    Returns:
+        The ends of their paths, as long as it takes to tell them apart.
 
     Examples:
         >>> run_names([Path("runs/a/seed_0"), Path("runs/b/seed_0")])
