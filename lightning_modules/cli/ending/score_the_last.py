@@ -36,8 +36,5 @@ def is_last_iteration(trainer: L.Trainer) -> bool:
     """
     epochs, steps = trainer.max_epochs, trainer.max_steps
     is_last_epoch = epochs is not None and 0 <= epochs <= trainer.current_epoch + 1
-    return (
-        trainer.should_stop
-        or (is_last_epoch and trainer.is_last_batch)
-        or 0 <= steps <= trainer.global_step
-    )
+    stops = trainer.should_stop and trainer.fit_loop._can_stop_early  # not before min_epochs
+    return stops or (is_last_epoch and trainer.is_last_batch) or 0 <= steps <= trainer.global_step

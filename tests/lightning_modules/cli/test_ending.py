@@ -89,6 +89,7 @@ ONE_ITERATION = 2 * 2 * (2 + 3)
         ([], {"max_steps": 6, "max_epochs": -1}, [2, 3]),  # two optimizer steps an iteration
         ([], {"max_epochs": 2, "val_check_interval": 3, "check_val_every_n_epoch": None}, [3, 4]),
         ([BudgetStop(2 * ONE_ITERATION + 1)], {"check_val_every_n_epoch": 9}, [3]),
+        ([BudgetStop(ONE_ITERATION)], {"max_epochs": 2, "min_epochs": 2}, [2, 4]),
         ([EvaluateByCost(3 * ONE_ITERATION)], {"max_epochs": 2}, [3, 4]),
         ([], {"max_epochs": 2, "limit_val_batches": 0}, []),
     ],
