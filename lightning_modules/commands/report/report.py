@@ -136,7 +136,7 @@ def alarms(runs: Sequence[RunFiles]) -> Section:
     watched = [run for run in runs if run.series("alarm/raised")]
     for run in watched:
         raised = [when for when, count in sorted(run.series("alarm/raised").items()) if count > 0]
-        of = f" of {run.name}" if len(runs) > 1 else ""
+        of = f" in {run.name}" if len(runs) > 1 else ""
         said = f"none was raised{of}"
         if raised:
             section.alarm = True

@@ -56,7 +56,10 @@ def _walk(key: str, value: Any, default: Any, found: dict[str, str]) -> None:
         _arguments(key, value.get("init_args") or {}, _defaults(path), found)
     elif isinstance(value, list) and any(isinstance(one, Mapping) for one in value):
         for number, one in enumerate(value):
-            _walk(f"{key}[{number}]", one, _NOTHING, found)
+            # By its class: a list may be longer in another run.
+            path = str(one.get("class_path", number)) if isinstance(one, Mapping) else str(number)
+            name = f"{key}[{path.rpartition('.')[2]}]"
+            _walk(f"{name}#{number}" if name in found else name, one, _NOTHING, found)
     elif default is _NOTHING or _line(value) != _line(default):
         found[key] = _line(value)
 
