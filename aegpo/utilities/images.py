@@ -134,12 +134,9 @@ def _wrapped(caption: str, width: int, font: Any) -> list[str]:
                 continue
             if line:
                 lines.append(line)
-            while len(word) > 1 and font.getlength(word) > width:
-                fits = next(
-                    n
-                    for n in range(len(word), 0, -1)
-                    if n == 1 or font.getlength(word[:n]) <= width
-                )
+            while len(word) > 1 and font.getlength(word) > width and len(lines) <= MOST_LINES:
+                lengths = range(min(len(word), width), 1, -1)  # no letter is narrower than a pixel
+                fits = next((n for n in lengths if font.getlength(word[:n]) <= width), 1)
                 lines.append(word[:fits])
                 word = word[fits:]
             line = word

@@ -90,7 +90,7 @@ def run(folder: Path) -> Path:
             Image.new("RGB", (8, 8), (step, 0, 0)).save(log / f"samples/held_out_{step:05d}.png")
         rows = [(markdown_text(HOSTILE), "0.12500")]
         writer.add_text("entropy/prompts", markdown_table(("prompt", "ΔEntropy"), rows), 30)
-    (log / "config.yaml").write_text(yaml.safe_dump(config_of(1e-3)))
+    (log / "config.yaml").write_text(yaml.safe_dump(config_of(3e-3)))
     (log / "environment.yaml").write_text("torch: 1.2.3\n")
     return log
 
@@ -183,7 +183,7 @@ def test_runs_stand_side_by_side_with_what_they_differ_in(run: Path, folder: Pat
     said = " ".join(" ".join(page.texts).split())
     assert [image["data-when"] for image in page.all("img") if image.get("data-when")][-1] == "11"
     assert "<b>mine judge<i> 0.250" in said and "other judge<i> 0.875 0.875" in said
-    assert "where the runs differ" in said and "model.optimizer.lr 0.001 0.002" in said
+    assert "where the runs differ" in said and "model.optimizer.lr 0.003 0.002" in said
 
 
 def test_mistakes_are_one_line_and_no_file_is_overwritten(
