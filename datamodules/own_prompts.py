@@ -87,7 +87,7 @@ def shares_of(
     Raises:
         ValueError: If the shares name others.
     """
-    if shares == AUTO:
+    if isinstance(shares, str):
         shares = own_shares(train_file)
     if shares is None:
         return None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -76,9 +77,10 @@ def draw_score(runs: Sequence[RunFiles], tag: str) -> Figure:
 
 
 def _curve(axes: Axes, values: Series, costs: Series, color: str, label: str, smooth: bool) -> None:
-    steps = sorted(values)
-    known = sorted(costs)
-    across = np.interp(steps, known, [costs[step] for step in known]) if known else steps
+    steps, known = sorted(values), sorted(costs)
+    if len(known) < 2:  # nothing was logged that this axis is about
+        return
+    across = np.interp(steps, known, [costs[step] for step in known])
     heights = np.array([values[step] for step in steps])
     if smooth and len(steps) > 2 * _SMOOTHED:
         axes.plot(across, heights, color=color, alpha=0.25, linewidth=0.7)
@@ -134,10 +136,10 @@ def draw_decisions(decisions: Sequence[Decision]) -> Figure:
         One map of steps by iteration for each; the first only where entropy was read.
     """
     chosen = np.stack([one.stochastic.float().mean(0).numpy() for one in decisions], axis=1)
-    maps: Mapping[str, np.ndarray] = {"share of prompts that explore": chosen}
+    maps: dict[str, Any] = {"share of prompts that explore": chosen}
     read = [one.entropy.curve.mean(0).numpy() for one in decisions if one.entropy is not None]
     if read:
-        maps = {"Entropy(t), mean of the batch": np.stack(read, axis=1)} | dict(maps)
+        maps = {"Entropy(t), mean of the batch": np.stack(read, axis=1)} | maps
     figure = Figure(figsize=(_SIZE[0], 2.3 * len(maps)), layout="constrained")
     for axes, (title, values) in zip(
         figure.subplots(len(maps), 1, squeeze=False)[:, 0], maps.items(), strict=True
