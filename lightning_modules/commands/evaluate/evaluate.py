@@ -24,6 +24,7 @@ from aegpo.evaluation.suites import read_suite
 from aegpo.noise import KeyedNoise
 from aegpo.policies.base import Policy
 from aegpo.prompts import PromptBatch
+from aegpo.prompts.sets import companion_split
 from aegpo.rewards.base import Reward
 from aegpo.samplers import sampler_name
 from aegpo.utilities.checks import require_positive
@@ -104,7 +105,7 @@ def evaluate(
         limit=limit,
         prompts_at_once=prompts_at_once,
     )
-    prompts = read_suite(suite or _held_out(known), protocol, column, limit)
+    prompts = read_suite(suite or held_out_source(known), protocol, column, limit)
     models = find_models(tuned or [], ckpt_path)
     others = read_results(beside or [], Path(out))
     drawing = Drawing(
@@ -169,12 +170,30 @@ def _require_positive(**numbers: int | None) -> None:
             require_positive(name, value)
 
 
-def _held_out(run: ConfiguredRun) -> str:
-    """The held-out prompts of the run."""
+def held_out_source(run: ConfiguredRun) -> str:
+    """Name the held-out prompts of a run.
+
+    Args:
+        run: The run as configured.
+
+    Returns:
+        A file or `set:split`.
+
+    Raises:
+        ValueError: If it has none that have a name.
+    """
     data: Any = ((run.config.get("data") or {}).get("init_args")) or {}
     source = data.get("val_file")
     if not source:
         raise ValueError("the config has no data.val_file; give the prompts as --suite")
+    if source == "auto":
+        trained = str(data.get("train_file"))
+        source = companion_split(trained, "heldout")
+        if source is None:
+            raise ValueError(
+                f"the run held out a part of {trained} (data.val_file: auto), which is no file of "
+                "its own; give the prompts as --suite"
+            )
     return str(source)
 
 

@@ -20,7 +20,7 @@ from aegpo.rewards.base import Reward
 from lightning_modules.aegpo_module import AEGPOModule
 from lightning_modules.commands.configured_run import ConfiguredRun
 from lightning_modules.commands.evaluate import early
-from lightning_modules.commands.evaluate.evaluate import evaluate
+from lightning_modules.commands.evaluate.evaluate import evaluate, held_out_source
 
 PROMPTS = ["a red circle", "a <b>blue</b> | circle", "a green circle", "ein Kreis ★", "a square"]
 
@@ -204,6 +204,16 @@ def test_wrong_requests_are_refused_in_words(tiny_sd3_folder: Path, tmp_path: Pa
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             evaluated(tmp_path, tiny_sd3_folder, "out", run=ConfiguredRun(), **arguments)
     assert not (tmp_path / "out").exists()
+
+
+def test_prompts_that_a_run_s_training_prompts_bring_are_found() -> None:
+    def of(train: str) -> ConfiguredRun:
+        data = {"train_file": train, "val_file": "auto"}
+        return ConfiguredRun(config={"data": {"init_args": data}})
+
+    assert held_out_source(of("shapes:train")) == "shapes:heldout"
+    with pytest.raises(ValueError, match=r"held out a part of mine\.txt.*give the prompts as"):
+        held_out_source(of("mine.txt"))
 
 
 def test_a_lora_that_fits_nothing_is_refused(tiny_sd3_folder: Path, tmp_path: Path) -> None:
