@@ -50,7 +50,7 @@ class Pictures:
             else:
                 others.append(logger)
         if others:
-            canvas = FigureCanvasAgg(figure)
+            canvas: Any = FigureCanvasAgg(figure)
             canvas.draw()
             picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
             self._send(others, tag, picture, step)
