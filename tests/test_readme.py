@@ -113,7 +113,7 @@ def judge_export(arguments, printed):
 
 def judge_report(arguments, printed):
     page = (RUN / "report.html").read_text(encoding="utf-8")
-    for said in ("shapes_judge", "data:image/svg+xml", "data-when", "model.num_steps", "torch"):
+    for said in ("shapes_judge", "data:image/svg+xml", "data-when", "model.reward", "torch"):
         assert said in page
 
 
