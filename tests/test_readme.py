@@ -49,7 +49,7 @@ def judge_fit(arguments, printed):
     assert any(float(value.abs().sum()) > 0 for name, value in saved["state_dict"].items())
     assert [event.step for event in log.Scalars("reward/mean")] == [1]
     assert [event.step for event in log.Scalars("val/shapes_judge")] == [1]
-    assert "held-out scores (val) after 1 iterations" in printed
+    assert "held-out scores (val) after 1 iterations" in " ".join(printed.split())
     with Image.open(RUN / "samples/held_out_00001.png") as picture:
         assert min(picture.size) >= 32 and len(picture.getcolors(10**6) or []) > 16
     curves = "entropy/curve" in log.Tags()["images"]
@@ -61,7 +61,6 @@ def judge_fit(arguments, printed):
     assert config["reward"]["class_path"].endswith("Brightness" if own else "ShapesMatch")
     tags = log.Tags()["scalars"]
     assert f"val/{'brightness' if own else 'shapes_match'}" in tags
-    assert ("val/shapes_match/all" in tags) == ("prompts.txt" in arguments)  # its own category
     assert ("val/shapes_match/count" in tags) == ("prompts.txt" not in arguments and not own)
     assert "trained 1 iterations" in printed and "aegpo sample --config" in printed
 
