@@ -65,18 +65,16 @@ def table_of(results: Mapping[str, Result]) -> Table:
                     columns.append((conditions, cells := {}))
                 cells[row] = entry
     table: list[Column] = []
-    notes: list[str] = []
+    apart: dict[str, list[str]] = {}
     for score, columns in found.items():
         for number, (conditions, cells) in enumerate(columns, start=1):
             title = score if len(columns) == 1 else f"{score} [{number}]"
             table.append(Column(title, score, conditions, cells))
             if number > 1:
-                notes.append(
-                    f"{title} is not comparable with {score} [1]: "
-                    + "; ".join(_apart(columns[0][0], conditions))
-                )
-    notes += _versions_apart(results)
-    return Table(rows, table, notes)
+                reason = "; ".join(_apart(columns[0][0], conditions))
+                apart.setdefault(reason, []).append(title)
+    notes = [f"[1] against {', '.join(titles)}: {reason}" for reason, titles in apart.items()]
+    return Table(rows, table, [*notes, *_versions_apart(results)])
 
 
 def scores_of(model: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -114,7 +112,8 @@ def _conditions(result: Result, model: Mapping[str, Any], score: str) -> dict[st
 
 def _apart(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[str]:
     for key in [*one, *(key for key in other if key not in one)]:
-        if one.get(key) != other.get(key):
+        follows = key == "noise_levels" and one.get("steps") != other.get("steps")
+        if one.get(key) != other.get(key) and not follows:
             yield f"{key} {shown(one.get(key))} against {shown(other.get(key))}"
 
 

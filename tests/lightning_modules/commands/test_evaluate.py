@@ -182,7 +182,10 @@ def test_other_settings_are_another_column(tiny_sd3_folder: Path, tmp_path: Path
         tmp_path, tiny_sd3_folder, "two", limit=2, num_steps=2, beside=[str(tmp_path / "three")]
     )
     text = (tmp_path / "two/results.md").read_text()
-    assert "redness \\[2\\] is not comparable with redness \\[1\\]: steps 2 against 3" in text
+    assert (
+        "\\[1\\] against redness \\[2\\], picky \\[2\\], diversity \\[2\\]: steps 2 against 3\n"
+        in text
+    )
     row = next(line for line in text.splitlines() if line.startswith("| base (three)"))
     assert row.split("|")[2].strip() == "–"
 
