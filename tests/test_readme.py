@@ -110,6 +110,13 @@ def judge_export(arguments, printed):
     assert (out / "config.yaml").is_file()
 
 
+def judge_evaluate(arguments, printed):
+    result = json.loads(Path("evaluated/results.json").read_text())
+    assert [model["name"] for model in result["models"]] == ["base", "tuned"]
+    assert {"shapes_match", "shapes_judge"} <= result["models"][1]["scores"].keys()
+    assert "Difference to the base" in printed and Path("evaluated/index.html").is_file()
+
+
 def judge_report(arguments, printed):
     page = (RUN / "report.html").read_text(encoding="utf-8")
     for said in ("shapes_judge", "data:image/svg+xml", "data-when", "model.reward", "torch"):
@@ -138,6 +145,7 @@ JUDGES = {
     "signals": judge_signals,
     "sample": judge_sample,
     "export": judge_export,
+    "evaluate": judge_evaluate,
     "check-reward": says("0 failed"),
     "report": judge_report,
 }
@@ -178,6 +186,8 @@ def test_readme_command_writes_what_it_is_for(command, folder, monkeypatch, caps
         miniature = ["--data.init_args.batch_size", "2"]
     if subcommand == "sample":
         miniature = ["--images_per_prompt", "1", "--num_steps", "3"]
+    if subcommand == "evaluate":
+        miniature = ["--limit", "2", "--images_per_prompt", "2", "--num_steps", "3"]
     if subcommand == "signals":
         miniature = ["--prompts", "3", "--images", "2", "--trajectories", "2", "--rows", "8"]
         miniature += ["--model.init_args.num_steps", "5"]
