@@ -138,5 +138,5 @@ def missing_suite(suite: str, protocol: str) -> str | None:
         return None  # a bundled split that is not there is told with those that are
     name = guess_protocol(suite) if protocol == "auto" else protocol
     about = PROTOCOLS[name]
-    what = "" if name == PLAIN else f"{about.title} is "
+    what = "" if name == PLAIN else f"{about.title}: "
     return f"--suite {suite} does not exist (cwd is {Path.cwd()}); give {what}{about.source}"
