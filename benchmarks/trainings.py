@@ -6,6 +6,7 @@ with networks of the published sizes and random weights (`random_weights.py`).
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -28,7 +29,7 @@ from lightning_modules.commands.plan.plan import make_plan
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 QUICKSTART = "shapes"
-"""The model of configs/shapes.yaml, beside those of configs/models."""
+"""The model of configs/shapes.yaml in the paper's own form, beside those of configs/models."""
 PURPOSES = ("evaluations", "rollout", "probe", "reference", "update")
 
 
@@ -99,9 +100,12 @@ class Measured:
 
     @property
     def first_ratio(self) -> float:
-        """Largest deviation from 1 of a first ratio, below fp32 of that to the rollout's."""
+        """Largest deviation from 1 of a first ratio, below fp32 of that to the rollout's.
+
+        NaN where the objective has no ratio.
+        """
         names = ("ratio/rollout_max_dev", "ratio/first_max_dev")
-        return max(next(row[name] for name in names if name in row) for row in self.rows)
+        return max(next((row[one] for one in names if one in row), math.nan) for row in self.rows)
 
 
 class Collect(lightning.Callback):
@@ -232,7 +236,9 @@ def build(recipe: Recipe, folder: Path, iterations: int = 1) -> NoRun:
 def _files(recipe: Recipe, temporary: Path) -> list[str]:
     """The files and settings that make a recipe; what it needs to be built goes into a folder."""
     published = recipe.model != QUICKSTART
-    names = [f"models/{recipe.model}", "rewards/jpeg"] if published else [recipe.model]
+    # Methods of the policy gradient are laid over its own form of the quickstart.
+    names = [f"models/{recipe.model}", "rewards/jpeg"]
+    names = names if published else [recipe.model, "overlays/aegpo"]
     names += [f"hardware/{name}" for name in recipe.hardware]
     names += [f"overlays/{name}" for name in recipe.overlays]
     files = [part for name in names for part in ("--config", str(CONFIGS / f"{name}.yaml"))]

@@ -1,8 +1,9 @@
-"""A step selector of one's own: explore where Entropy(t) changes fastest, not where it is high.
+r"""A step selector of one's own: explore where Entropy(t) changes fastest, not where it is high.
 
 A training run takes it by name; in this folder:
 
-    aegpo fit --config ../configs/shapes.yaml --model.step_selector own_selector.SteepestSteps
+    aegpo fit --config shapes --config overlays/aegpo \
+      --model.step_selector own_selector.SteepestSteps
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ from callbacks.prompt_reweighter import PromptReweighter
 from lightning_modules.commands.compare.settings import Comparison
 
 SHAPES = ROOT / "configs/shapes.yaml"
+AEGPO = ROOT / "configs/overlays/aegpo.yaml"
 OVERLAYS = sorted((ROOT / "configs/overlays").glob("*.yaml"))
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 COMPARISONS = sorted((ROOT / "configs/compare").glob("*.yaml"))
@@ -78,7 +79,7 @@ def test_no_two_overlays_say_the_same() -> None:
 
 
 def overlay(name: str) -> Any:
-    return build(*configs(SHAPES, ROOT / f"configs/overlays/{name}.yaml"))
+    return build(*configs(SHAPES, AEGPO, ROOT / f"configs/overlays/{name}.yaml"))
 
 
 @pytest.mark.parametrize(
@@ -86,7 +87,7 @@ def overlay(name: str) -> Any:
     [("all_steps", AllSteps), ("fixed_steps", FixedSteps), ("random_steps", RandomSteps)],
 )
 def test_the_controls_of_the_local_loop(folder: Path, name: str, selector: type) -> None:
-    base, control = build(*configs(SHAPES)).model, overlay(name).model
+    base, control = overlay("aegpo").model, overlay(name).model
     assert type(base.step_selector) is EntropyPeaks
     assert type(control.step_selector) is selector
     index = torch.arange(3)
@@ -98,12 +99,12 @@ def test_the_controls_of_the_local_loop(folder: Path, name: str, selector: type)
 
 
 def test_each_loop_is_off_where_its_overlay_says_so(folder: Path) -> None:
-    everything = [type(callback) for callback in build(*configs(SHAPES)).trainer.callbacks]
+    everything = [type(callback) for callback in overlay("aegpo").trainer.callbacks]
     for name in ("grpo", "no_probe"):
         left = [type(callback) for callback in overlay(name).trainer.callbacks]
         assert left == [one for one in everything if one not in (EntropyProbe, PromptReweighter)]
         assert len(left) == len(everything) - 2
-    assert build(*configs(SHAPES)).datamodule.sampler.alpha > 0
+    assert overlay("aegpo").datamodule.sampler.alpha > 0
     for name in ("grpo", "no_probe", "no_reweighting"):
         assert overlay(name).datamodule.sampler.alpha == 0
     for name in ("grpo", "no_allocation"):
@@ -123,7 +124,7 @@ SMALL = [
     *("--data.batches_per_epoch", "1", "--data.batch_size", "2", "--data.val_images", "8"),
 ]
 MINIATURE = [
-    *configs(SHAPES),
+    *configs(SHAPES, AEGPO),  # whose objective logs most
     *SMALL,
     *("--trainer.check_val_every_n_epoch", "1"),
     *("--model.allocator", "aegpo.allocation.MedianSplitAllocator"),
@@ -175,12 +176,12 @@ def test_runs_log_what_the_documentation_lists(
     printed = capsys.readouterr().out
     assert "held-out scores (val) after 0 iterations" in printed
     assert "held-out scores (val) after 1 iterations" in printed
-    log = events(folder / "runs/shapes")
+    log = events(folder / "runs/aegpo")
     plain = tags(log)
     assert plain["images"] == {"entropy/curve", "entropy/by_layer", "samples/held_out"}
     assert plain["histograms"] == {"entropy/delta", "allocation/images", "sampler/weights"}
     assert plain["texts"] == {"entropy/prompts"}
-    assert sorted(path.name for path in (folder / "runs/shapes/samples").iterdir()) == [
+    assert sorted(path.name for path in (folder / "runs/aegpo/samples").iterdir()) == [
         "held_out_00000.png",
         "held_out_00001.png",
     ]
@@ -196,9 +197,9 @@ def test_runs_log_what_the_documentation_lists(
 
     # A folder below the run's own has the same score of the trained model.
     run(monkeypatch, "validate", *MINIATURE, "--ckpt_path", "last")
-    (score,) = events(folder / "runs/shapes/validate").Scalars("val/shapes_judge")
+    (score,) = events(folder / "runs/aegpo/validate").Scalars("val/shapes_judge")
     assert score.step == 1
-    trained = events(folder / "runs/shapes").Scalars("val/shapes_judge")[-1]
+    trained = events(folder / "runs/aegpo").Scalars("val/shapes_judge")[-1]
     assert score.value == pytest.approx(trained.value, abs=1e-6)
 
     # A user's own reward in a sum, a KL, steps by agreement and half precision log other rows.
@@ -221,7 +222,7 @@ def test_runs_log_what_the_documentation_lists(
         },
     }
     (folder / "extra.yaml").write_text(yaml.safe_dump(extra))
-    (folder / "runs/shapes").rename(folder / "runs/first")
+    (folder / "runs/aegpo").rename(folder / "runs/first")
     run(monkeypatch, "fit", *MINIATURE, "--config", "extra.yaml")
     run(monkeypatch, "test", *MINIATURE, "--config", "extra.yaml", "--ckpt_path", "last")
     more = tags(events(folder / "runs/extra"))
@@ -251,7 +252,7 @@ def test_runs_log_what_the_documentation_lists(
     }
     (folder / "third.yaml").write_text(yaml.safe_dump(third))
     overlay = configs(ROOT / "configs/overlays/agreement_nft.yaml")
-    (folder / "runs/shapes").rename(folder / "runs/second")
+    (folder / "runs/aegpo").rename(folder / "runs/second")
     run(monkeypatch, "fit", *configs(SHAPES), *overlay, "--config", "third.yaml", *SMALL)
     forward = tags(events(folder / "runs/third"))
 
@@ -276,6 +277,6 @@ def test_a_reward_from_the_current_folder_is_trained_on(
     (folder / "my_module.py").write_text(MY_MODULE)
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(folder))])
     run(monkeypatch, "fit", *MINIATURE, "--model.init_args.reward", "my_module.MyReward")
-    log = events(folder / "runs/shapes")
+    log = events(folder / "runs/aegpo")
     assert 0 < log.Scalars("reward/mean")[0].value < 1
     assert {"val/my_reward", "val/shapes_judge"} <= tags(log)["scalars"]

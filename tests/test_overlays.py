@@ -35,6 +35,8 @@ NOISE = {
     "sdxl": ("DDIM", 1.0),
 }
 """What the public code draws noise by, for each model (METHOD; SDXL as DDPO's SD 1.4)."""
+AEGPO = ROOT / "configs/overlays/aegpo.yaml"
+"""The recipe of the policy gradient on Shapes, over which the methods are laid there."""
 SELECTOR, ALLOCATOR, DATA = "model.step_selector", "model.allocator", "data"
 
 
@@ -377,7 +379,12 @@ CLAIMS: list[tuple[str, Callable[[Pair, Any], bool]]] = [
 UNSAID = {
     "ddp": {"trainer"},
     "fsdp2": {"trainer"},
-    "aegpo": {f"{SELECTOR}.mode", "trainer.logger", "trainer.callbacks"},
+    "aegpo": {  # and all of the recipe that is Shapes', which test_configs looks at
+        *(f"{SELECTOR}.mode", "trainer"),
+        *(f"model.{name}" for name in ("policy", "advantage", "selection", "sampler", "objective")),
+        *(f"model.{name}" for name in ("optimizer", "lr_scheduler", "num_steps")),
+        *("model.evaluation_steps", "data.batch_size", "data.batches_per_epoch"),
+    },
     "rollout_entropy": {"trainer.callbacks"},
     "shapes_clip_reward": {"model.reward", "model.evaluation_rewards"},
     "diffusion_nft": {f"{SELECTOR}"},
@@ -416,7 +423,7 @@ def parsed(*files: Path) -> dict[str, Any]:
 
 
 def on(model: Path) -> list[Path]:
-    return [model] if model.stem == "shapes" else [model, ROOT / "configs/rewards/jpeg.yaml"]
+    return [model, AEGPO] if model == SHAPES else [model, ROOT / "configs/rewards/jpeg.yaml"]
 
 
 @functools.cache

@@ -21,6 +21,8 @@ from cli_runs import ROOT, Kept, assert_changes_what_it_names, build, configs
 from lightning_modules.commands.compare.settings import Comparison
 
 SHAPES = ROOT / "configs/shapes.yaml"
+AEGPO = ROOT / "configs/overlays/aegpo.yaml"
+"""The recipe of the policy gradient on Shapes, over which the methods are laid."""
 OVERLAYS = sorted((ROOT / "configs/overlays").glob("*.yaml"))
 SHRUNKEN = [
     *("--data.batch_size=2", "--data.batches_per_epoch=1", "--data.shares=null"),
@@ -111,12 +113,13 @@ def require_trained(cli: Any) -> None:
 def test_an_overlay_trains_and_changes_what_it_names(file: Path, folder: Path) -> None:
     if file.stem in NOT_HERE:
         pytest.skip(NOT_HERE[file.stem])
-    files = configs(SHAPES, file)
+    below = [SHAPES] if file == AEGPO else [SHAPES, AEGPO]
+    files = configs(*below, file)
     trains = file.stem not in ALIKE or "ALL_COMBINATIONS" in os.environ
     cli = fit(*files) if trains else build(*files, *shrunken(*files))
     if trains:
         require_trained(cli)
-    base = build(*configs(SHAPES), *shrunken(*files))
+    base = build(*configs(*below), *shrunken(*files))
     assert_changes_what_it_names(file, base, cli)
     raw = yaml.safe_load(file.read_text())
     gone = set(raw.get("trainer", {}).get("without_callbacks", []))

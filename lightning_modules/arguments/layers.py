@@ -35,6 +35,20 @@ class _Layer:
         return not self.is_whole and Path(self.file).resolve().parent.name == OVERLAYS
 
     @property
+    def is_recipe(self) -> bool:
+        """Whether it is an overlay that also says T: a recipe, on which methods are laid."""
+        return self.is_overlay and "num_steps" in self._at("model", "init_args")
+
+    @property
+    def is_method(self) -> bool:
+        return self.is_overlay and not self.is_recipe
+
+    @property
+    def rank(self) -> int:
+        """How far below it lies: whole configs at the bottom, then recipes, then the rest."""
+        return 2 if self.is_whole else int(self.is_recipe)
+
+    @property
     def parts(self) -> dict[str, str]:
         """Names of the classes that it chooses for `PARTS`."""
         arguments = self._at("model", "init_args")
@@ -67,12 +81,12 @@ def contradicting_layers(files: Sequence[str]) -> str | None:
     contents = [(file, read_config(file)) for file in files]
     layers = [_Layer(file, content) for file, content in contents if content is not None]
     for upper, lower in combinations(layers, 2):
-        if lower.is_whole and not upper.is_whole:
+        if lower.rank > upper.rank and (upper.is_overlay or lower.is_whole):
             return (
                 f"{upper.file} comes before {lower.file}, which replaces what it sets or adds; a "
                 f"file is laid over those before it, so give {lower.file} first"
             )
-    for one, other in permutations([layer for layer in layers if layer.is_overlay], 2):
+    for one, other in permutations([layer for layer in layers if layer.is_method], 2):
         for part in PARTS:
             first, second = one.parts.get(part), other.parts.get(part)
             if first and second and first != second:

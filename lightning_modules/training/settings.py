@@ -34,7 +34,8 @@ def choose_objective(objective: Objective | None, **policy_gradient: Any) -> Obj
         if policy_gradient[name] not in (None, 0):
             raise ValueError(
                 f"model.{name} belongs to the policy gradient, in whose place stands "
-                f"model.objective={type(objective).__name__}; set it to null (kl_coeff to 0)"
+                f"model.objective={type(objective).__name__}; set it to null (kl_coeff to 0), or "
+                "lay the policy gradient under it (on Shapes configs/overlays/aegpo.yaml)"
             )
     if policy_gradient["kl_normalization"] != "variance":
         raise ValueError(

@@ -23,11 +23,13 @@ from rank_trace import assert_same_run
 from tiny_flux import tiny_flux
 
 RAGGED = ("--model.allocator.low", "2", "--model.allocator.high", "4")
+FEW = ("--model.allocator.images_per_prompt", "4", "--model.selection.keep", "2")
 EVEN = ("--model.allocator.images_per_prompt", "3")
 TREES = ("--model.step_selector.top_k", "2")
 RUNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     # name: overlays, options; each has another callback, selector, allocator, weight or objective
-    "quickstart": ((), (*RAGGED, "--trainer.callbacks+", "callbacks.DecisionLog")),  # below
+    "quickstart": ((), (*FEW, "--trainer.callbacks+", "callbacks.DecisionLog")),  # below
+    "aegpo": (("aegpo",), RAGGED),
     "running means": (("running_entropy", "reward_spread", "ema"), RAGGED),
     "shuffled_entropy": (("shuffled_entropy",), RAGGED),
     "within_category": (("within_category",), RAGGED),
@@ -97,7 +99,8 @@ def overlay(name: str) -> Path:
 
 def shapes_run(folder: Path, name: str, *ranks: str) -> Command:
     overlays, options = RUNS[name]
-    return fit(folder / name, *options, *ranks, files=(SHAPES, *map(overlay, overlays)))
+    below = (SHAPES, overlay("aegpo")) if overlays else (SHAPES,)
+    return fit(folder / name, *options, *ranks, files=(*below, *map(overlay, overlays)))
 
 
 def model_run(folder: Path, name: str, pretrained: Path, clip: Path, *ranks: str) -> Command:

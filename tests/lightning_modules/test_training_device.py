@@ -59,7 +59,8 @@ def test_the_quickstart_trains_where_the_default_device_is_another(
             "init_args": {
                 "num_steps": 6,
                 "evaluation_steps": 2,
-                "allocator": {"init_args": {"low": 2, "high": 4}},
+                "allocator": {"init_args": {"images_per_prompt": 4}},
+                "selection": {"init_args": {"keep": 2}},
             }
         },
         "data": {"init_args": {"batch_size": 2, "batches_per_epoch": 1, "val_images": 2}},

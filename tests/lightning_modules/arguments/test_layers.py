@@ -26,6 +26,15 @@ def test_an_overlay_before_what_it_is_laid_over(name: str) -> None:
     assert contradicting_layers([BASE, overlay(name)]) is None
 
 
+@pytest.mark.parametrize("name", ["ema", "flow_grpo", "no_probe", "diffusion_nft"])
+def test_a_recipe_lies_below_methods(name: str) -> None:
+    """aegpo.yaml says every part; what is laid over it changes some on purpose."""
+    recipe = overlay("aegpo")
+    assert contradicting_layers([BASE, recipe, overlay(name)]) is None
+    line = contradicting_layers([BASE, overlay(name), recipe])
+    assert line is not None and "comes before" in line and f"give {recipe} first" in line
+
+
 @pytest.mark.parametrize(
     ("first", "second", "said"),
     [

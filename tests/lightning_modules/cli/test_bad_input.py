@@ -40,7 +40,7 @@ MISTYPED = {
     "section": "modell: {lr: 1}",
     "option": "trainer: {max_step: 1}",
 }
-"""Configs by name, laid over configs/shapes.yaml."""
+"""Configs by name, laid over those of Shapes."""
 
 
 @pytest.fixture
@@ -61,9 +61,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "photos").mkdir()
     (tmp_path / "other").mkdir()
     (tmp_path / "other/model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
-    config = yaml.safe_load((ROOT / "configs/shapes.yaml").read_text())
-    del config["trainer"]
-    (tmp_path / "without_trainer.yaml").write_text(yaml.safe_dump(config))
+    for name in ("shapes", "overlays/aegpo"):
+        config = yaml.safe_load((ROOT / f"configs/{name}.yaml").read_text())
+        del config["trainer"]
+        file = tmp_path / f"without_trainer_{Path(name).name}.yaml"
+        file.write_text(yaml.safe_dump(config))
     for name, text in MISTYPED.items():
         (tmp_path / f"{name}.yaml").write_text(text)
     (tmp_path / "reweighter.yaml").write_text(
@@ -73,7 +75,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *args: str) -> str:
-    """Run `aegpo fit` on configs/shapes.yaml and return the one line that it was refused with.
+    """Run `aegpo fit` on Shapes, in the paper's form, and return the line of its refusal.
 
     What would have been said before Lightning is imported has to be that line. Where it is not
     about the trainer, the config's own is left out, whose callbacks take as long as all the rest.
@@ -85,8 +87,10 @@ def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 
     monkeypatch.setattr(entry, "early_mistake", not_yet)
     whole = args[0].startswith(("--trainer", "--config"))
-    shapes = str(ROOT / "configs/shapes.yaml") if whole else "without_trainer.yaml"
-    arguments = ["aegpo", "fit", "--config", shapes, "--trainer.accelerator", "cpu", *args]
+    files = [str(ROOT / f"configs/{name}.yaml") for name in ("shapes", "overlays/aegpo")]
+    files = files if whole else [f"without_trainer_{name}.yaml" for name in ("shapes", "aegpo")]
+    given = [word for file in files for word in ("--config", file)]
+    arguments = ["aegpo", "fit", *given, "--trainer.accelerator", "cpu", *args]
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit) as stopped:
         entry.main()

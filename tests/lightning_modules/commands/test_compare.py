@@ -554,7 +554,8 @@ def test_the_bundled_comparison_names_files_that_are_there(tmp_path: Path) -> No
     arguments = bundled.arguments(file.parent)
     assert list(arguments) == ["grpo", "aegpo", "fixed_steps", "random_steps", "all_steps"]
     assert (len(bundled.seeds), bundled.reference) == (5, "grpo")
-    assert [Path(name).name for name in arguments["grpo"][1::2]] == ["shapes.yaml", "grpo.yaml"]
+    named = [Path(name).name for name in arguments["grpo"][1::2]]
+    assert named == ["shapes.yaml", "aegpo.yaml", "grpo.yaml"]
 
 
 def test_the_command_and_its_help_load_no_torch() -> None:

@@ -382,9 +382,9 @@ def test_the_command_plans_a_bundled_config_and_writes_nothing(
     gpus = ["--trainer.accelerator", "gpu", "--trainer.devices", "4", "--trainer.strategy", "ddp"]
     main(["plan", "--config", str(config), *gpus, "--rate", "1000"])
     text = capsys.readouterr().out
-    assert "each of 4" in text and "135,168 parameters trained" in text
-    assert "268,800" in text  # 280 iterations of 96 images of 10 steps
-    assert "at 1,000 evaluations a second (--rate): 11 min" in text
+    assert "each of 4" in text and "540,672 parameters trained" in text
+    assert "12,800" in text  # images: 100 iterations of 8 prompts with 16 each
+    assert "at 1,000 evaluations a second (--rate): 4 min" in text
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(SystemExit):
         main(["plan", "--config", str(config), "--model.init_args.num_stepz", "4"])
