@@ -36,7 +36,7 @@ help:  ## list the targets
 
 setup: $(READY)  ## create .venv and install everything into it (train and test do this themselves)
 
-train: $(READY)  ## score the bundled model, align it (about 4 minutes on 2 cores), score it again
+train: $(READY)  ## score the bundled model, align it (about 5 minutes on 2 cores), score it again
 	$(BIN)/aegpo fit --config $(CONFIG) $(ARGS)
 
 PYTEST    = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
