@@ -236,9 +236,10 @@ def build(recipe: Recipe, folder: Path, iterations: int = 1) -> NoRun:
 def _files(recipe: Recipe, temporary: Path) -> list[str]:
     """The files and settings that make a recipe; what it needs to be built goes into a folder."""
     published = recipe.model != QUICKSTART
-    # Methods of the policy gradient are laid over its own form of the quickstart.
-    names = [f"models/{recipe.model}", "rewards/jpeg"]
-    names = names if published else [recipe.model, "overlays/aegpo"]
+    if published:
+        names = [f"models/{recipe.model}", "rewards/jpeg"]
+    else:  # methods of the policy gradient are laid over its own form of the quickstart
+        names = [recipe.model, "overlays/aegpo"]
     names += [f"hardware/{name}" for name in recipe.hardware]
     names += [f"overlays/{name}" for name in recipe.overlays]
     files = [part for name in names for part in ("--config", str(CONFIGS / f"{name}.yaml"))]

@@ -91,14 +91,7 @@ class AgreementSteps(StepSelector):
 
     def metrics(self) -> dict[str, float]:
         """Mean agreement of each step so far, and the share that it was chosen by."""
-        if self.agreement is None:
-            return {}
-        rows = zip(self.agreement.agreement.tolist(), self._share.tolist(), strict=True)
-        return {
-            f"steps/{name}_{step}": value
-            for step, row in enumerate(rows)
-            for name, value in zip(("agreement", "share"), row, strict=True)
-        }
+        return {} if self.agreement is None else self.agreement.told("steps", self._share)
 
     def state_dict(self) -> dict[str, Any]:
         """What was measured; see `StepSelector.state_dict`."""

@@ -90,6 +90,23 @@ class HalfBatches:
         self._weight = torch.where(known, keep * self._weight + (1 - keep), self._weight)
         return known
 
+    def told(self, parts: str, share: Tensor) -> dict[str, float]:
+        """What is logged of a measurement.
+
+        Args:
+            parts: What the parts are, `steps` or `levels`: the beginning of the tags.
+            share: What each of them got by it, shape (P,).
+
+        Returns:
+            The mean agreement of each part so far, and its share, by tag.
+        """
+        rows = zip(self.agreement.tolist(), share.tolist(), strict=True)
+        return {
+            f"{parts}/{name}_{part}": value
+            for part, row in enumerate(rows)
+            for name, value in zip(("agreement", "share"), row, strict=True)
+        }
+
     def state_dict(self) -> dict[str, Any]:
         """The running averages: tensors and plain values only."""
         return {"sum": self._sum, "weight": self._weight}

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,9 +16,10 @@ from aegpo.entropy.reading import EntropyReading
 from aegpo.exploration.half_batches import HalvesByStep
 from aegpo.exploration.schedule import ExplorationSchedule
 from aegpo.noise import KeyedNoise
+from aegpo.utilities.remembering import Remembering
 
 
-class StepSelector(abc.ABC):
+class StepSelector(Remembering, abc.ABC):
     """Chooses the steps at which a prompt's rollouts explore.
 
     Args:
@@ -128,30 +127,6 @@ class StepSelector(abc.ABC):
         """
         del entropy, shape
         return None
-
-    def metrics(self) -> dict[str, float]:
-        """What it has to tell about the latest iteration.
-
-        Returns:
-            Tag and value, equal on all ranks; docs/logging.md lists them.
-        """
-        return {}
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs: tensors and plain values only.
-
-        Returns:
-            The state, empty if there is none.
-        """
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up the state of a checkpoint.
-
-        Args:
-            state: What `state_dict` returned; empty where another selector wrote the checkpoint.
-        """
-        del state
 
     def validate(self, num_steps: int) -> None:
         """Check that the choice is possible, before any model is loaded.

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -18,6 +16,7 @@ from aegpo.policies.base import Policy
 from aegpo.policies.conditioning import Conditioning
 from aegpo.rollout import RolloutTree
 from aegpo.sde import SDE
+from aegpo.utilities.remembering import Remembering
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +52,7 @@ class Experience:
     agreement: HalvesByStep | None = None
 
 
-class Objective(abc.ABC):
+class Objective(Remembering, abc.ABC):
     """What the updates minimize, and which weights draw the rollouts."""
 
     draws_noise: bool = True
@@ -111,27 +110,3 @@ class Objective(abc.ABC):
             iteration: The training iteration, from 0.
         """
         del policy, iteration
-
-    def metrics(self) -> dict[str, float]:
-        """What it has to tell about the latest iteration.
-
-        Returns:
-            Tag and value, equal on all ranks; docs/logging.md lists them.
-        """
-        return {}
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs: tensors and plain values only.
-
-        Returns:
-            The state, empty if there is none.
-        """
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up the state of a checkpoint.
-
-        Args:
-            state: What `state_dict` returned; empty where another objective wrote the checkpoint.
-        """
-        del state

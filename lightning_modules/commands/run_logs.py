@@ -5,9 +5,15 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 CSV_LOG = "metrics.csv"
 """What Lightning's CSVLogger writes; a resumed run puts the table before aside, numbered."""
+EVENT_FILES = "events.out.tfevents.*"
+"""What TensorBoard's writer leaves, one file a start."""
 
 
 def read_scalars(folder: Path, tags: Sequence[str]) -> dict[str, dict[int, float]]:
@@ -26,7 +32,7 @@ def read_scalars(folder: Path, tags: Sequence[str]) -> dict[str, dict[int, float
     values: dict[str, dict[int, float]] = {tag: {} for tag in tags}
     for table in _tables(folder):
         _read_csv(table, values)
-    for events in sorted(folder.glob("events.out.tfevents.*")):
+    for events in event_files(folder):
         _read_events(events, values)
     return values
 
@@ -69,12 +75,32 @@ def _read_csv(table: Path, values: dict[str, dict[int, float]]) -> None:
                     by_iteration[int(float(row["step"]))] = float(row[tag])
 
 
-def _read_events(events: Path, values: dict[str, dict[int, float]]) -> None:
+def read_event_file(events: Path, images: int = 1, tensors: int = 1) -> EventAccumulator:
+    """Read one event file.
+
+    Args:
+        events: The file.
+        images: Pictures that are kept of a tag, 0 for all.
+        tensors: Texts and other tensors that are kept of a tag, 0 for all.
+
+    Returns:
+        What is in it, all of its scalars.
+    """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    kept = {"scalars": 0, "images": 1, "histograms": 1, "tensors": 1}  # 0 keeps all
+    kept = {"scalars": 0, "images": images, "histograms": 1, "tensors": tensors}
     accumulator = EventAccumulator(str(events), size_guidance=kept)
     accumulator.Reload()
+    return accumulator
+
+
+def event_files(folder: Path) -> list[Path]:
+    """The event files of a run, oldest first."""
+    return sorted(folder.glob(EVENT_FILES))
+
+
+def _read_events(events: Path, values: dict[str, dict[int, float]]) -> None:
+    accumulator = read_event_file(events)
     logged = set(accumulator.Tags()["scalars"])
     for tag, by_iteration in values.items():
         for event in accumulator.Scalars(tag) if tag in logged else []:

@@ -77,12 +77,7 @@ class LevelAgreement(HalfBatches):
     def metrics(self) -> dict[str, float]:
         """Mean agreement of each part so far, and the share of levels that it gets by that."""
         even = torch.full((1, self.parts), 1 / self.parts, device="cpu")
-        rows = zip(self.agreement.tolist(), self.density(even)[0].tolist(), strict=True)
-        return {
-            f"levels/{name}_{part}": value
-            for part, row in enumerate(rows)
-            for name, value in zip(("agreement", "share"), row, strict=True)
-        }
+        return self.told("levels", self.density(even)[0])
 
     def state_dict(self) -> dict[str, Any]:
         """The running averages: tensors and plain values only."""

@@ -15,7 +15,13 @@ import yaml
 from aegpo.study.decision_log import Decision, read_decisions
 from aegpo.utilities.files import read_utf8
 from aegpo.utilities.secrets import without_secrets
-from lightning_modules.commands.run_logs import CSV_LOG, read_csv_tables
+from lightning_modules.commands.run_logs import (
+    CSV_LOG,
+    EVENT_FILES,
+    event_files,
+    read_csv_tables,
+    read_event_file,
+)
 
 PICTURES = ("entropy/curve", "entropy/by_layer")
 """Figures in event files that the page shows over time."""
@@ -73,7 +79,7 @@ def read_run(folder: Path, name: str) -> RunFiles:
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}; give the log folder of a run")
     run = RunFiles(folder, name)
-    for events in sorted(folder.glob("events.out.tfevents.*")):
+    for events in event_files(folder):
         _read_events(events, run)
     for tag, values in read_csv_tables(folder).items():
         run.scalars.setdefault(tag, {}).update(values)
@@ -93,7 +99,7 @@ def read_run(folder: Path, name: str) -> RunFiles:
     return run
 
 
-_LOGS = ("events.out.tfevents.*", CSV_LOG)
+_LOGS = (EVENT_FILES, CSV_LOG)
 _SECTIONS = ("seed_everything", "trainer", "model", "data")
 MOST_PICTURES = 12
 """Pictures of one kind on a page, which is one file."""
@@ -137,11 +143,7 @@ def _read_pictures(folder: Path, stem: str, tag: str, run: RunFiles) -> None:
 
 
 def _read_events(events: Path, run: RunFiles) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    kept = {"scalars": 0, "images": 0, "histograms": 1, "tensors": 0}  # 0 keeps all
-    accumulator = EventAccumulator(str(events), size_guidance=kept)
-    accumulator.Reload()
+    accumulator = read_event_file(events, images=0, tensors=0)
     tags = accumulator.Tags()
     for tag in tags["scalars"]:
         values = run.scalars.setdefault(tag, {})
