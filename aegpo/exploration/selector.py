@@ -16,7 +16,7 @@ from aegpo.entropy.reading import EntropyReading
 from aegpo.exploration.half_batches import HalvesByStep
 from aegpo.exploration.schedule import ExplorationSchedule
 from aegpo.noise import KeyedNoise
-from aegpo.utilities.remembering import Remembering
+from aegpo.remembering import Remembering
 
 
 class StepSelector(Remembering, abc.ABC):

@@ -14,9 +14,9 @@ from aegpo.noise import KeyedNoise
 from aegpo.objectives.samples import Samples
 from aegpo.policies.base import Policy
 from aegpo.policies.conditioning import Conditioning
+from aegpo.remembering import Remembering
 from aegpo.rollout import RolloutTree
 from aegpo.sde import SDE
-from aegpo.utilities.remembering import Remembering
 
 
 @dataclass(frozen=True, eq=False)
