@@ -31,7 +31,7 @@ from aegpo.rewards.guarded import guarded_scores
 from aegpo.rollout import RolloutTree, rollout
 from aegpo.samplers import EULER, Sampler, sampler_name
 from aegpo.sde import SDE
-from aegpo.selection import AllImages, Previews, Selection, trained_on
+from aegpo.selection import AllImages, Previews, Selection
 from aegpo.selection.previews import PreviewedRollout
 from aegpo.training import Iteration, Training
 from aegpo.utilities.halving import halving
@@ -326,7 +326,7 @@ class AEGPOModule(PolicyModule):
             tree=tree,
             schedule=own.schedule,
             rewards=scores.total,
-            advantages=trained_on(advantages, weights),
+            advantages=self.selection.trained_on(advantages, weights, tree.row),
             index=batch.index,
             noise=own.noise,
             weights=weights,

@@ -3,6 +3,6 @@
 from aegpo.selection.by_advantage import ByAdvantage
 from aegpo.selection.extremes import Extremes
 from aegpo.selection.previews import Previews
-from aegpo.selection.selection import AllImages, Selection, trained_on
+from aegpo.selection.selection import AllImages, Selection
 
-__all__ = ["AllImages", "ByAdvantage", "Extremes", "Previews", "Selection", "trained_on"]
+__all__ = ["AllImages", "ByAdvantage", "Extremes", "Previews", "Selection"]

@@ -15,9 +15,9 @@ class Selection(abc.ABC):
 
     More images are drawn and rewarded than are trained on: a drawn one costs a rollout, a trained
     one several evaluations more. Nothing before it changes. Advantages compare every image with
-    **all** of its group, as they were before the choice, so that the extremes of a group keep the
-    size that they have beside the others. A choice is made inside a group and keyed by the prompt,
-    so it does not depend on which rank draws the prompt.
+    **all** of its group, as they were before the choice, unless a selection says otherwise. A
+    choice is made inside a group and keyed by the prompt, so it does not depend on which rank draws
+    the prompt.
 
     Args:
         skip_silent: Leave out groups without signal, whose advantages are all 0: they have no
@@ -59,6 +59,29 @@ class Selection(abc.ABC):
                 weights[member] = self.weigh(own, key, noise)
         return weights.to(advantages)
 
+    def trained_on(self, advantages: Tensor, weights: Tensor | None, row: Tensor) -> Tensor:
+        """The advantages that an objective learns from.
+
+        Weights act through the advantage, in which the first gradient of every objective is linear.
+
+        Args:
+            advantages: Advantage of each image, NaN where its reward failed, shape (N,).
+            weights: What the call returned for them, shape (N,); None for all alike.
+            row: Row of each image's prompt, shape (N,) int64.
+
+        Returns:
+            Weighted, NaN where an image is not trained on, shape (N,).
+        """
+        if weights is None:
+            return advantages
+        chosen = advantages - self.baseline_of(advantages, weights, row)
+        return torch.where(weights > 0, chosen * weights, torch.nan)
+
+    def baseline_of(self, advantages: Tensor, weights: Tensor, row: Tensor) -> Tensor | float:
+        """What is taken off the advantages of the chosen: nothing, they stay what they were."""
+        del advantages, weights, row
+        return 0.0
+
     @abc.abstractmethod
     def weigh(self, advantages: Tensor, key: int, noise: KeyedNoise) -> Tensor:
         """Choose among the images of one group; this is all that a selection has to do.
@@ -97,20 +120,3 @@ class AllImages(Selection):
     def weigh(self, advantages: Tensor, key: int, noise: KeyedNoise) -> Tensor:
         """Every image alike; see `Selection.weigh`."""
         return torch.ones_like(advantages)
-
-
-def trained_on(advantages: Tensor, weights: Tensor | None) -> Tensor:
-    """The advantages that an objective learns from.
-
-    Weights act through the advantage, in which the first gradient of every objective is linear.
-
-    Args:
-        advantages: Advantage of each image, NaN where its reward failed, shape (N,).
-        weights: What a `Selection` returned, shape (N,); None for all alike.
-
-    Returns:
-        Weighted, NaN where an image is not trained on, shape (N,).
-    """
-    if weights is None:
-        return advantages
-    return torch.where(weights > 0, advantages * weights, torch.nan)

@@ -18,7 +18,6 @@ from aegpo.objectives import Experience
 from aegpo.planning.counts import Range
 from aegpo.planning.stand_in import StandInPolicy
 from aegpo.prompts import PromptBatch
-from aegpo.selection import trained_on
 from lightning_modules.aegpo_module import AEGPOModule
 from lightning_modules.training.decision import Decision
 
@@ -116,7 +115,7 @@ def dry_run(
                     tree=tree,
                     schedule=decision.schedule,
                     rewards=rewards,
-                    advantages=trained_on(advantages, weights),
+                    advantages=module.selection.trained_on(advantages, weights, tree.row),
                     index=batch.index,
                     noise=noise,
                     weights=weights,

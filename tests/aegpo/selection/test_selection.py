@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from aegpo.noise import KeyedNoise
-from aegpo.selection import AllImages, ByAdvantage, Extremes, Selection, trained_on
+from aegpo.selection import AllImages, ByAdvantage, Extremes, Selection
 from aegpo.selection.by_advantage import chances
 
 NOISE = KeyedNoise(3)
@@ -84,8 +84,10 @@ def test_a_group_without_a_score_has_no_image() -> None:
 def test_without_a_choice_nothing_is_weighed() -> None:
     advantages = torch.tensor([1.0, NAN])
     assert AllImages()(advantages, torch.zeros(2).long(), torch.tensor([4]), NOISE) is None
-    assert trained_on(advantages, None) is advantages
-    weighed = trained_on(torch.tensor([2.0, 3.0, NAN]), torch.tensor([0.5, 0.0, 0.0]))
+    row = torch.zeros(2).long()
+    assert AllImages().trained_on(advantages, None, row) is advantages
+    some, row = torch.tensor([2.0, 3.0, NAN]), torch.zeros(3).long()
+    weighed = ByAdvantage(2).trained_on(some, torch.tensor([0.5, 0.0, 0.0]), row)
     torch.testing.assert_close(weighed, torch.tensor([1.0, NAN, NAN]), equal_nan=True)
 
 
@@ -111,10 +113,10 @@ def test_draws_keep_their_number_their_chances_and_the_mean() -> None:
     gradients = torch.tensor([1.0, 4.0, -9.0, 2.0, 0.3, 5.0, -1.0, 3.0])
     often, means, size = torch.zeros(8), [], 1500
     for iteration in range(size):
-        weights = ByAdvantage(3)(advantages, row, index, NOISE.at(iteration))
+        weights = (selection := ByAdvantage(3))(advantages, row, index, NOISE.at(iteration))
         assert weights is not None and int((weights > 0).sum()) == 3
         often += weights > 0
-        weighed = trained_on(advantages, weights)
+        weighed = selection.trained_on(advantages, weights, row)
         kept = weighed.isfinite()
         assert float(weighed[kept].abs().max()) <= float(advantages.abs().mean()) + 1e-6
         means.append(float((weighed * gradients)[kept].mean()))
@@ -149,3 +151,24 @@ def test_draws_are_keyed_by_prompt_and_iteration() -> None:
 def test_impossible_settings_are_refused(make, message) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_the_chosen_are_compared_with_each_other() -> None:
+    # Two groups, one prompt after the other and mixed; a reward that failed, and a group that did.
+    row = torch.tensor([0, 1, 0, 1, 0, 1, 0, 2, 0])
+    advantages = torch.tensor([0.5, 1.0, -2.0, 2.0, 0.6, -3.0, 0.4, NAN, NAN])
+    index = torch.tensor([8, 3, 5])
+    for extremes, expected in [
+        (Extremes(2, baseline="group"), [NAN, NAN, -2.0, 2.0, 0.6, -3.0, NAN, NAN, NAN]),
+        (Extremes(2), [NAN, NAN, -1.3, 2.5, 1.3, -2.5, NAN, NAN, NAN]),
+    ]:
+        weights = extremes(advantages, row, index, NOISE)
+        learned = extremes.trained_on(advantages, weights, row)
+        torch.testing.assert_close(learned, torch.tensor(expected), equal_nan=True)
+    nothing = Extremes(2).trained_on(torch.zeros(0), torch.zeros(0), torch.zeros(0).long())
+    assert nothing.shape == (0,)
+
+
+def test_an_unknown_baseline_is_told() -> None:
+    with pytest.raises(ValueError, match="baseline='mean' is unknown; use 'chosen' or 'group'"):
+        Extremes(2, baseline="mean")  # type: ignore[arg-type]
