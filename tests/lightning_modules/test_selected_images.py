@@ -119,9 +119,11 @@ def test_transitions_that_lead_to_no_chosen_image_leave_the_update(tmp_path, tin
     edges = replay.row >= 0
     assert torch.equal(edges, experience.tree.backup(chosen.float()) > 0)
     assert logged["update/transitions"] == int(edges.sum()) < len(edges)
-    # Each has the advantage of its image beside the whole group, which adds up to 0.
+    # The best and the worst of a group are compared with each other: one as good as the other bad.
     whole = module.advantage(experience.rewards, experience.tree.row).values
-    assert torch.equal(experience.advantages[chosen], whole[chosen])
+    pairs = experience.advantages[chosen].reshape(4, 2)
+    torch.testing.assert_close(pairs.sum(1), torch.zeros(4), atol=1e-6, rtol=0)
+    torch.testing.assert_close(pairs.diff(dim=1), whole[chosen].reshape(4, 2).diff(dim=1))
     assert torch.equal(
         replay.advantages, experience.tree.backup(experience.advantages).nan_to_num()
     )
