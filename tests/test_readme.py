@@ -57,7 +57,7 @@ def judge_fit(arguments, printed):
     curves = "entropy/curve" in log.Tags()["images"]
     config = yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]
     assert curves == ("configs/overlays/grpo.yaml" not in arguments)
-    steps = 10 if run != RUN else 20 if "--model.init_args.num_steps" in arguments else 6
+    steps = 20 if "--model.init_args.num_steps" in arguments else 10
     assert config["num_steps"] == steps
     assert (config["objective"] is None) == (run != RUN)
     # Two prompts of 2 and 4 images, of 3, or of 4 of which 2 are trained on at 4 levels; for the
