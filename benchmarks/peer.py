@@ -76,8 +76,8 @@ class Theirs:
             num_inference_steps=STEPS,
             guidance_scale=1.0,
             output_type="pt",
-            height=self.policy.pixels,
-            width=self.policy.pixels,
+            height=self.policy.image_size.height,
+            width=self.policy.image_size.width,
             noise_level=NOISE_LEVEL,
         )
         last = STEPS - 1

@@ -43,6 +43,9 @@ class EntropyProbe(L.Callback, PlansEvaluations):
     their difference is part of ΔEntropy. Its noise is fixed for the prompt and never that of a
     rollout, so the sampling error, which absolute differences add up, is alike at every visit.
 
+    Where the policy has buckets, trajectories are drawn in the first of them, so that all readings
+    are of one size; rollouts are of several, and are refused as a source.
+
     Args:
         recorder: How entropy is measured: layers, token set, sampled rows.
         trajectories: Trajectories per prompt that are averaged. ΔEntropy from one of them is
@@ -113,7 +116,17 @@ class EntropyProbe(L.Callback, PlansEvaluations):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: Training, batch: PromptBatch, batch_idx: int
     ) -> None:
-        """Publish the reading of this batch."""
+        """Publish the reading of this batch.
+
+        Raises:
+            ValueError: If it is that of rollouts, and these are of several sizes.
+        """
+        if self.source == "rollouts" and pl_module.policy.buckets:
+            sizes = ", ".join(map(str, pl_module.policy.buckets))
+            raise ValueError(
+                f"EntropyProbe: source=rollouts compares images of one size, and the policy draws "
+                f"{sizes}; use source=trajectory, or give one resolution"
+            )
         self._forget(batch, pl_module.num_steps, sampler_name(pl_module.sampler))
         due = pl_module.iteration % self.every_n_iterations == 0
         with pl_module.timer.measure("probe"):

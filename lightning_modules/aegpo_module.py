@@ -19,6 +19,7 @@ from aegpo.distributed import all_gather_rows, all_reduce_sum, is_sharded, world
 from aegpo.entropy import EntropyReading, EntropyRecorder, Recording
 from aegpo.exploration import ExplorationSchedule, StepSelector
 from aegpo.image_counts import ImageCounts
+from aegpo.image_size import Resolution, bucket_of
 from aegpo.noise import KeyedNoise
 from aegpo.objectives import Credit, Experience, Objective, Pruning, TransitionWeight
 from aegpo.objectives.samples import LossTerms, Samples
@@ -125,7 +126,8 @@ class AEGPOModule(PolicyModule):
             thread while the next is drawn; 1 scores after the rollout. For rewards that wait.
         seed: Key of every random draw; None for the run's `seed_everything`.
         evaluation_steps: Denoising steps of held-out images; None for `num_steps`.
-        evaluation_resolution: Their size in pixels; None for the policy's own.
+        evaluation_resolution: Their pixels, one number for squares or [height, width]; None for
+            the policy's own.
         evaluation_sampler: What takes their steps; None for the model's own scheduler's.
 
     Raises:
@@ -168,7 +170,7 @@ class AEGPOModule(PolicyModule):
         overlap_chunks: int = 1,
         seed: int | None = None,
         evaluation_steps: int | None = None,
-        evaluation_resolution: int | None = None,
+        evaluation_resolution: Resolution | None = None,
         evaluation_sampler: Sampler | None = None,
     ) -> None:
         super().__init__(
@@ -269,10 +271,15 @@ class AEGPOModule(PolicyModule):
         )
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
-        """One iteration: decide, draw and score, compare, update."""
-        decision = self.decide(batch)
-        experience = self.collect(batch, decision)
-        self.update(experience)
+        """One iteration: decide, draw and score, compare, update; all of it at one image size."""
+        bucket = bucket_of(self.policy.buckets, self.noise, self.iteration)
+        with self.policy.at_resolution(bucket):
+            decision = self.decide(batch)
+            experience = self.collect(batch, decision)
+            self.update(experience)
+        if bucket is not None:
+            size = {"rollout/height": float(bucket.height), "rollout/width": float(bucket.width)}
+            self.log_dict(size, rank_zero_only=True)
         self.skipped.require_progress(
             self.policy, batch, decision.mine, experience.rewards, experience.tree.row
         )

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from aegpo.distributed import own_rows
 from aegpo.evaluations import evaluations_by_purpose
+from aegpo.image_size import Resolution
 from aegpo.noise import KeyedNoise, run_seed
 from aegpo.policies.base import Policy
 from aegpo.prompts import PromptBatch
@@ -53,7 +54,8 @@ class PolicyModule(L.LightningModule):
         num_steps: Denoising steps T.
         seed: Key of every random draw; None for the run's `seed_everything`.
         evaluation_steps: Denoising steps of held-out images; None for `num_steps`.
-        evaluation_resolution: Their size in pixels; None for the policy's own.
+        evaluation_resolution: Their pixels, one number for squares or [height, width]; None for
+            the policy's own.
         evaluation_sampler: What takes their steps; None for the model's own scheduler's.
 
     Raises:
@@ -67,7 +69,7 @@ class PolicyModule(L.LightningModule):
         num_steps: int,
         seed: int | None,
         evaluation_steps: int | None = None,
-        evaluation_resolution: int | None = None,
+        evaluation_resolution: Resolution | None = None,
         evaluation_sampler: Sampler | None = None,
     ) -> None:
         super().__init__()
@@ -112,6 +114,8 @@ class PolicyModule(L.LightningModule):
         if not hasattr(self, "policy"):
             with torch.device("cpu"):
                 self.policy = self.policy_factory()
+            with self.policy.at_resolution(self.evaluation_resolution):
+                pass  # a size that the model does not take is told before anything is drawn
 
     def setup(self, stage: str) -> None:
         """Refuse what cannot work, before the policy is built; give the rewards their device.

@@ -19,6 +19,8 @@ Weights are counted exactly, everything else is an estimate. In bytes, for P par
 - probe: two fp32 copies of the attention scores of one layer, rows x heads x queries x keys
 - stored rollout: transitions x 3 latents (state, next state, mean) x 4
 
+All of it for images of the policy's size, and where it has buckets for the largest of them.
+
 Update, rollout, decoding and probe take turns, so the largest of them counts. Rewards, fragments
 and the CUDA context (about a GiB) come on top.
 """
@@ -113,6 +115,13 @@ def estimate_memory(
     Returns:
         The estimate; `left_out` says so where the denoiser cannot run without weights.
     """
+    largest = max(size.policy.buckets, key=lambda bucket: bucket.area, default=None)
+    with size.policy.at_resolution(largest):
+        return _estimate(size, load, optimizer)
+
+
+def _estimate(size: PolicySize, load: MemoryLoad, optimizer: Callable[..., Any]) -> MemoryEstimate:
+    """Add up what one rank keeps for images of the policy's present size."""
     policy = size.policy
     latent = math.prod(policy.latent_shape)
     stays = {

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from aegpo.distributed import is_sharded
 from aegpo.entropy.tokens import TokenLayout
 from aegpo.evaluations import EvaluationCounter
+from aegpo.image_size import Resolution, Size
 from aegpo.policies.conditioning import Conditioning
 from aegpo.policies.embedding_cache import NEGATIVE, ConditioningCache
 from aegpo.policies.fsdp.lockstep import Call, Idle, Lockstep
@@ -265,17 +266,22 @@ class Policy(nn.Module, abc.ABC):
         """Inside this context the decoder is where `decode_latents` needs it."""
         return nullcontext()
 
-    def at_resolution(self, resolution: int | None) -> AbstractContextManager[None]:
-        """Inside this context images have another size than in training.
+    @property
+    def buckets(self) -> tuple[Size, ...]:
+        """Sizes in pixels of which each iteration draws its images in one; none for one size."""
+        return ()
+
+    def at_resolution(self, resolution: Resolution | None) -> AbstractContextManager[None]:
+        """Inside this context images have another size.
 
         Args:
-            resolution: Height and width in pixels; None changes nothing.
+            resolution: Pixels of a square's side, or (height, width); None changes nothing.
 
         Returns:
             The context.
 
         Raises:
-            ValueError: If this model has one size only.
+            ValueError: If this model has one size only, or does not take this one.
         """
         if resolution is not None:
             raise ValueError(f"{type(self).__name__} draws images of one size only")

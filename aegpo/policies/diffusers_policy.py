@@ -13,6 +13,7 @@ from diffusers import DiffusionPipeline, ModelMixin
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from aegpo.image_size import Resolution, Size, accepted_size, distinct_sizes
 from aegpo.noise import run_seed
 from aegpo.policies.base import GuidanceGradient
 from aegpo.policies.conditioning import Conditioning
@@ -58,7 +59,9 @@ class DiffusersPolicy(Exportable):
             "both", or the "conditional" one alone, for 4 units of work in place of 6 and half the
             activations. Predictions are the same; the gradient is no longer theirs.
         negative_prompt: Text that guidance leads away from.
-        resolution: Height and width of the images in pixels; the model's own by default.
+        resolution: Pixels of the images: one number for squares, or [height, width]; or a list of
+            such pairs, of which each iteration draws all its images in one (buckets; the first is
+            that of all other images). The model's own by default.
         max_batch: Most rows in one call of the denoiser; with guidance a sample is two rows.
         decode_batch: Most latents in one call of the decoder.
         max_cached_prompts: Prompts whose embeddings are kept in CPU memory.
@@ -109,7 +112,7 @@ class DiffusersPolicy(Exportable):
         guidance_scale: float = 1.0,
         guidance_gradient: GuidanceGradient = "both",
         negative_prompt: str = "",
-        resolution: int | None = None,
+        resolution: int | tuple[int, int] | list[tuple[int, int]] | None = None,
         max_batch: int = 64,
         decode_batch: int = 64,
         max_cached_prompts: int = 4096,
@@ -159,7 +162,10 @@ class DiffusersPolicy(Exportable):
         register(self, "text_encoders", encoders)
         self.vae.requires_grad_(False)
         self.text_encoders.requires_grad_(False)
-        self._latent_size = self._check_resolution(resolution)
+        given = [] if resolution is None else distinct_sizes(resolution)
+        latent_sizes = [self._latent_size_of(size) for size in given]
+        self._buckets = tuple(given) if len(given) > 1 else ()
+        self._latent_size = latent_sizes[0] if given else self.default_latent_size
         self._embedding_cache = embedding_cache
 
         denoiser = self.trained
@@ -217,9 +223,9 @@ class DiffusersPolicy(Exportable):
         return int(self.trained.config.in_channels)
 
     @property
-    def default_latent_size(self) -> int:
+    def default_latent_size(self) -> Size:
         """Height and width of the model's own latents: the denoiser's `sample_size`."""
-        return int(self.trained.config.sample_size)
+        return Size.of(self.trained.config.sample_size)
 
     @property
     def latent_multiple(self) -> int:
@@ -274,18 +280,23 @@ class DiffusersPolicy(Exportable):
     @property
     def latent_shape(self) -> tuple[int, ...]:
         """Shape of one latent, (C, H, W)."""
-        return (self.latent_channels, self._latent_size, self._latent_size)
+        return (self.latent_channels, *self._latent_size)
 
     @property
     def num_image_tokens(self) -> int:
         """Image tokens of one latent: patches of `latent_multiple` squared."""
-        side = self._latent_size // self.latent_multiple
-        return side * side
+        return self._latent_size.area // self.latent_multiple**2
 
     @property
-    def pixels(self) -> int:
-        """Height and width of the images."""
-        return self._latent_size * int(self.pipeline.vae_scale_factor)
+    def image_size(self) -> Size:
+        """Height and width of the images in pixels."""
+        pixels = int(self.pipeline.vae_scale_factor)
+        return Size(self._latent_size.height * pixels, self._latent_size.width * pixels)
+
+    @property
+    def buckets(self) -> tuple[Size, ...]:
+        """See `Policy.buckets`."""
+        return self._buckets
 
     def load_clean_pipeline(self) -> DiffusionPipeline:
         """Loads `pretrained` anew: the base as diffusers has it, on the CPU, without adapters."""
@@ -449,17 +460,17 @@ class DiffusersPolicy(Exportable):
         arguments: dict[str, Any] = {
             "num_inference_steps": num_steps,
             "guidance_scale": self.guidance_scale,
-            "height": self.pixels,
-            "width": self.pixels,
+            "height": self.image_size.height,
+            "width": self.image_size.width,
         }
         texts = {name: getattr(self, name, None) for name in self.text_arguments}
         return arguments | {name: value for name, value in texts.items() if value not in (None, "")}
 
     @contextmanager
-    def at_resolution(self, resolution: int | None) -> Iterator[None]:
+    def at_resolution(self, resolution: Resolution | None) -> Iterator[None]:
         """Inside, latents and images have another size; see `Policy.at_resolution`."""
         before = self._latent_size
-        self._latent_size = before if resolution is None else self._check_resolution(resolution)
+        self._latent_size = before if resolution is None else self._latent_size_of(resolution)
         try:
             yield
         finally:
@@ -489,20 +500,12 @@ class DiffusersPolicy(Exportable):
             if self.offload:
                 part.to("cpu")
 
-    def _check_resolution(self, resolution: int | None) -> int:
+    def _latent_size_of(self, resolution: Resolution) -> Size:
         """Latent height and width for a resolution in pixels."""
-        if resolution is None:
-            return self.default_latent_size
-        pixels, multiple = int(self.pipeline.vae_scale_factor), self.latent_multiple
-        limit = self.largest_latent_size
+        pixels, limit = int(self.pipeline.vae_scale_factor), self.largest_latent_size
         largest = None if limit is None else pixels * limit
-        too_large = largest is not None and resolution > largest
-        if resolution < 1 or resolution % (pixels * multiple) or too_large:
-            raise ValueError(
-                f"resolution={resolution}; this model takes multiples of {pixels * multiple} pixels"
-                + ("" if largest is None else f" up to {largest}")
-            )
-        return resolution // pixels
+        size = accepted_size(resolution, pixels * self.latent_multiple, largest)
+        return Size(size.height // pixels, size.width // pixels)
 
 
 def scaled_decode(vae: nn.Module, latents: Tensor) -> Tensor:

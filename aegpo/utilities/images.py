@@ -175,4 +175,4 @@ def side_by_side(
             labels += [f"{model}: {caption}" for caption in captions[model][rows]]
     stacked = torch.stack(shown)
     columns = block * min(max(1, 8 // block), total // images_per_prompt)
-    return image_grid(stacked, labels, columns, side=min(max(128, stacked.shape[-1]), 256))
+    return image_grid(stacked, labels, columns, side=min(max(128, *stacked.shape[-2:]), 256))

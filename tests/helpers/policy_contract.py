@@ -311,7 +311,7 @@ def assert_export_passes_its_check(build: Build, folder: Path, **arguments: Any)
     code = loading_code(pipeline, source, str(folder), PROMPTS[0], call, policy.replaces_scheduler)
     scope: dict[str, Any] = {}
     exec(code, scope)
-    assert scope["image"].size == (policy.pixels, policy.pixels)
+    assert scope["image"].size == policy.image_size[::-1]  # PIL says width, height
     scope["pipeline"].set_progress_bar_config(disable=True)
     tolerance = 0.02 if check.half else 1e-4
     difference = (pipeline_images(policy, scope["pipeline"]) - images).abs().mean()

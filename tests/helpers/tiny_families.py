@@ -29,12 +29,14 @@ class Family:
         pipeline: Makes the tiny pipeline.
         guided: Arguments that switch classifier-free guidance on, {} where there is none.
         sizes: Arguments that keep text and image small.
+        oblong: Height and width of images that are no squares.
     """
 
     name: str
     pipeline: Callable[[], DiffusionPipeline]
     guided: dict[str, Any] = field(default_factory=dict)
     sizes: dict[str, Any] = field(default_factory=dict)
+    oblong: tuple[int, int] = (24, 16)
 
     @property
     def policy(self) -> type[DiffusersPolicy]:
@@ -55,14 +57,14 @@ class Family:
 _SMALL = {"resolution": 16, "max_sequence_length": 32}
 
 FAMILIES = [
-    Family("StableDiffusion", tiny_sd15, {"guidance_scale": 3.0}),
-    Family("StableDiffusionXL", tiny_sdxl, {"guidance_scale": 3.0}),
+    Family("StableDiffusion", tiny_sd15, {"guidance_scale": 3.0}, oblong=(40, 24)),
+    Family("StableDiffusionXL", tiny_sdxl, {"guidance_scale": 3.0}, oblong=(40, 24)),
     Family("StableDiffusion3", tiny_sd3, {"guidance_scale": 3.0}, {"max_sequence_length": 8}),
     Family("Flux", tiny_flux, {"true_cfg_scale": 3.0}, _SMALL),
     Family("Flux2", tiny_flux2, {}, _SMALL),
     Family("Flux2Klein", tiny_flux2_klein, {"guidance_scale": 3.0}, _SMALL),
     Family("QwenImage", tiny_qwen_image, {"true_cfg_scale": 3.0}, _SMALL),
-    Family("Sana", tiny_sana, {"guidance_scale": 3.0}, {"max_sequence_length": 32}),
+    Family("Sana", tiny_sana, {"guidance_scale": 3.0}, {"max_sequence_length": 32}, (64, 32)),
     Family("ZImage", tiny_z_image, {"guidance_scale": 2.0}, _SMALL),
 ]
 

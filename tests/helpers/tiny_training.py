@@ -43,6 +43,11 @@ class Redness(Reward):
         return (images[:, 0] - images[:, 1]).flatten(1).mean(1)
 
 
+def tiny_policy(folder: Path) -> partial[StableDiffusion3]:
+    """What builds the policy of `tiny_module`."""
+    return partial(StableDiffusion3, str(folder), lora_rank=4, max_sequence_length=4)
+
+
 def tiny_module(
     folder: Path,
     *,
@@ -54,7 +59,7 @@ def tiny_module(
 ) -> AEGPOModule:
     """AEGPO on the tiny pipeline, SD3 by default, 5 steps, groups of 2 or 4."""
     settings = {
-        "policy": partial(StableDiffusion3, str(folder), lora_rank=4, max_sequence_length=4),
+        "policy": tiny_policy(folder),
         "sde": FlowSDE(),
         "num_steps": 5,
         "micro_batch_size": 8,

@@ -3,11 +3,12 @@
 import copy
 import json
 import os
+from functools import partial
 
 import lightning as L
 import pytest
 import torch
-from tiny_training import Redness, entropy_callbacks, tiny_data, tiny_module
+from tiny_training import Redness, entropy_callbacks, tiny_data, tiny_module, tiny_policy
 
 from aegpo.advantages import PerReward
 from aegpo.allocation import MedianSplitAllocator, ProportionalAllocator, UniformAllocator
@@ -86,6 +87,8 @@ def run(tmp_path, folder, devices, callbacks, settings, max_epochs=2, data=None)
         num_sanity_val_steps=0,
         default_root_dir=tmp_path,
     )
+    if buckets := settings.pop("buckets", None):
+        settings["policy"] = partial(tiny_policy(folder), resolution=buckets)
     trainer.fit(tiny_module(folder, lr=1e-2, **settings), tiny_data(own, **(data or {})))
     return json.loads(file.read_text()) if trainer.is_global_zero else None
 
@@ -101,6 +104,7 @@ ALL_RANKS = (
     *("steps/agreement_0", "steps/agreement_1", "steps/share_0", "levels/agreement_0"),
     *("previews/correlation_1", "previews/step", "rollout/previews"),
     *("update/loss", "update/transitions", "ratio/mean", "ratio/std", "ratio/clip_fraction"),
+    *("rollout/height", "rollout/width"),
 )
 
 WATCHED = (
@@ -178,10 +182,11 @@ def compare(one, two, names=ALL_RANKS):
             },
             2,
         ),
+        ({}, {"buckets": [(16, 16), (24, 16), (16, 32)]}, 2),
     ],
     ids=[
         *("ragged, rewards by part", "entropy of the rollouts", "nft", "awm by agreement"),
-        *("steps by agreement", "previews"),
+        *("steps by agreement", "previews", "buckets"),
     ],
 )
 def test_two_ranks_follow_the_curve_of_one(

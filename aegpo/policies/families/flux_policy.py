@@ -11,6 +11,7 @@ from diffusers import ModelMixin
 from torch import Tensor
 
 from aegpo.entropy.tokens import TokenLayout
+from aegpo.image_size import Size
 from aegpo.policies.conditioning import Conditioning
 from aegpo.policies.families.flow_policy import FlowPolicy
 from aegpo.policies.patches import from_patches, to_patches
@@ -83,9 +84,9 @@ class FluxPolicy(FlowPolicy):
         return int(self.trained.config.in_channels) // PATCH**2
 
     @property
-    def default_latent_size(self) -> int:
+    def default_latent_size(self) -> Size:
         """The pipeline's own: 128 latents for 1,024 pixels."""
-        return int(self.pipeline.default_sample_size)
+        return Size.of(self.pipeline.default_sample_size)
 
     @property
     def latent_multiple(self) -> int:
@@ -145,8 +146,8 @@ class FluxPolicy(FlowPolicy):
         """
         arguments: dict[str, Any] = {
             "num_inference_steps": num_steps,
-            "height": self.pixels,
-            "width": self.pixels,
+            "height": self.image_size.height,
+            "width": self.image_size.width,
             "max_sequence_length": self.max_sequence_length,
         }
         if self.distilled_guidance is not None:

@@ -11,6 +11,7 @@ from diffusers import QwenImagePipeline
 from torch import Tensor
 
 from aegpo.entropy.tokens import TokenLayout
+from aegpo.image_size import Size
 from aegpo.policies.conditioning import Conditioning
 from aegpo.policies.families.flow_policy import FlowPolicy
 from aegpo.policies.patches import from_patches, to_patches
@@ -79,9 +80,9 @@ class QwenImage(FlowPolicy):
         return int(self.trained.config.in_channels) // self.latent_multiple**2
 
     @property
-    def default_latent_size(self) -> int:
+    def default_latent_size(self) -> Size:
         """The pipeline's own: 128, images of 1,024 pixels."""
-        return int(self.pipeline.default_sample_size)
+        return Size.of(self.pipeline.default_sample_size)
 
     def predict(self, latents: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         """The velocity, noise - data, of one call of the transformer, shape (n, C, H, W)."""

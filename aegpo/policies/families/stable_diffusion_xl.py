@@ -35,7 +35,7 @@ class StableDiffusionXL(UNetPolicy):
     def unet_inputs(self, cond: Conditioning) -> dict[str, Any]:
         """The pooled text, and the resolution as original size, crop corner and target size."""
         assert cond.pooled is not None  # `encode_texts` always gives it
-        size = [self.pixels, self.pixels]
+        size = self.image_size
         time_ids = without_waiting(
             torch.tensor([*size, 0, 0, *size], device="cpu"), cond.pooled.device
         )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from aegpo.entropy.tokens import TokenLayout
+from aegpo.image_size import Size
 from aegpo.policies.conditioning import Conditioning
 from aegpo.policies.diffusers_policy import DiffusersPolicy, scaled_decode
 from aegpo.policies.noise_schedule import NoiseSchedule, ddim_scheduler, latent_scale
@@ -116,14 +117,14 @@ class UNetPolicy(DiffusersPolicy):
         So "image_to_text" measures the cross-attention, "image_to_image" the self-attention and
         "image_to_all" both; text never asks, and there is no "text_to_image".
         """
-        sides = [self._latent_size]
+        levels = [self._latent_size]
         for _ in self.trained.config.block_out_channels[1:]:
-            sides.append((sides[-1] + 1) // 2)
+            levels.append(Size(*((side + 1) // 2 for side in levels[-1])))
         return TokenLayout(
-            num_image=sides[0] ** 2,
+            num_image=levels[0].area,
             num_text=cond.embeds.shape[1],
             image_first=True,
             text_mask=cond.mask,
-            image_sizes=tuple(side**2 for side in sides[1:]),
+            image_sizes=tuple(level.area for level in levels[1:]),
             cross_layers=("attn2",),
         )

@@ -11,6 +11,7 @@ from diffusers import ZImagePipeline
 from torch import Tensor
 
 from aegpo.entropy.tokens import TokenLayout
+from aegpo.image_size import Size
 from aegpo.policies.conditioning import Conditioning
 from aegpo.policies.diffusers_policy import scaled_decode
 from aegpo.policies.families.flow_policy import FlowPolicy
@@ -79,9 +80,9 @@ class ZImage(FlowPolicy):
         self.max_sequence_length = max_sequence_length
 
     @property
-    def default_latent_size(self) -> int:
+    def default_latent_size(self) -> Size:
         """The pipeline's own: images of 1,024 pixels."""
-        return 1024 // int(self.pipeline.vae_scale_factor)
+        return Size.of(1024 // int(self.pipeline.vae_scale_factor))
 
     @property
     def latent_multiple(self) -> int:

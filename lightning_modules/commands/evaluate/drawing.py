@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from aegpo.distributed import world
+from aegpo.image_size import Resolution
 from aegpo.noise import KeyedNoise
 from aegpo.policies.base import Policy
 from aegpo.prompts import PromptBatch
@@ -40,7 +41,7 @@ class Drawing:
         num_steps: Denoising steps.
         noise: Where images start, the same for every model.
         sampler: What takes the steps.
-        resolution: Height and width in pixels; None for the policy's own.
+        resolution: Pixels of a square's side, or (height, width); None for the policy's own.
         prompts_at_once: Prompts of one part. Parts are the same on any number of processes and
             after a kill, so that the images are the same to the bit.
     """
@@ -50,7 +51,7 @@ class Drawing:
     num_steps: int
     noise: KeyedNoise
     sampler: Sampler | None
-    resolution: int | None
+    resolution: Resolution | None
     prompts_at_once: int
 
     def draw(

@@ -116,3 +116,13 @@ class AdamW8bit(torch.optim.SGD):
 )
 def test_the_state_of_an_optimizer(optimizer: Any, expected: float) -> None:
     assert optimizer_state_bytes(optimizer) == expected
+
+
+def test_of_buckets_the_largest_counts(tiny_sd3_folder: Path) -> None:
+    largest = estimate_memory(sizes(tiny_sd3_folder, resolution=(32, 24)), load(), ADAMW)
+    size = sizes(tiny_sd3_folder, resolution=[(16, 16), (32, 24), (48, 8)])
+    bucketed = estimate_memory(size, load(), ADAMW)
+    assert bucketed == largest and size.policy.image_size == (16, 16)
+    smallest = estimate_memory(sizes(tiny_sd3_folder, resolution=16), load(), ADAMW)
+    assert smallest.stays["stored rollout"] * 3 == largest.stays["stored rollout"]
+    assert smallest.peak < largest.peak

@@ -102,20 +102,28 @@ def test_a_rollout_is_the_bare_call_of_the_pipeline(family: Family, tmp_path: Pa
     )
     pipeline.scheduler = own.scheduler(pipeline.scheduler)
     pipeline.set_progress_bar_config(disable=True)
-    expected = pipeline(
-        prompt=list(contract.PROMPTS),
-        height=policy.pixels,
-        width=policy.pixels,
-        num_inference_steps=STEPS,
-        latents=own.latents(pipeline, contract.start_noise(policy)),
-        output_type="pt",
-        **own.call,
-    ).images
-    assert expected.std() > 1e-2, "an image without contrast would hide every mistake"
-    contract.assert_close(contract.draw(policy, STEPS).images, expected)
 
-    # What the policy would have a user type says the same.
-    contract.assert_close(contract.pipeline_images(policy, pipeline, STEPS), expected)
+    def compare() -> None:
+        height, width = policy.image_size
+        expected = pipeline(
+            prompt=list(contract.PROMPTS),
+            height=height,
+            width=width,
+            num_inference_steps=STEPS,
+            latents=own.latents(pipeline, contract.start_noise(policy)),
+            output_type="pt",
+            **own.call,
+        ).images
+        assert expected.shape == (len(contract.PROMPTS), 3, height, width)
+        assert expected.std() > 1e-2, "an image without contrast would hide every mistake"
+        contract.assert_close(contract.draw(policy, STEPS).images, expected)
+        # What the policy would have a user type says the same.
+        contract.assert_close(contract.pipeline_images(policy, pipeline, STEPS), expected)
+
+    compare()
+    with policy.at_resolution(family.oblong):
+        assert policy.image_size == family.oblong
+        compare()
     typed = policy.pipeline_arguments(STEPS)
     assert typed.keys() >= SAID and typed["num_inference_steps"] == STEPS
     for name in typed.keys() - SAID - SAME_LEVELS - own.call.keys():
