@@ -42,6 +42,7 @@ def module(folder: Path) -> AEGPOModule:
         num_steps=3,
         seed=0,
         evaluation_rewards=[Picky()],
+        evaluation_resolution=(24, 16),
         policy=partial(
             StableDiffusion3, pretrained=str(folder), lora_rank=4, max_sequence_length=4
         ),
@@ -141,7 +142,14 @@ def test_every_number_carries_what_it_was_made_with(both: tuple[Path, dict[str, 
         rows = list(csv.DictReader(file))
     assert {row["score"] for row in rows} == {"redness", "picky", "diversity"}
     for row in rows:
-        for text in ("guidance_scale=1", "steps=3", "size=[", "seed=0", "dtype=float32", "Euler"):
+        for text in (
+            "guidance_scale=1",
+            "steps=3",
+            "size=[24, 16]",
+            "seed=0",
+            "dtype=float32",
+            "Euler",
+        ):
             assert text in row["settings"]
         assert "torch=" in row["versions"] and row["weights"] and row["prompts_fingerprint"]
     assert result["models"][0]["settings"]["noise_levels"][0] == 1.0

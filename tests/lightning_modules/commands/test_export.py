@@ -162,17 +162,22 @@ def test_half_precision_is_judged_by_its_own_tolerance(
     tiny_sd3_folder: Path, tmp_path: Path
 ) -> None:
     _, checkpoint = trained(tmp_path, tiny_sd3_folder, dtype="bfloat16")
-    out = exported(tmp_path, tiny_sd3_folder, checkpoint, dtype="bfloat16")
-    assert "torch_dtype=torch.bfloat16" in (out / "README.md").read_text()
+    policy = {"dtype": "bfloat16", "resolution": (24, 16)}
+    out = exported(tmp_path, tiny_sd3_folder, checkpoint, **policy)
+    card = (out / "README.md").read_text()
+    assert "torch_dtype=torch.bfloat16" in card
+    # Sizes are no part of the weights: what was trained on squares is exported for an oblong.
+    assert "height=24" in card and "width=16" in card
+    run_card_code(out, (16, 24))
 
 
-def run_card_code(out: Path) -> dict[str, Any]:
+def run_card_code(out: Path, size: tuple[int, int] = (16, 16)) -> dict[str, Any]:
     """Run the Python of the model card; its variables."""
     code = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), flags=re.DOTALL)
     assert len(code) == 1
     scope: dict[str, Any] = {}
     exec(code[0], scope)
-    assert scope["image"].size == (16, 16)
+    assert scope["image"].size == size  # PIL's width, height
     return scope
 
 

@@ -41,11 +41,17 @@ class Broken(Redness):
 
 
 def sampled(
-    tmp_path: Path, folder: Path, name: str, checkpoint: str | None = None, **arguments: Any
+    tmp_path: Path,
+    folder: Path,
+    name: str,
+    checkpoint: str | None = None,
+    size: tuple[int, int] | None = None,
+    **arguments: Any,
 ) -> Path:
     """Run the command with two images per prompt; its folder."""
-    module = tiny_module(folder, num_steps=4, seed=0, evaluation_rewards=[Picky(), Broken()])
-    settings: dict[str, Any] = {"prompts": PROMPTS, "images_per_prompt": 2} | arguments
+    settings: dict[str, Any] = {"evaluation_rewards": [Picky(), Broken()]}
+    module = tiny_module(folder, num_steps=4, seed=0, evaluation_resolution=size, **settings)
+    settings = {"prompts": PROMPTS, "images_per_prompt": 2} | arguments
     out = tmp_path / name
     sample(tiny_trainer(tmp_path, []), module, checkpoint, out=str(out), **settings)
     return out
@@ -153,3 +159,13 @@ def test_wrong_requests_are_refused_in_words(tiny_sd3_folder: Path, tmp_path: Pa
         with pytest.raises(ValueError, match=message):
             sampled(tmp_path, tiny_sd3_folder, "out", **arguments)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.filterwarnings("ignore:reward")
+def test_pictures_that_are_no_squares_keep_their_sides(
+    tiny_sd3_folder: Path, tmp_path: Path
+) -> None:
+    out = sampled(tmp_path, tiny_sd3_folder, "upright", size=(32, 16))
+    assert pixels(out, "base").shape == (32, 16, 3)
+    grid = Image.open(out / "grid.png")  # four images of 64 x 128 pixels and their captions
+    assert grid.size[0] == 4 * (64 + 4) and grid.size[1] >= 128 + 40
