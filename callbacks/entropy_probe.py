@@ -43,9 +43,6 @@ class EntropyProbe(L.Callback, PlansEvaluations):
     their difference is part of ΔEntropy. Its noise is fixed for the prompt and never that of a
     rollout, so the sampling error, which absolute differences add up, is alike at every visit.
 
-    Where the policy has buckets, trajectories are drawn in the first of them, so that all readings
-    are of one size; rollouts are of several, and are refused as a source.
-
     Args:
         recorder: How entropy is measured: layers, token set, sampled rows.
         trajectories: Trajectories per prompt that are averaged. ΔEntropy from one of them is
@@ -53,7 +50,8 @@ class EntropyProbe(L.Callback, PlansEvaluations):
             `source: rollouts` they are the reference's.
         every_n_iterations: Iterations between two readings. In between the reading of a prompt's
             last visit is published, or the running mean for prompts that were never read.
-        source: "trajectory" or "rollouts": where the policy's entropy is read.
+        source: "trajectory" or "rollouts": where the policy's entropy is read; where the policy has
+            buckets the first alone, in the first of them, as readings have to be of one size.
         reference_cache: Folder where the reference's curves are kept for later runs of the same
             model, prompt, noise and schedule, which read them at no evaluation; null for none,
             as where methods are compared at equal evaluations.
@@ -116,17 +114,11 @@ class EntropyProbe(L.Callback, PlansEvaluations):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: Training, batch: PromptBatch, batch_idx: int
     ) -> None:
-        """Publish the reading of this batch.
-
-        Raises:
-            ValueError: If it is that of rollouts, and these are of several sizes.
-        """
+        """Publish the reading of this batch."""
         if self.source == "rollouts" and pl_module.policy.buckets:
             sizes = ", ".join(map(str, pl_module.policy.buckets))
-            raise ValueError(
-                f"EntropyProbe: source=rollouts compares images of one size, and the policy draws "
-                f"{sizes}; use source=trajectory, or give one resolution"
-            )
+            given = f"EntropyProbe: source=rollouts compares images of one size, not of {sizes}"
+            raise ValueError(f"{given}; use source=trajectory, or give the policy one resolution")
         self._forget(batch, pl_module.num_steps, sampler_name(pl_module.sampler))
         due = pl_module.iteration % self.every_n_iterations == 0
         with pl_module.timer.measure("probe"):
