@@ -167,5 +167,5 @@ def test_pictures_that_are_no_squares_keep_their_sides(
 ) -> None:
     out = sampled(tmp_path, tiny_sd3_folder, "upright", size=(32, 16))
     assert pixels(out, "base").shape == (32, 16, 3)
-    grid = Image.open(out / "grid.png")  # four images of 64 x 128 pixels and their captions
-    assert grid.size[0] == 4 * (64 + 4) and grid.size[1] >= 128 + 40
+    with Image.open(out / "grid.png") as grid:  # four images of 64 x 128 and their captions
+        assert grid.size[0] == 4 * (64 + 4) and grid.size[1] >= 128 + 40
