@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from lightning_modules.aegpo_module import AEGPOModule
+from lightning_modules.cli.board.run_board import RunBoard
 from lightning_modules.cli.checkpoints import find_checkpoint, what_is_done
 from lightning_modules.cli.ending.run_summary import RunSummary
 from lightning_modules.cli.ending.score_the_last import ScoreTheLast
@@ -75,7 +76,7 @@ def _may_train(trainer: Trainer, model: LightningModule, section: Namespace, goe
     elif not goes_on and not section.get("trainer.fast_dev_run"):
         refuse_taken_folders(trainer)
     if isinstance(model, PolicyModule):  # last: behind what may end the run
-        trainer.callbacks += [ScoreTheLast(), RunSummary()]  # type: ignore[attr-defined]
+        trainer.callbacks += [ScoreTheLast(), RunBoard(), RunSummary()]  # type: ignore[attr-defined]
     return True
 
 

@@ -123,7 +123,7 @@ class EnduringCSVLogger(CSVLogger):
         table, columns = Path(writer.metrics_file_path), list(writer.metrics_keys)
         known = table.is_file() and set(columns).issuperset(set().union(*writer.metrics))
         try:
-            with _appending(table) if known else replacing(table) as place:
+            with appending(table) if known else replacing(table) as place:
                 if not known and table.is_file():
                     shutil.copyfile(table, place)
                 writer.metrics_file_path = str(place)
@@ -136,7 +136,18 @@ class EnduringCSVLogger(CSVLogger):
 
 
 @contextmanager
-def _appending(path: Path) -> Iterator[Path]:
+def appending(path: Path) -> Iterator[Path]:
+    """Inside, something is put at the end of a file: all of it, or nothing where the disk is full.
+
+    Args:
+        path: The file, which is there.
+
+    Yields:
+        The same.
+
+    Raises:
+        OSError: As it comes; the file is as long as before.
+    """
     size = path.stat().st_size
     try:
         yield path

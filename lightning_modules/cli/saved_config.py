@@ -69,6 +69,14 @@ class SaveRunConfig(SaveConfigCallback):
         if not self.already_saved:
             forget_event_files(trainer)
 
+    def resolved(self) -> dict[str, Any]:
+        """The config as it is written, read back: seed, trainer, model, data and fit's own."""
+        config: dict[str, Any] = yaml.safe_load(self._text())
+        return config
+
+    def _text(self) -> str:
+        return str(self.parser.dump(self.config, skip_unset=False, skip_validation=True))
+
     def _write(self, trainer: L.Trainer) -> None:
         """Write it on the first rank, once."""
         if self.already_saved or not trainer.loggers:  # the same on every rank
@@ -84,7 +92,7 @@ class SaveRunConfig(SaveConfigCallback):
                 f"{wanted} was not written by aegpo fit, or was changed since, and stays; this "
                 f"run's config is {path}"
             )
-        text = self.parser.dump(self.config, skip_unset=False, skip_validation=True)
+        text = self._text()
         with replacing(path) as partial:
             partial.write_text(f"{_MARK}{_fingerprint(text)}\n{text}", encoding="utf-8")
         with replacing(path.with_name(ENVIRONMENT)) as partial:

@@ -21,6 +21,7 @@ from lightning_modules.arguments.messages import UserError
 from lightning_modules.commands.configured_run import left_callbacks
 from lightning_modules.commands.end_with_parent import end_with_parent
 
+_STATE = "run.json"
 _LOGGERS = ("TensorBoardLogger", "CSVLogger")
 
 
@@ -71,9 +72,7 @@ class ComparedRun:
 
     def state(self) -> dict[str, Any]:
         """What `mark` wrote last; empty if the run was never started."""
-        file = self.folder / "run.json"
-        state: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
-        return state
+        return _state(self.folder)
 
     def mark(self, done: bool) -> None:
         """Note, in one indivisible write, that the run was started or is finished.
@@ -88,7 +87,7 @@ class ComparedRun:
             "config_hash": self.config_hash,
             "config": self.config,
         }
-        with replacing(self.folder / "run.json") as partial:
+        with replacing(self.folder / _STATE) as partial:
             partial.write_text(json.dumps(state, indent=1) + "\n")
 
     def is_done(self) -> bool:
@@ -128,6 +127,28 @@ class ComparedRun:
         )
         self.mark(done=False)
         return resumes
+
+
+def compared_method(folder: Path) -> str | None:
+    """Say which method of a comparison a run is.
+
+    Args:
+        folder: Its log folder.
+
+    Returns:
+        The method's name; None for a run that `aegpo compare` did not start.
+    """
+    try:
+        method = _state(folder).get("method")
+    except (OSError, ValueError, AttributeError):  # a file of the user's
+        return None
+    return method if isinstance(method, str) else None
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    file = folder / _STATE
+    state: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    return state
 
 
 def compared_config(

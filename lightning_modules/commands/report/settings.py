@@ -72,15 +72,24 @@ def _arguments(
 
 
 def _defaults(class_path: str) -> dict[str, Any]:
-    """Defaults of a class's arguments; none for a class that is not known here."""
+    """Defaults of a class's arguments, also of those that it hands on to its bases."""
     module, _, name = class_path.rpartition(".")
     if module.partition(".")[0] not in _KNOWN:
         return {}
+    found: dict[str, Any] = {}
     try:
-        parameters = inspect.signature(getattr(import_module(module), name)).parameters
+        made = getattr(import_module(module), name)
+        for kind in inspect.getmro(made):
+            if "__init__" not in vars(kind):
+                continue
+            parameters = list(inspect.signature(kind).parameters.values())
+            defaults = {one.name: one.default for one in parameters if one.default is not one.empty}
+            found = defaults | found
+            if all(one.kind is not one.VAR_KEYWORD for one in parameters):
+                break
     except (ImportError, AttributeError, TypeError, ValueError):
         return {}
-    return {one.name: one.default for one in parameters.values() if one.default is not one.empty}
+    return found
 
 
 def _line(value: Any) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from board_rows import hparams_rows
 from tiny_training import PROMPTS
 
 from lightning_modules.cli.lightning_cli import main as run_cli
@@ -124,13 +125,23 @@ def test_a_miniature_comparison_killed_and_continued(
     for name in ("table.md", "table.csv", "table.json", "curves.csv"):
         assert (tmp_path / "cut" / name).read_text() == (tmp_path / "whole" / name).read_text()
 
+    trials = hparams_rows(tmp_path / "cut")  # side by side in TensorBoard
+    assert {trial.status for trial in trials.values()} == {1}
+    told = [(row.settings["method"], row.settings["seed"]) for row in trials.values()]
+    assert sorted(told) == [(name, seed) for name in ("all", "peaks") for seed in (0, 1)]
+    selectors = {row.settings["step_selector"] for row in trials.values()}
+    assert selectors == {"EntropyPeaks", "AllSteps"}
     rows = (tmp_path / "whole/curves.csv").read_text().splitlines()[1:]
-    costs = {}
+    costs, final = {}, {}
     for row in rows:
-        method, seed, cost, _ = row.split(",")
+        method, seed, cost, score = row.split(",")
         costs.setdefault((method, seed), []).append(float(cost))
+        final[method, int(seed)] = pytest.approx(float(score))
     assert len(costs) == 4
     for spent in costs.values():
         assert spent[0] == 0  # the base
         assert len(spent) >= 3  # about every seventy-five evaluations
         assert spent[-2] < 200 <= spent[-1]  # and no iteration after the budget
+    for trial in trials.values():
+        _, score = trial.numbers["last/jpeg_compressibility"]
+        assert final[trial.settings["method"], trial.settings["seed"]] == score
