@@ -17,6 +17,7 @@ from aegpo.training import Training
 from aegpo.utilities.checks import require_positive
 from aegpo.utilities.tables import markdown_table
 from callbacks.pictures import Pictures
+from callbacks.prompt_budgets import HEADER, PromptBudgets
 from callbacks.tensorboard import tensorboard_writers
 
 
@@ -26,8 +27,9 @@ class CurveLogger(L.Callback):
     Tags: `entropy/curve` (Entropy(t) now, at the start, of the reference, and the steps that
     explore), `entropy/by_layer` (layer by step), `entropy/delta` (histogram), `entropy/prompts`
     (table of the batch), `steps/agreement` and `levels/agreement` (tables of what half batches
-    agree on), `allocation/images` (histogram of images per prompt) and `sampler/weights`
-    (histogram).
+    agree on), `allocation/images` (histogram of images per prompt), `allocation/prompts` (table:
+    latest ΔEntropy, visits and images of the prompts visited so far, those with the highest and the
+    lowest) and `sampler/weights` (histogram).
 
     Args:
         every_n_iterations: Iterations between two drawings.
@@ -39,7 +41,7 @@ class CurveLogger(L.Callback):
     def __init__(self, every_n_iterations: int = 10) -> None:
         require_positive("every_n_iterations", every_n_iterations)
         self.every_n_iterations = every_n_iterations
-        self._pictures = Pictures()
+        self._pictures, self._budgets = Pictures(), PromptBudgets()
 
     def on_train_batch_end(
         self,
@@ -52,7 +54,7 @@ class CurveLogger(L.Callback):
         """Draw every few iterations, and log the numbers of the curve every time."""
         entropy, last = pl_module.entropy, pl_module.last
         explored, _ = all_gather_rows(last.schedule.stochastic.float())  # every rank has its own
-        sizes, _ = all_gather_rows(last.group_sizes)
+        sizes = self._enter(pl_module, batch)
         pl_module.log("rollout/stochastic_share", float(explored.mean()), rank_zero_only=True)
         if entropy is not None:
             pl_module.log("entropy/mean", float(entropy.curve.mean()), rank_zero_only=True)
@@ -62,8 +64,39 @@ class CurveLogger(L.Callback):
                 )
         if (pl_module.iteration - 1) % self.every_n_iterations == 0 and trainer.is_global_zero:
             self._histograms(trainer, pl_module, sizes)
+            self._table_of_prompts(trainer, pl_module.iteration)
             if entropy is not None:
                 self._draw(trainer, pl_module, batch, explored.mean(0), entropy)
+
+    def _enter(self, pl_module: Training, batch: PromptBatch) -> Tensor:
+        """Note who got how many images; the numbers of all ranks, a collective."""
+        last, entropy = pl_module.last, pl_module.entropy
+        device = last.batch.index.device
+        own = torch.stack([last.batch.index, last.group_sizes.to(device)], dim=1)
+        gathered, _ = all_gather_rows(own)
+        images = {row: size for row, size in gathered.tolist()}
+        self._budgets.add(batch, images, None if entropy is None else entropy.delta)
+        return gathered[:, 1]
+
+    def _table_of_prompts(self, trainer: L.Trainer, iteration: int) -> None:
+        prompts = getattr(trainer.datamodule, "train_prompts", None)  # type: ignore[attr-defined]
+        if self._budgets.says_something():
+            rows = self._budgets.table(getattr(prompts, "records", []))
+            self._pictures.table(trainer, "allocation/prompts", HEADER, rows, iteration)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Training) -> None:
+        """Write the table of prompts as it is in the end."""
+        if (pl_module.iteration - 1) % self.every_n_iterations != 0:
+            self._table_of_prompts(trainer, pl_module.iteration)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what each prompt was drawn for."""
+        return self._budgets.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from `state_dict`; checkpoints had none before."""
+        if state_dict:
+            self._budgets.load_state_dict(state_dict)
 
     def _histograms(self, trainer: L.Trainer, pl_module: Training, sizes: Tensor) -> None:
         """What TensorBoard alone gets: histograms, and the table of agreements."""

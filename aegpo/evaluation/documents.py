@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from aegpo.evaluation.html_page import document, escape, figure, table
 from aegpo.evaluation.tables import (
     Result,
     about_suite,
@@ -19,6 +19,8 @@ from aegpo.evaluation.tables import (
     table_of,
 )
 from aegpo.utilities.names import markdown_code, markdown_text
+from aegpo.utilities.page.page import Section, bullets, paragraph, table, to_html
+from aegpo.utilities.page.page import gallery as side_by_side
 from aegpo.utilities.tables import markdown_table
 
 CSV_HEADER = (
@@ -28,6 +30,8 @@ CSV_HEADER = (
 )
 Gallery = Sequence[tuple[str, Sequence[tuple[str, Path]]]]
 """Prompts with the images of each model: its name and the file."""
+_LARGEST = 256
+"""Pixels of the longer side of a picture on the page."""
 
 
 def markdown(results: Mapping[str, Result]) -> str:
@@ -61,7 +65,7 @@ def markdown(results: Mapping[str, Result]) -> str:
     return "\n".join([*lines, "", f"Versions: {told}", ""])
 
 
-def page(results: Mapping[str, Result], gallery: Gallery) -> str:
+def page(results: Mapping[str, Result], gallery: Gallery) -> bytes:
     """Write evaluations as one page that needs nothing else.
 
     Args:
@@ -72,25 +76,33 @@ def page(results: Mapping[str, Result], gallery: Gallery) -> str:
         HTML in which no text of a user's is markup.
     """
     own = next(iter(results.values()))
-    body = [f"<p>{escape(' '.join(about_suite(own)))}</p>"]
+    sections = [Section("", parts=[paragraph(" ".join(about_suite(own)))])]
     for title, header, rows in blocks(results):
-        body += [f"<h2>{escape(title)}</h2>", table(header, rows)]
+        sections.append(Section(title, parts=[table(header, rows)]))
     notes = table_of(results).notes
     if notes:
-        told = "".join(f"<li>{escape(note)}</li>" for note in notes)
-        body += ["<h2>Not to be compared</h2>", f"<ul>{told}</ul>"]
-    body.append("<h2>Side by side, from the same noise</h2>")
-    for prompt, images in gallery:
-        figures = []
-        for model, file in images:
-            with Image.open(file) as picture:
-                figures.append(figure(picture, model))
-        body.append(f"<p>{escape(prompt)}<br>{''.join(figures)}</p>")
-    body.append("<h2>What the numbers were made with</h2>")
-    body.append(table(("model", "from", "settings"), _made_with(results)))
+        sections.append(Section("Not to be compared", parts=[bullets(notes)]))
+    shown = [
+        side_by_side([(model, *_thumbnail(file)) for model, file in images], prompt)
+        for prompt, images in gallery
+    ]
+    sections.append(Section("Side by side, from the same noise", parts=shown))
     told = ", ".join(f"{name} {version}" for name, version in own["versions"].items())
-    body.append(f"<p>Versions: {escape(told)}</p>")
-    return document(f"Evaluation on {own['suite']['source']}", body)
+    made = table(("model", "from", "settings"), _made_with(results))
+    parts = [made, paragraph(f"Versions: {told}")]
+    sections.append(Section("What the numbers were made with", parts=parts))
+    return to_html(f"Evaluation on {own['suite']['source']}", sections, width=72)
+
+
+def _thumbnail(file: Path) -> tuple[bytes, str]:
+    """A picture as small as a page needs it, and what its file is."""
+    with Image.open(file) as picture:
+        small = picture.convert("RGB")
+    small.thumbnail((_LARGEST, _LARGEST))
+    kind = "png" if max(small.size) <= _LARGEST // 2 else "jpeg"
+    content = io.BytesIO()
+    small.save(content, format=kind.upper(), quality=88)
+    return content.getvalue(), kind
 
 
 def _made_with(results: Mapping[str, Result]) -> Iterator[tuple[str, str, str]]:

@@ -6,7 +6,7 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,11 +73,27 @@ def read_suite(
         kind = ValueError if mistake.startswith("--protocol") else FileNotFoundError
         raise kind(mistake)
     name = guess_protocol(source) if protocol == "auto" else protocol
-    records = _records(source, name, column)[:limit]
+    return suite_of(_records(source, name, column)[:limit], source, name)
+
+
+def suite_of(records: Sequence[Mapping[str, Any]], source: str, protocol: str = PLAIN) -> Suite:
+    """Make a suite of prompts that were read already.
+
+    Args:
+        records: Each a `prompt` and what belongs to it.
+        source: What they are called.
+        protocol: Key of `PROTOCOLS`.
+
+    Returns:
+        The suite.
+
+    Raises:
+        ValueError: If there is no prompt.
+    """
     if not records:
-        raise ValueError(f"--suite {source} holds no prompt; give {PROTOCOLS[name].source}")
-    prompts = [str(record.pop("prompt")) for record in records]
-    return Suite(source, name, prompts, records)
+        raise ValueError(f"--suite {source} holds no prompt; give {PROTOCOLS[protocol].source}")
+    metadata = [{key: record[key] for key in record if key != "prompt"} for record in records]
+    return Suite(source, protocol, [str(record["prompt"]) for record in records], metadata)
 
 
 def _records(source: str, name: str, column: str | None) -> list[dict[str, Any]]:

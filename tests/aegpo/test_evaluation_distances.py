@@ -92,7 +92,7 @@ def hostile() -> dict[str, object]:
 def test_a_page_shows_every_text_and_runs_none(tmp_path: Path) -> None:
     Image.new("RGB", (300, 200)).save(tmp_path / "x.png")
     gallery = [(HOSTILE, [(HOSTILE, tmp_path / "x.png")])]
-    text = page({"own": hostile(), HOSTILE: hostile()}, gallery)
+    text = page({"own": hostile(), HOSTILE: hostile()}, gallery).decode()
     assert "<script" not in text and "<img src=x" not in text
     assert text.count("<img ") == 1 and "&lt;script&gt;" in text
     assert "default-src 'none'" in text and "http" not in text.replace("http-equiv", "")

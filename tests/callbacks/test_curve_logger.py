@@ -22,6 +22,7 @@ from callbacks.curve_logger import (
     layer_figure,
     prompt_rows,
 )
+from callbacks.prompt_budgets import PromptBudgets
 from callbacks.prompt_reweighter import PromptReweighter
 from callbacks.tensorboard import tensorboard_writers
 
@@ -77,9 +78,23 @@ def test_numbers_every_time_and_drawings_now_and_then(
     histogram = log.Histograms("allocation/images")[-1].histogram_value
     assert (histogram.min, histogram.max, histogram.num) == (2, 4, 4)
     assert log.Histograms("sampler/weights")[-1].histogram_value.num == 12
-    (table,) = (log.Tensors(tag)[-1] for tag in log.Tags()["tensors"] if "prompts" in tag)
-    (text,) = table.tensor_proto.string_val
-    assert all(prompt in text.decode() for prompt in module.last.batch.prompts)
+    assert all(prompt in text_of(log, "entropy/prompts") for prompt in module.last.batch.prompts)
+    (table, steps) = (text_of(log, "allocation/prompts"), [1, 3])
+    assert [event.step for event in log.Tensors("allocation/prompts/text_summary")] == steps
+    rows = {cells[0]: cells[1:] for cells in cells_of(table)}
+    assert sum(int(visits) for _, visits, _ in rows.values()) == 12  # of three iterations
+    for prompt, delta in zip(module.last.batch.prompts, module.entropy.delta.tolist(), strict=True):
+        assert rows[prompt][0] == f"{delta:.5f}"
+
+
+def text_of(log: EventAccumulator, tag: str) -> str:
+    (text,) = log.Tensors(f"{tag}/text_summary")[-1].tensor_proto.string_val
+    return str(text.decode())
+
+
+def cells_of(table: str) -> list[list[str]]:
+    lines = table.strip().splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
 def test_without_a_reading_only_what_does_not_need_one_is_logged(
@@ -91,6 +106,7 @@ def test_without_a_reading_only_what_does_not_need_one_is_logged(
     assert not any(tag.startswith("entropy/") for tag in tags["scalars"])
     assert sorted(tags["histograms"]) == ["allocation/images", "sampler/weights"]
     assert tags["images"] == []
+    assert "allocation/prompts/text_summary" in tags["tensors"]  # budgets of 2 and 4 images
 
 
 def test_it_draws_after_a_resume_and_before_the_next_reading(
@@ -105,6 +121,8 @@ def test_it_draws_after_a_resume_and_before_the_next_reading(
     _, log, _ = train(tmp_path, tiny_sd3_folder, callbacks(), 2, "second", ckpt_path=str(file))
     assert [event.step for event in log.Images("entropy/curve")] == [2]
     assert log.Tags()["images"] == ["entropy/curve"]  # layers are known once it has read again
+    visits = [int(cells[2]) for cells in cells_of(text_of(log, "allocation/prompts"))]
+    assert sum(visits) == 8  # also of the iteration before the checkpoint
 
 
 def test_only_rank_zero_s_tensorboard_is_written_to(
@@ -154,3 +172,33 @@ def test_the_table_lists_the_largest_delta_first() -> None:
 def test_it_draws_at_least_every_iteration() -> None:
     with pytest.raises(ValueError, match="every_n_iterations=0"):
         CurveLogger(0)
+
+
+def test_budgets_of_prompts() -> None:
+    budgets = PromptBudgets()
+    nan = float("nan")
+    budgets.add(BATCH, {3: 2, 8: 2}, None)
+    assert not budgets.says_something()
+    budgets.add(BATCH, {3: 2, 8: 4}, torch.tensor([nan, 0.25]))
+    again = PromptBudgets()
+    again.load_state_dict(budgets.state_dict())
+    again.add(BATCH, {3: 2, 8: 6}, torch.tensor([0.5, nan]))
+    records = [{"prompt": f"p{row}"} for row in range(8)]
+    assert again.says_something() and again.table(records) == [
+        ("p3", "0.50000", "3", "2.0"),
+        ("row 8", "0.25000", "3", "4.0"),
+    ]
+    other = PromptBatch(["a bat", "a cat"], torch.tensor([3, 8]), [{}] * 2)
+    again.add(other, {3: 4, 8: 6}, None)  # another file, of which one prompt stands where it stood
+    assert again.of_row[3].visits == 1 and again.of_row[8].visits == 4
+    many = PromptBatch([f"p{n}" for n in range(100)], torch.arange(100), [{}] * 100)
+    full = PromptBudgets()
+    full.add(many, dict.fromkeys(range(100), 2), torch.arange(100) / 100)
+    shown = [text for text, *_ in full.table(many_records(100))]
+    assert shown == [f"p{n}" for n in (*range(99, 79, -1), *range(19, -1, -1))]
+    full.of_row[50].delta = nan
+    assert [text for text, *_ in full.table(many_records(100))] == shown
+
+
+def many_records(number: int) -> list[dict[str, str]]:
+    return [{"prompt": f"p{row}"} for row in range(number)]

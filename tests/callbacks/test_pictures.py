@@ -57,6 +57,9 @@ class Shows(Numbers):
         self.cells += data
 
 
+TABLES = ("entropy/prompts", "allocation/prompts")
+
+
 def test_every_logger_that_can_gets_them(tmp_path: Path, tiny_sd3_folder: Path) -> None:
     shows = Shows()
     loggers = [TensorBoardLogger(tmp_path, "tb", ""), CSVLogger(tmp_path, "csv", ""), shows]
@@ -68,7 +71,7 @@ def test_every_logger_that_can_gets_them(tmp_path: Path, tiny_sd3_folder: Path) 
     trainer.fit(module, tiny_data(tmp_path, batches_per_epoch=1))
     figures = ["entropy/curve", "entropy/by_layer"]
     pictures = [*figures, "samples/held_out"]
-    assert sorted(shows.shown) == sorted((tag, 1) for tag in [*pictures, "entropy/prompts"])
+    assert sorted(shows.shown) == sorted((tag, 1) for tag in [*pictures, *TABLES])
     assert {row[0] for row in shows.cells} == set(module.last.batch.prompts)
     log = EventAccumulator(str(tmp_path / "tb"))
     log.Reload()

@@ -24,7 +24,6 @@ from aegpo.evaluation.suites import read_suite
 from aegpo.noise import KeyedNoise
 from aegpo.policies.base import Policy
 from aegpo.prompts import PromptBatch
-from aegpo.prompts.sets import companion_split
 from aegpo.rewards.base import Reward
 from aegpo.samplers import sampler_name
 from aegpo.utilities.checks import require_positive
@@ -32,6 +31,7 @@ from aegpo.utilities.folders import check_folder
 from aegpo.utilities.secrets import without_secrets
 from lightning_modules.commands.configured_run import ConfiguredRun
 from lightning_modules.commands.evaluate.drawing import Drawing
+from lightning_modules.commands.evaluate.held_out import held_out_suite
 from lightning_modules.commands.evaluate.models import find_models, loaded
 from lightning_modules.commands.evaluate.state import go_on, identity_of, write_state
 from lightning_modules.commands.evaluate.write import told, write
@@ -105,7 +105,10 @@ def evaluate(
         limit=limit,
         prompts_at_once=prompts_at_once,
     )
-    prompts = read_suite(suite or held_out_source(known), protocol, column, limit)
+    if suite is None:
+        prompts = held_out_suite(known, protocol, column, limit)
+    else:
+        prompts = read_suite(suite, protocol, column, limit)
     models = find_models(tuned or [], ckpt_path)
     others = read_results(beside or [], Path(out))
     drawing = Drawing(
@@ -168,33 +171,6 @@ def _require_positive(**numbers: int | None) -> None:
     for name, value in numbers.items():
         if value is not None:
             require_positive(name, value)
-
-
-def held_out_source(run: ConfiguredRun) -> str:
-    """Name the held-out prompts of a run.
-
-    Args:
-        run: The run as configured.
-
-    Returns:
-        A file or `set:split`.
-
-    Raises:
-        ValueError: If it has none that have a name.
-    """
-    data: Any = ((run.config.get("data") or {}).get("init_args")) or {}
-    source = data.get("val_file")
-    if not source:
-        raise ValueError("the config has no data.val_file; give the prompts as --suite")
-    if source == "auto":
-        trained = str(data.get("train_file"))
-        source = companion_split(trained, "heldout")
-        if source is None:
-            raise ValueError(
-                f"the run held out a part of {trained} (data.val_file: auto), which is no file of "
-                "its own; give the prompts as --suite"
-            )
-    return str(source)
 
 
 def _rewards_in_words(

@@ -54,7 +54,7 @@ def _write_pictures(drawing: Drawing, prompts: Suite, results: Mapping[str, Any]
         for row in shown
     ]
     with replacing(folder / "index.html") as partial:
-        partial.write_text(page(results, gallery), encoding="utf-8")
+        partial.write_bytes(page(results, gallery))
     images = {
         name: torch.stack([_pixels(drawing.image_file(name, row, 0)) for row in shown])
         for name in names

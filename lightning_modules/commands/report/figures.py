@@ -15,6 +15,7 @@ from matplotlib.ticker import EngFormatter
 
 from aegpo.study.decision_log import Decision
 from aegpo.utilities.names import figure_text, tag_name
+from aegpo.utilities.page.page import picture
 from lightning_modules.commands.report.run_files import RunFiles, Series
 
 _SIZE = (7.2, 2.9)  # inches; as wide as a phone shows legibly
@@ -44,6 +45,11 @@ def to_svg(figure: Figure) -> str:
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "aegpo", "font.size": 9}):
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     return file.getvalue()
+
+
+def figure(drawn: Figure, title: str) -> dict[str, Any]:
+    """A figure as a part of a page's section."""
+    return picture(to_svg(drawn).encode(), "svg+xml", title)
 
 
 def draw_score(runs: Sequence[RunFiles], tag: str) -> Figure:

@@ -8,18 +8,12 @@ from pathlib import Path
 
 from aegpo.utilities.files import replacing
 from aegpo.utilities.names import tag_name
+from aegpo.utilities.page.page import Section, frames, heading, table, to_html
 from lightning_modules.arguments.parser import OneLineParser
 from lightning_modules.commands.report import figures
-from lightning_modules.commands.report.page import (
-    MARK,
-    Section,
-    figure,
-    frames,
-    heading,
-    table,
-    to_html,
-)
+from lightning_modules.commands.report.figures import figure
 from lightning_modules.commands.report.run_files import (
+    TABLES,
     RunFiles,
     decided,
     prompt_texts,
@@ -30,8 +24,18 @@ from lightning_modules.commands.report.run_files import (
 from lightning_modules.commands.report.settings import changed_settings, side_by_side
 
 PAGE = "report.html"
+MARK = "<!-- written by aegpo report"
+"""Beginning of every page, by which the next one knows that it may replace it."""
 MOST_PROMPTS = 40
 """Rows of the table of prompts: half of them with the highest ΔEntropy, half with the lowest."""
+_HEADERS = {
+    "allocation/prompts": ("prompt", "latest ΔEntropy", "visits", "images a visit"),
+    "entropy/prompts": ("prompt", "ΔEntropy"),
+}
+_WHAT = {
+    "allocation/prompts": "the prompts with the highest ΔEntropy and the lowest of those visited",
+    "entropy/prompts": "the prompts of that batch",
+}
 
 
 def main(args: list[str] | None = None) -> None:
@@ -65,7 +69,8 @@ def main(args: list[str] | None = None) -> None:
             raise ValueError(f"{out} is no page of aegpo report and stays; name another --out")
         out.parent.mkdir(parents=True, exist_ok=True)
         with replacing(out) as partial:
-            partial.write_bytes(to_html(", ".join(run.name for run in runs), sections(runs)))
+            title = ", ".join(run.name for run in runs)
+            partial.write_bytes(to_html(title, sections(runs), f"{MARK}, which replaces it -->"))
     except (OSError, ValueError) as error:
         parser.error(str(error))
     print(f"wrote {out} ({out.stat().st_size / 2**20:.1f} MiB)")
@@ -180,11 +185,13 @@ def prompts(run: RunFiles, several: bool) -> Section:
     known = decided(run.decisions)
     if known:
         texts = prompt_texts(run)
+        section.note = "From decisions.jsonl of callbacks.DecisionLog, all visits."
         order = sorted(known, key=lambda row: -(known[row]["delta"] or 0))
         shown = order
         if len(order) > MOST_PROMPTS:
             shown = [*order[: MOST_PROMPTS // 2], *order[-MOST_PROMPTS // 2 :]]
-            section.note = f"{MOST_PROMPTS} of {len(order)}: the highest ΔEntropy and the lowest."
+            shown_of = f"{MOST_PROMPTS} of {len(order)} prompts"
+            section.note += f" {shown_of}: the highest ΔEntropy and the lowest."
         rows = [
             [
                 texts.get(row, f"row {row}"),
@@ -194,11 +201,15 @@ def prompts(run: RunFiles, several: bool) -> Section:
             ]
             for row in shown
         ]
-        header = ("prompt", "latest ΔEntropy", "visits", "images a visit")
-        section.parts.append(table(header, rows))
-    elif run.prompts:
-        section.note = "Of the latest batch drawn; callbacks.DecisionLog notes all, with budgets."
-        section.parts.append(table(("prompt", "ΔEntropy"), table_rows(run.prompts)))
+        section.parts.append(table(_HEADERS["allocation/prompts"], rows))
+    elif latest := next((tag for tag in TABLES if tag in run.tables), None):
+        when, table_of_run = run.tables[latest]
+        header = _HEADERS[latest]
+        section.note = (
+            f"From the table {latest} of callbacks.CurveLogger after {when:,} iterations, "
+            f"{_WHAT[latest]}; callbacks.DecisionLog notes every decision."
+        )
+        section.parts.append(table(header, table_rows(table_of_run)))
     return section
 
 

@@ -25,6 +25,8 @@ from lightning_modules.commands.run_logs import (
 
 PICTURES = ("entropy/curve", "entropy/by_layer")
 """Figures in event files that the page shows over time."""
+TABLES = ("allocation/prompts", "entropy/prompts")
+"""Tables of prompts, of which the page shows the first that there is, as it was last."""
 Series = dict[int, float]
 """A number by iteration."""
 
@@ -38,7 +40,7 @@ class RunFiles:
         name: What the run is called on the page.
         scalars: Every logged number by tag.
         pictures: PNG files by tag and iteration: `samples/held_out`, and `PICTURES`.
-        prompts: The latest table of prompts and their ΔEntropy, in Markdown; "" for none.
+        tables: The latest of `TABLES` by tag: after which iteration, and Markdown.
         decisions: What `callbacks.DecisionLog` wrote.
         config: The resolved config, without secrets.
         environment: Versions and machine, by name.
@@ -48,7 +50,7 @@ class RunFiles:
     name: str
     scalars: dict[str, Series] = field(default_factory=dict)
     pictures: dict[str, dict[int, bytes]] = field(default_factory=dict)
-    prompts: str = ""
+    tables: dict[str, tuple[int, str]] = field(default_factory=dict)
     decisions: list[Decision] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
@@ -90,6 +92,8 @@ def read_run(folder: Path, name: str) -> RunFiles:
     _read_pictures(folder / "samples", "held_out", "samples/held_out", run)
     for tag in PICTURES:  # beside a CSV table
         _read_pictures(folder / "figures", tag.replace("/", "_"), tag, run)
+    for tag in TABLES:
+        _read_table(folder / "figures", tag, run)
     log = folder / "decisions.jsonl"
     if log.is_file():
         run.decisions = read_decisions(log)
@@ -133,6 +137,15 @@ def _mapping(file: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def _read_table(folder: Path, tag: str, run: RunFiles) -> None:
+    """Take the latest of a tag's Markdown files, which stand beside a CSV table."""
+    named = re.compile(rf"{re.escape(tag.replace('/', '_'))}_(\d+)\.md")
+    shown = {int(m[1]): file for file in folder.glob("*.md") if (m := named.fullmatch(file.name))}
+    if shown:
+        text = shown[max(shown)].read_text(encoding="utf-8", errors="replace")
+        run.tables[tag] = (max(shown), text)
+
+
 def _read_pictures(folder: Path, stem: str, tag: str, run: RunFiles) -> None:
     """Take a tag's PNG files, in place of what event files have of it: they are whole."""
     named = re.compile(rf"{re.escape(stem)}_(\d+)\.png")
@@ -153,10 +166,11 @@ def _read_events(events: Path, run: RunFiles) -> None:
             drawn = {int(e.step): e.encoded_image_string for e in accumulator.Images(tag)}
             both = run.pictures.get(tag, {}) | drawn
             run.pictures[tag] = {when: both[when] for when in evenly(sorted(both))}
-    for tag in tags["tensors"]:
-        if tag.startswith("entropy/prompts/"):
-            text = accumulator.Tensors(tag)[-1].tensor_proto.string_val
-            run.prompts = text[0].decode("utf-8", errors="replace") if text else ""
+    for tag in TABLES:
+        for name in (one for one in tags["tensors"] if one.startswith(f"{tag}/")):
+            latest = accumulator.Tensors(name)[-1]
+            for text in latest.tensor_proto.string_val[:1]:
+                run.tables[tag] = (int(latest.step), text.decode("utf-8", errors="replace"))
 
 
 def prompt_texts(run: RunFiles) -> dict[int, str]:
@@ -188,7 +202,7 @@ _OUR_DATA = (
 
 def table_rows(markdown: str) -> Iterator[list[str]]:
     """Read the cells of a table that `markdown_table` wrote, its header and rule left out."""
-    for line in markdown.split("\n")[2:]:
+    for line in markdown.strip().split("\n")[2:]:
         cells = re.split(r"(?<!\\)\|", line.strip().strip("|"))
         yield [_plain(cell.strip()) for cell in cells]
 

@@ -15,12 +15,15 @@ from PIL import Image
 from tiny_training import tiny_data, tiny_module, tiny_trainer
 from torch import Tensor
 
+from aegpo.evaluation.suites import Suite
 from aegpo.policies.families.stable_diffusion3 import StableDiffusion3
 from aegpo.rewards.base import Reward
+from datamodules.prompt_datamodule import PromptDataModule
 from lightning_modules.aegpo_module import AEGPOModule
 from lightning_modules.commands.configured_run import ConfiguredRun
 from lightning_modules.commands.evaluate import early
-from lightning_modules.commands.evaluate.evaluate import evaluate, held_out_source
+from lightning_modules.commands.evaluate.evaluate import evaluate
+from lightning_modules.commands.evaluate.held_out import held_out_suite
 
 PROMPTS = ["a red circle", "a <b>blue</b> | circle", "a green circle", "ein Kreis ★", "a square"]
 
@@ -217,14 +220,34 @@ def test_wrong_requests_are_refused_in_words(tiny_sd3_folder: Path, tmp_path: Pa
     assert not (tmp_path / "out").exists()
 
 
-def test_prompts_that_a_run_s_training_prompts_bring_are_found() -> None:
-    def of(train: str) -> ConfiguredRun:
-        data = {"train_file": train, "val_file": "auto"}
-        return ConfiguredRun(config={"data": {"init_args": data}})
+def test_a_run_s_own_held_out_prompts_are_the_suite(tmp_path: Path) -> None:
+    def suite(file: str, *, val_file: str | None = "auto", **given: Any) -> Suite:
+        data = {"train_file": file, "val_file": val_file, **given}
+        run = ConfiguredRun(
+            config={"data": {"init_args": data}}, build_data=lambda: PromptDataModule(**data)
+        )
+        return held_out_suite(run)
 
-    assert held_out_source(of("shapes:train")) == "shapes:heldout"
-    with pytest.raises(ValueError, match=r"held out a part of mine\.txt.*give the prompts as"):
-        held_out_source(of("mine.txt"))
+    bundled = suite("shapes:train")
+    assert bundled.source == "shapes:heldout" and len(bundled.prompts) > 100
+    file = tmp_path / "mine.jsonl"
+    rows = [{"text": f"a {n} hat", "category": f"of {n % 2}", "n": n} for n in range(30)]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    own = suite(str(file), column="text")
+    data = PromptDataModule(str(file), val_file="auto", column="text")
+    assert data.val_prompts is not None and len(own.prompts) == 3
+    assert own.prompts == [record["prompt"] for record in data.val_prompts.records]
+    assert not set(own.prompts) & {record["prompt"] for record in data.train_prompts.records}
+    assert own.prompts == [f"a {one['n']} hat" for one in own.metadata]
+    assert set(own.categories) <= {"of 0", "of 1"} and own.source.endswith("(its held-out part)")
+    named = suite("shapes:train", val_file=str(file), column="text")
+    assert len(named.prompts) == 30 and named.protocol == "plain"
+    for missing in (None, ""):
+        with pytest.raises(ValueError, match=r"no data\.val_file"):
+            suite(str(file), val_file=missing)
+    no_part = {"data": {"init_args": {"train_file": "a.txt", "val_file": "auto"}}}
+    with pytest.raises(ValueError, match=r"no held-out part of a\.txt.*--suite"):
+        held_out_suite(ConfiguredRun(config=no_part))
 
 
 def test_a_lora_that_fits_nothing_is_refused(tiny_sd3_folder: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The page: sections of figures, pictures and tables, put into one HTML file that needs nothing."""
+"""A page: sections of texts, pictures and tables, put into one HTML file that needs nothing."""
 
 from __future__ import annotations
 
@@ -10,12 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment
-from matplotlib.figure import Figure
 
-from lightning_modules.commands.report.figures import to_svg
-
-MARK = "<!-- written by aegpo report"
-"""Beginning of every page, by which the next one knows that it may replace it."""
 _SCRIPT = """
 for (const box of document.querySelectorAll(".frames")) {
   const range = box.querySelector("input"), images = box.querySelectorAll("img");
@@ -32,10 +27,10 @@ class Section:
     """A part of the page.
 
     Args:
-        title: Its heading.
+        title: Its heading; "" for none.
         note: A line below it.
         alarm: Whether the line is one.
-        parts: What `figure`, `frames` and `table` return.
+        parts: What `picture`, `frames`, `table` and the others return.
     """
 
     title: str
@@ -44,12 +39,45 @@ class Section:
     parts: list[dict[str, Any]] = field(default_factory=list)
 
 
-def figure(drawn: Figure, title: str) -> dict[str, Any]:
-    """A figure as a part of a section.
+def picture(content: bytes, kind: str, title: str) -> dict[str, Any]:
+    """A picture as a part of a section.
 
-    A picture of its own inside the page: no script in it would run, and no name in it clashes.
+    It is a picture of its own inside the page: no script in it would run, and no name in it
+    clashes.
+
+    Args:
+        content: The file's.
+        kind: What it is: "png", "jpeg" or "svg+xml".
+        title: What it shows.
+
+    Returns:
+        The part.
     """
-    return {"kind": "figure", "title": title, "source": _data("svg+xml", to_svg(drawn).encode())}
+    return {"kind": "picture", "title": title, "source": _data(kind, content)}
+
+
+def gallery(pictures: Iterable[tuple[str, bytes, str]], title: str) -> dict[str, Any]:
+    """Small pictures side by side as a part of a section.
+
+    Args:
+        pictures: Of each its caption, the file's content, and "png" or "jpeg".
+        title: Above them.
+
+    Returns:
+        The part.
+    """
+    shown = [{"caption": text, "source": _data(kind, content)} for text, content, kind in pictures]
+    return {"kind": "gallery", "title": title, "pictures": shown}
+
+
+def paragraph(text: str) -> dict[str, Any]:
+    """A text as a part of a section."""
+    return {"kind": "text", "text": text}
+
+
+def bullets(lines: Iterable[str]) -> dict[str, Any]:
+    """Texts one below the other as a part of a section."""
+    return {"kind": "list", "lines": list(lines)}
 
 
 def heading(text: str) -> dict[str, Any]:
@@ -93,12 +121,14 @@ def table(
     }
 
 
-def to_html(title: str, sections: Sequence[Section]) -> bytes:
+def to_html(title: str, sections: Sequence[Section], mark: str = "", width: int = 62) -> bytes:
     """Write the page.
 
     Args:
         title: Its title.
         sections: Its parts; those with nothing in them are left out.
+        mark: A comment in HTML that the file begins with, by which a later page knows it.
+        width: At most so wide, in letters' heights (rem); a phone's page is narrower.
 
     Returns:
         HTML in UTF-8. Every text in it is escaped, and it may load nothing and run no script but
@@ -106,11 +136,15 @@ def to_html(title: str, sections: Sequence[Section]) -> bytes:
     """
     template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, trim_blocks=True, keep_trailing_newline=True)
+    filled = [section for section in sections if section.parts or section.note]
+    moves = any(part["kind"] == "frames" for section in filled for part in section.parts)
     digest = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
     page = environment.from_string(template).render(
         title=title,
-        sections=[section for section in sections if section.parts or section.note],
-        script=_SCRIPT,
+        sections=filled,
+        mark=mark,
+        width=width,
+        script=_SCRIPT if moves else "",
         script_hash=digest,
     )
     return page.encode("utf-8", errors="replace")  # half a surrogate pair is no character
