@@ -11,7 +11,7 @@ from torch import Tensor
 from aegpo.distributed import all_reduce_rows
 from aegpo.noise import KeyedNoise
 from aegpo.selection.extremes import Extremes
-from aegpo.selection.selection import Selection
+from aegpo.selection.selection import Selection, groups
 from aegpo.utilities.checks import require_positive
 
 Score = Callable[[Tensor, Tensor], Tensor]
@@ -163,9 +163,7 @@ class PreviewedRollout:
             self._seen[step] = rewards
             return None
         kept = torch.zeros(len(row), dtype=torch.bool, device="cpu")
-        for number, key in enumerate(self._index.tolist()):
-            member = (row == number).nonzero().flatten()
-            known = member[rewards[member].isfinite()]
+        for key, member, known in groups(rewards, row.cpu(), self._index):
             if len(known) < self._selection.keep:  # too few are known to choose by
                 kept[member] = True
                 continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -49,14 +50,12 @@ class Selection(abc.ABC):
             Weight of each image in the loss, fp32 where the advantages are, shape (N,): 0 where it
             is left out, as every image is whose reward failed. None if all are trained on alike.
         """
-        values, rows = advantages.detach().double().cpu(), row.cpu()
-        known = values.isfinite()
+        values = advantages.detach().double().cpu()
         weights = torch.zeros_like(values)
-        for number, key in enumerate(index.tolist()):
-            member = ((rows == number) & known).nonzero().flatten()
-            own = values[member]
+        for key, _, known in groups(values, row.cpu(), index):
+            own = values[known]
             if len(own) > 0 and not (self.skip_silent and bool((own == 0).all())):
-                weights[member] = self.weigh(own, key, noise)
+                weights[known] = self.weigh(own, key, noise)
         return weights.to(advantages)
 
     def trained_on(self, advantages: Tensor, weights: Tensor | None, row: Tensor) -> Tensor:
@@ -120,3 +119,20 @@ class AllImages(Selection):
     def weigh(self, advantages: Tensor, key: int, noise: KeyedNoise) -> Tensor:
         """Every image alike; see `Selection.weigh`."""
         return torch.ones_like(advantages)
+
+
+
+def groups(values: Tensor, row: Tensor, index: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Walk over the groups of a rollout.
+
+    Args:
+        values: A number of each image, NaN where it failed, shape (N,).
+        row: Row of each image's prompt, shape (N,) int64 on the same device.
+        index: Dataset row of each prompt, shape (B,) int64.
+
+    Yields:
+        Of each prompt its dataset row, the numbers of its images, and of those that are known.
+    """
+    for number, key in enumerate(index.tolist()):
+        member = (row == number).nonzero().flatten()
+        yield key, member, member[values[member].isfinite()]

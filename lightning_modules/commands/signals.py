@@ -15,6 +15,7 @@ from rich.table import Table
 from aegpo.noise import KeyedNoise
 from aegpo.prompts import PromptBatch
 from aegpo.samplers import sampler_name
+from aegpo.sde import FlowSDE
 from aegpo.study.signal_probe import SignalProbe
 from aegpo.study.signal_report import (
     PROMPT_COLUMNS,
@@ -89,6 +90,9 @@ def signals(
     earlier = None if ckpt_before is None else _trainable_state(ckpt_before)
     if top_k is None:
         top_k = getattr(module.step_selector, "top_k", min(4, module.num_steps - 1))
+    sde = module.sde
+    if sde.eta_range[1] <= 0:  # a method that learns from images alone tries no step by itself
+        sde = FlowSDE()
     batch = _draw_prompts(datamodule, prompts, module)
     started = time.perf_counter()
     console = Console(width=max(Console().width, PRINTED_WIDTH), markup=False)
@@ -98,7 +102,7 @@ def signals(
         with console.status("measuring") as status:
             probe = SignalProbe(
                 module.policy,
-                module.sde,
+                sde,
                 module.reward,
                 module.step_selector,
                 batch,
@@ -124,6 +128,13 @@ def signals(
             "top-K": top_k,
             "checkpoint": ckpt_path or "none (the base)",
         }
+        if sde is not module.sde:
+            own, eta = type(module.sde).__name__, module.step_selector.eta
+            settings["steps with noise"] = (
+                f"{type(sde).__name__} at eta {eta:g}; the config's {own} draws none, so what is "
+                "found is not about this config, but about methods that explore"
+            )
+            console.print("steps with noise: " + settings["steps with noise"])
         if ckpt_before is not None:
             settings["before"] = ckpt_before
         reports.append(make_report(measured, top_k, settings))

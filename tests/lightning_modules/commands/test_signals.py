@@ -10,8 +10,11 @@ import pytest
 import torch
 from tiny_training import tiny_data, tiny_module, tiny_trainer
 
+from aegpo.exploration import NoSteps
 from aegpo.noise import KeyedNoise
+from aegpo.objectives import NFT
 from aegpo.samplers import AdamsBashforth
+from aegpo.sde import ODE
 from lightning_modules.commands.signals import choose_prompts, signals
 
 SMALL: dict[str, Any] = {"prompts": 4, "images": 2, "trajectories": 2, "rows": None, "top_k": None}
@@ -68,6 +71,19 @@ def test_the_base_then_one_checkpoint_then_two(
     page = (tmp_path / "two/signals.md").read_text()
     assert "| reward spread |" in page
     assert "| gained |" not in page  # nothing was gained: no ranks, no column
+
+
+def test_a_config_that_draws_no_noise_is_measured_with_some(
+    tiny_sd3_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = {"sde": ODE(), "step_selector": NoSteps(), "objective": NFT()}
+    module = tiny_module(tiny_sd3_folder, num_steps=3, seed=0, **parts)
+    given = SMALL | {"prompts": 2, "out": str(tmp_path / "out")}
+    signals(tiny_trainer(tmp_path, []), module, tiny_data(tmp_path), **given)
+    found = json.loads((tmp_path / "out/signals.json").read_text())
+    assert all(spread > 0 for spread in found["steps"]["spread"][:-1])
+    told = "steps with noise: FlowSDE at eta 0.7; the config's ODE draws none"
+    assert told in " ".join(capsys.readouterr().out.split())
 
 
 def test_wrong_requests_are_refused_in_words(tiny_sd3_folder: Path, tmp_path: Path) -> None:
