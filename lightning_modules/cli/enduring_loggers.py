@@ -1,16 +1,16 @@
-"""Loggers that a full disk does not end a run with: what cannot be written is said once."""
+"""Loggers that neither a full disk nor a name ends a run with: what is lost is said once."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from aegpo.utilities.files import replacing
@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 
 
 def enduring(loggers: Sequence[Logger]) -> list[Logger]:
-    """Have TensorBoard's and the CSV logger put up with a disk that is full.
+    """Have Lightning's loggers put up with what a training does to them.
 
-    Lightning's stop the training, with a line about an unsupported value or about a file. One of a
-    user's own class stays as it is.
+    With a disk that is full TensorBoard's and the CSV logger stop it, with a line about an
+    unsupported value or about a file; MLflow's store in files does at the first score by category.
+    One of a user's own class stays as it is.
 
     Args:
         loggers: A trainer's.
@@ -33,7 +34,7 @@ def enduring(loggers: Sequence[Logger]) -> list[Logger]:
     """
     for logger in loggers:
         kind = _KINDS.get(type(logger))
-        if kind is not None:
+        if kind is not None and (kind is not FilesMLFlowLogger or _is_in_files(logger)):
             logger.__class__ = kind
     return list(loggers)
 
@@ -135,6 +136,40 @@ class EnduringCSVLogger(CSVLogger):
             writer.metrics_file_path = str(table)
 
 
+class FilesMLFlowLogger(MLFlowLogger):
+    """Lightning's, for a store that is a folder: a metric is a file there.
+
+    So there is no `val/judge/two` beside `val/judge`, which would have to be a folder as well.
+    """
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log numbers, what follows a second slash of a tag after a dot."""
+        super().log_metrics({file_of_metric(tag): metrics[tag] for tag in metrics}, step)
+
+
+def file_of_metric(tag: str) -> str:
+    """Name a metric so that no other one's name goes on with a slash.
+
+    Args:
+        tag: `group/name` or `group/name/part`.
+
+    Returns:
+        With one slash.
+
+    Examples:
+        >>> file_of_metric("val/judge"), file_of_metric("val/judge/two")
+        ('val/judge', 'val/judge.two')
+    """
+    group, slash, name = tag.partition("/")
+    return group + slash + name.replace("/", ".")
+
+
+def _is_in_files(logger: Logger) -> bool:
+    uri = str(getattr(logger, "_tracking_uri", ""))
+    return uri.startswith("file:") or "://" not in uri
+
+
 @contextmanager
 def appending(path: Path) -> Iterator[Path]:
     """Inside, something is put at the end of a file: all of it, or nothing where the disk is full.
@@ -159,4 +194,5 @@ def appending(path: Path) -> Iterator[Path]:
 _KINDS: dict[type[Logger], type[Logger]] = {
     TensorBoardLogger: EnduringTensorBoardLogger,
     CSVLogger: EnduringCSVLogger,
+    MLFlowLogger: FilesMLFlowLogger,
 }

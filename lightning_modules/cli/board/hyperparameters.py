@@ -33,8 +33,11 @@ LEFT_OUT = {
 }
 """In place of parts that a config does not name: HParams takes no gap for a difference."""
 _TRAINER = ("trainer.callbacks[", "trainer.max_epochs", "trainer.max_steps", "trainer.precision")
-_ONLY_WATCH = ("Checkpoint", "ProgressBar", "Logger", "Table", "Canary", "Alarm")
-"""Endings of callbacks that change nothing of what is learned."""
+_ONLY_WATCH = (
+    *("Checkpoint", "ProgressBar", "Logger", "Table", "Canary", "Alarm", "DecisionLog"),
+    *("EvaluateByCost", "BudgetStop", "FreeCores"),
+)
+"""Endings of callbacks that change nothing of what an iteration learns."""
 _LONGEST = 120
 """Characters of a value; what is beyond is a list that nobody reads in a table."""
 
@@ -72,7 +75,7 @@ def hyperparameters(config: Mapping[str, Any]) -> dict[str, Value]:
 
 def _name(key: str) -> str:
     """A key in letters that every logger takes, without what is the same for most."""
-    key = re.sub(r"^trainer\.callbacks\[(.+?)\]", r"\1", key).removeprefix("model.")
+    key = re.sub(r"^trainer\.callbacks\[(.+?)\]", r"callbacks.\1", key).removeprefix("model.")
     return re.sub(r"[^\w.]+", ".", key).strip(".")
 
 

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from aegpo.utilities.names import tag_name
 
 Layout = dict[str, dict[str, list[object]]]
 """Of each category its charts by title, in the form of `SummaryWriter.add_custom_scalars`."""
+OF_EVERY_ITERATION = ("Rollouts", "Updates", "Entropy(t) and the steps", "ΔEntropy and the prompts")
+"""Categories whose numbers a run logs from its first iteration on, or never."""
 
 
-def custom_scalars(rewards: Sequence[str]) -> Layout:
+def custom_scalars(rewards: Sequence[str], logged: Iterable[str] | None = None) -> Layout:
     """Lay the charts out.
 
     Args:
         rewards: The held-out rewards, as they are written in tags.
+        logged: Tags that the first iteration logged; None for all that there are.
 
     Returns:
-        Charts of the tags in docs/logging.md; one that a run does not log is empty.
+        Charts of the tags in docs/logging.md, without those that the run's method never fills.
     """
     scores = {f"held-out {tag_name(name)}": [f"val/{re.escape(name)}$"] for name in rewards}
     of_categories = {
@@ -70,7 +73,21 @@ def custom_scalars(rewards: Sequence[str]) -> Layout:
             "canaries": ["canary/.+"],
         },
     }
+    tags = None if logged is None else list(logged)
+
+    def is_filled(category: str, patterns: list[str]) -> bool:
+        if tags is None or category not in OF_EVERY_ITERATION:
+            return True
+        return any(re.match(pattern, tag) for pattern in patterns for tag in tags)
+
     return {
-        category: {title: ["Multiline", tags] for title, tags in titles.items()}
+        category: filled
         for category, titles in charts.items()
+        if (
+            filled := {
+                title: ["Multiline", patterns]
+                for title, patterns in titles.items()
+                if is_filled(category, patterns)
+            }
+        )
     }

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -40,6 +41,7 @@ class RunBoard(L.Callback):
         self._best: dict[str, float] = {}
         self._began, self._before = time.monotonic(), 0.0
         self._spent = 0.0
+        self._laid_out = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin the pages; of a resumed run with what it had before."""
@@ -49,7 +51,6 @@ class RunBoard(L.Callback):
             return
         rewards = [tag_part(reward.name) for reward in pl_module.evaluation_rewards]
         for logger in _boards(trainer):
-            logger.experiment.add_custom_scalars(custom_scalars(rewards))
             folder = Path(logger.log_dir)
             if "://" in logger.log_dir:
                 continue
@@ -63,6 +64,19 @@ class RunBoard(L.Callback):
             trial.begin({**what, **_settings(trainer)})
             self._trials.append(trial)
         self._note(pl_module.iteration)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, index: int
+    ) -> None:
+        """Lay the charts out, when it shows which numbers this method has."""
+        if self._laid_out or not trainer.is_global_zero:
+            return
+        self._laid_out = True
+        assert isinstance(pl_module, PolicyModule)
+        rewards = [tag_part(reward.name) for reward in pl_module.evaluation_rewards]
+        for logger in _boards(trainer):
+            layout = custom_scalars(rewards, trainer.callback_metrics)
+            logger.experiment.add_custom_scalars(layout)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Bring the row up to date; the base's scores come before it is begun."""

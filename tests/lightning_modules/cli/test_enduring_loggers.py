@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+import pytest
+from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger
 from tiny_training import tiny_data, tiny_module
 
 from aegpo.allocation import UniformAllocator
 from aegpo.exploration import FixedSteps
 from callbacks.sample_logger import SampleLogger
+from lightning_modules.cli.enduring_loggers import enduring
 from lightning_modules.cli.trainer import AEGPOTrainer
 from lightning_modules.commands.run_logs import read_scalars
 
@@ -102,3 +104,16 @@ def test_a_logger_of_a_users_own_stays_its_own(tmp_path: Path) -> None:
 
     trainer = AEGPOTrainer(accelerator="cpu", devices=1, logger=[Own(tmp_path)])
     assert type(trainer.loggers[0]) is Own
+
+
+def test_scores_by_category_in_mlflow_s_folder(tmp_path: Path) -> None:
+    pytest.importorskip("mlflow")
+    store = tmp_path / "store"
+    given = MLFlowLogger(tracking_uri=f"file:{store}")
+    server = MLFlowLogger(tracking_uri="http://127.0.0.1:9/")
+    (logger, other) = enduring([given, server])
+    logger.log_metrics({"val/judge": 0.5}, step=1)
+    logger.log_metrics({"val/judge/two": 0.25}, step=1)
+    files = [path for path in store.rglob("metrics/val/*") if path.is_file()]
+    assert sorted(path.name for path in files) == ["judge", "judge.two"]
+    assert type(other) is MLFlowLogger

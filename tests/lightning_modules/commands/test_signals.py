@@ -76,7 +76,7 @@ def test_the_base_then_one_checkpoint_then_two(
 def test_a_config_that_draws_no_noise_is_measured_with_some(
     tiny_sd3_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    parts = {"sde": ODE(), "step_selector": NoSteps(), "objective": NFT()}
+    parts = {"sde": ODE(), "step_selector": NoSteps(), "objective": NFT(times_per_image=2)}
     module = tiny_module(tiny_sd3_folder, num_steps=3, seed=0, **parts)
     given = SMALL | {"prompts": 2, "out": str(tmp_path / "out")}
     signals(tiny_trainer(tmp_path, []), module, tiny_data(tmp_path), **given)
