@@ -121,7 +121,6 @@ class AllImages(Selection):
         return torch.ones_like(advantages)
 
 
-
 def groups(values: Tensor, row: Tensor, index: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Walk over the groups of a rollout.
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from aegpo.utilities.names import tag_name
 
-Layout = dict[str, dict[str, list[object]]]
+Layout = dict[str, dict[str, list[Any]]]
 """Of each category its charts by title, in the form of `SummaryWriter.add_custom_scalars`."""
 OF_EVERY_ITERATION = ("Rollouts", "Updates", "Entropy(t) and the steps", "ΔEntropy and the prompts")
 """Categories whose numbers a run logs from its first iteration on, or never."""

@@ -106,8 +106,11 @@ def test_a_logger_of_a_users_own_stays_its_own(tmp_path: Path) -> None:
     assert type(trainer.loggers[0]) is Own
 
 
-def test_scores_by_category_in_mlflow_s_folder(tmp_path: Path) -> None:
+def test_scores_by_category_in_mlflow_s_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     store = tmp_path / "store"
     given = MLFlowLogger(tracking_uri=f"file:{store}")
     server = MLFlowLogger(tracking_uri="http://127.0.0.1:9/")

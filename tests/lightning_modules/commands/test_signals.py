@@ -78,7 +78,7 @@ def test_a_config_that_draws_no_noise_is_measured_with_some(
 ) -> None:
     parts = {"sde": ODE(), "step_selector": NoSteps(), "objective": NFT(times_per_image=2)}
     module = tiny_module(tiny_sd3_folder, num_steps=3, seed=0, **parts)
-    given = SMALL | {"prompts": 2, "out": str(tmp_path / "out")}
+    given = SMALL | {"out": str(tmp_path / "out")}
     signals(tiny_trainer(tmp_path, []), module, tiny_data(tmp_path), **given)
     found = json.loads((tmp_path / "out/signals.json").read_text())
     assert all(spread > 0 for spread in found["steps"]["spread"][:-1])
