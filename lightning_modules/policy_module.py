@@ -239,7 +239,8 @@ class PolicyModule(L.LightningModule):
         """
         require_own_checkpoint(checkpoint)
         self.configure_model()
-        made_with = {"evaluation_sampler": EULER} | checkpoint["aegpo"].get("made_with", {})
+        unnamed = {"evaluation_sampler": EULER, "lora_beneath": ""}  # in files of earlier versions
+        made_with = unnamed | checkpoint["aegpo"].get("made_with", {})
         evaluated = {"evaluation_sampler": sampler_name(self.evaluation_sampler)}
         require_same_make(made_with, self.policy.made_with | evaluated)
         require_all_weights(self.policy, checkpoint["state_dict"])

@@ -15,6 +15,7 @@ import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from aegpo import __version__
+from aegpo.policies.adapters.layouts import Layout
 from aegpo.policies.exportable import denoiser_of
 from aegpo.policies.pretrained import BUNDLED, find_pipeline
 from aegpo.prompts.sets import companion_split
@@ -32,6 +33,13 @@ METHOD_KEYS = (
 
 REWARD_KEYS = ("reward", "evaluation_rewards")
 TEMPLATE = Path(__file__).with_name("model_card.md")
+FORMS: Mapping[Layout, str] = {
+    "diffusers": "LoRA adapters",
+    "kohya": "LoRA adapters in the layout of kohya's trainer",
+    "comfyui": "LoRA adapters in a layout that ComfyUI reads",
+    "merged": "merged LoRA adapters",
+}
+"""What a card calls what was trained."""
 VERSIONS = ("torch", "diffusers", "peft", "transformers", "lightning")
 
 
@@ -54,6 +62,8 @@ class Facts:
         training_evaluations: Those of them that are the cost of training.
         seed: Of the run.
         pictures: Files in the folder with what they show.
+        form: As what the weights are written.
+        beneath: The LoRA that was merged into the reference, and is part of the weights; if any.
     """
 
     name: str
@@ -70,6 +80,8 @@ class Facts:
     training_evaluations: int
     seed: int
     pictures: Mapping[str, str]
+    form: Layout = "diffusers"
+    beneath: str | None = None
 
 
 def model_card(facts: Facts) -> ModelCard:
@@ -96,6 +108,8 @@ def model_card(facts: Facts) -> ModelCard:
         facts=facts,
         title=markdown_text(facts.name),
         base=markdown_code(facts.base),
+        beneath=markdown_code(facts.beneath) if facts.beneath else None,
+        what=FORMS[facts.form],
         scores=_score_table(facts.scores),
         training=markdown_table(("", ""), _method(facts), text_columns=2),
     )
@@ -105,7 +119,7 @@ def model_card(facts: Facts) -> ModelCard:
 def loading_code(
     pipeline: DiffusionPipeline,
     base: str,
-    folder: str,
+    folder: str | tuple[str, str],
     prompt: str,
     arguments: Mapping[str, Any],
     new_scheduler: bool = False,
@@ -116,7 +130,7 @@ def loading_code(
         pipeline: The reloaded pipeline; its class, dtype, absent parts and, if it is new, its
             scheduler are taken over.
         base: Hub id, folder or bundled name of what was trained; "" if the folder has it all.
-        folder: Where the export lies.
+        folder: Where the export lies; with the name of its file, if diffusers would not guess it.
         prompt: What the example draws.
         arguments: Arguments of the pipeline's ``__call__``.
         new_scheduler: Whether the scheduler is not the one that the pipeline is saved with.
@@ -125,6 +139,7 @@ def loading_code(
         The lines; they leave a picture in ``image``.
     """
     name = type(pipeline).__name__
+    folder, *file = [folder] if isinstance(folder, str) else folder
     dtype = denoiser_of(pipeline).dtype
     options = [] if dtype == torch.float32 else [f"torch_dtype={dtype}"]
     options += [f"{part}=None" for part in _left_out(pipeline)]
@@ -139,7 +154,8 @@ def loading_code(
     loaded = ", ".join([source, *options])
     lines += ["", f"pipeline = {name}.from_pretrained(", f"    {loaded}", ")"]
     if base:
-        lines.append(f"pipeline.load_lora_weights({_literal(folder)})")
+        given = [_literal(folder), *(f"weight_name={_literal(one)}" for one in file)]
+        lines.append(f"pipeline.load_lora_weights({', '.join(given)})")
     if new_scheduler:
         lines.append(f"pipeline.scheduler = {_construction(scheduler)}")
     settings = [f"    {key}={_literal(value)}," for key, value in arguments.items()]

@@ -10,24 +10,31 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from aegpo.image_size import Resolution, Size, accepted_size, distinct_sizes
 from aegpo.noise import run_seed
+from aegpo.policies.adapters.factors import (
+    Factors,
+    lay_on,
+    lora_config,
+    peft_names,
+    read_factors,
+    start_from,
+    summed,
+)
+from aegpo.policies.adapters.given import find_lora, fingerprint, read_lora
+from aegpo.policies.adapters.layouts import Form, Layout, WriteLayout
+from aegpo.policies.adapters.start import Said, adapters_at_start
 from aegpo.policies.base import GuidanceGradient
 from aegpo.policies.conditioning import Conditioning
 from aegpo.policies.embedding_cache import EmbeddingFolder
 from aegpo.policies.exportable import Exportable
 from aegpo.policies.fsdp.lockstep import Call, Lockstep
 from aegpo.policies.fsdp.sharding import shard_module
-from aegpo.policies.lora import (
-    ADAPTER,
-    adapters_disabled,
-    add_lora,
-    lora_state_dict,
-    match_targets,
-)
+from aegpo.policies.lora import ADAPTER, adapters_disabled, add_lora, lora_state_dict
 from aegpo.policies.pretrained import Quantization, find_pipeline, load_denoiser, load_pipeline
 from aegpo.policies.speed.compiled_blocks import compile_blocks
 from aegpo.utilities.attention_kernels import (
@@ -47,10 +54,15 @@ class DiffusersPolicy(Exportable):
 
     Args:
         pretrained: Hub id or folder of a saved pipeline, or "shapes" for the bundled one.
-        lora_rank: Rank of the adapters.
+        lora_rank: Rank of the adapters; 32 by default.
         lora_alpha: Adapters are scaled by lora_alpha / lora_rank; twice the rank by default.
         lora_targets: Layers that get adapters: names of the model's groups ("attention",
             "feed_forward", ...) or ends of layer names; the attention by default.
+        lora_from: A LoRA to begin with, in any layout that diffusers reads: a .safetensors file, a
+            folder with one, or a hub id (owner/name, owner/name/file.safetensors).
+        lora_into: Where it goes. Into the "policy", whose adapters start as it, with its rank,
+            alpha and layers, beside the reference that is `pretrained` alone; or into the
+            "reference", on whose merged weights new adapters are trained.
         lora_seed: Seed of the adapters' initial weights; None for the run's `seed_everything`.
         full_finetuning: Train all weights of the denoiser instead of adapters. The reference is
             then a second denoiser, read again from `pretrained` when it is first needed.
@@ -95,6 +107,8 @@ class DiffusersPolicy(Exportable):
     """Further arguments with which the pipeline is loaded; None for a part leaves it out."""
     lora_groups: ClassVar[Mapping[str, Sequence[str]]]
     """LoRA targets by group: names of groups and the ends of layer names they stand for."""
+    lora_layouts: ClassVar[Mapping[Layout, WriteLayout]] = {}
+    """Layouts of other programs for its adapters which diffusers reads back, and who makes them."""
     text_arguments: ClassVar[tuple[str, ...]] = ("negative_prompt", "max_sequence_length")
     """Attributes that change what the text encoders return."""
 
@@ -104,9 +118,11 @@ class DiffusersPolicy(Exportable):
     def __init__(  # noqa: PLR0913  # settings that all families share
         self,
         pretrained: str,
-        lora_rank: int = 32,
+        lora_rank: int | None = None,
         lora_alpha: int | None = None,
         lora_targets: list[str] | None = None,
+        lora_from: str | None = None,
+        lora_into: Literal["policy", "reference"] = "policy",
         lora_seed: int | None = None,
         full_finetuning: bool = False,
         guidance_scale: float = 1.0,
@@ -129,6 +145,8 @@ class DiffusersPolicy(Exportable):
         )
         if full_finetuning and lora_targets is not None:
             raise ValueError("full_finetuning=True trains no adapters; remove lora_targets")
+        if lora_into not in ("policy", "reference"):
+            raise ValueError(f"lora_into={lora_into!r}; choose policy or reference")
         if quantize not in (None, "nf4", "int8"):
             raise ValueError(f"quantize={quantize!r}; choose nf4, int8 or null")
         if full_finetuning and quantize is not None:
@@ -136,10 +154,15 @@ class DiffusersPolicy(Exportable):
                 f"full_finetuning=True trains all weights, but quantize={quantize!r} freezes them; "
                 "train adapters, or leave quantize out"
             )
+        if quantize is not None and lora_from is not None and lora_into == "reference":
+            raise ValueError(
+                f"lora_into=reference adds lora_from to the weights, which quantize={quantize!r} "
+                "stores in fewer bits; merge it first (aegpo export --format merged), or leave "
+                "quantize out"
+            )
         check_attention_backend(attention_backend)
         self.attention_backend = attention_backend
         self.full_finetuning = full_finetuning
-        self.lora_targets = lora_targets or ["attention"]
         self.quantize: Quantization | None = quantize
         self.negative_prompt = negative_prompt
         self.offload = offload
@@ -171,12 +194,21 @@ class DiffusersPolicy(Exportable):
         denoiser = self.trained
         denoiser.requires_grad_(False)
         use_attention_backend(denoiser, attention_backend)
+        file = None if lora_from is None else find_lora(lora_from)
+        given = {} if file is None else read_lora(self.pipeline, self.denoiser_name, file)
+        self._beneath = given if lora_into == "reference" else {}
+        self._beneath_from = (lora_from, fingerprint(file)) if self._beneath and file else None
         if full_finetuning:
-            denoiser.float().requires_grad_(True)
+            lay_on(denoiser.float().requires_grad_(True), given)
         else:
-            layers = match_targets(denoiser, self.lora_targets, self.lora_groups)
-            alpha = 2 * lora_rank if lora_alpha is None else lora_alpha
-            add_lora(denoiser, layers, lora_rank, alpha, run_seed(lora_seed))
+            lay_on(denoiser, self._beneath)
+            said = Said(lora_rank, lora_alpha, lora_targets)
+            start = adapters_at_start(
+                denoiser, self.lora_groups, said, {} if self._beneath else given, lora_from
+            )
+            self.lora_targets = start.targets
+            add_lora(denoiser, start.layers, start.rank, start.alpha, run_seed(lora_seed))
+            start_from(denoiser, ADAPTER, start.factors)
         self.auto_checkpointing = gradient_checkpointing == "auto"
         self.checkpoint_activations(gradient_checkpointing is True)
         if compile:
@@ -195,7 +227,10 @@ class DiffusersPolicy(Exportable):
         made = super().made_with | {
             "pretrained": str(self._source),
             "full_finetuning": self.full_finetuning,
+            "lora_beneath": self._beneath_from[1] if self._beneath_from else "",
         }
+        if self._beneath_from:
+            made["lora_from"] = self._beneath_from[0]
         if self.full_finetuning:
             return made
         config = self.trained.peft_config[ADAPTER]
@@ -364,6 +399,7 @@ class DiffusersPolicy(Exportable):
             return
         if not self._reference:
             loaded = load_denoiser(self._source, self._denoiser_class, self.denoiser_name)
+            lay_on(loaded, self._beneath)
             use_attention_backend(loaded, self.attention_backend)
             if self._mesh is not None:
                 shard_module(loaded, self._mesh)
@@ -419,11 +455,22 @@ class DiffusersPolicy(Exportable):
         """The row that guidance subtracts: `negative_prompt`."""
         return self.encode_texts([self.negative_prompt])
 
+    @property
+    def beneath(self) -> Mapping[str, Factors]:
+        """See `Exportable.beneath`."""
+        return self._beneath
+
+    @property
+    def beneath_from(self) -> str | None:
+        """See `Exportable.beneath_from`."""
+        return self._beneath_from[0] if self._beneath_from else None
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes adapters as a diffusers LoRA file, or after full fine-tuning a whole pipeline.
 
         Load the first with ``pipeline.load_lora_weights(folder)``: rank and alpha travel in the
-        file's metadata. Load the second as any pipeline.
+        file's metadata. Load the second as any pipeline. A LoRA that was merged into the reference
+        is part of what is written: it belongs on `pretrained`.
 
         Args:
             folder: Created if absent.
@@ -431,17 +478,45 @@ class DiffusersPolicy(Exportable):
         if self.full_finetuning:
             self.pipeline.save_pretrained(folder, safe_serialization=True)
             return
+        state, config = lora_state_dict(self.trained), self.trained.peft_config[ADAPTER]
+        if self._beneath:
+            factors = self._whole_update()
+            state, config = peft_names(factors), lora_config(factors)
         layers: dict[str, Any] = {
-            f"{self.denoiser_name}_lora_layers": lora_state_dict(self.trained),
-            f"{self.denoiser_name}_lora_adapter_metadata": self.trained.peft_config[
-                ADAPTER
-            ].to_dict(),
+            f"{self.denoiser_name}_lora_layers": state,
+            f"{self.denoiser_name}_lora_adapter_metadata": config.to_dict(),
         }
         self.pipeline_class.save_lora_weights(folder, **layers)
 
+    @classmethod
+    def layouts(cls, arguments: Mapping[str, Any]) -> tuple[Layout, ...]:
+        """See `Exportable.layouts`: no adapters after full fine-tuning, no sum in few bits."""
+        if arguments.get("full_finetuning"):
+            return ("diffusers", "merged")
+        whole: tuple[Layout, ...] = () if arguments.get("quantize") else ("merged",)
+        return ("diffusers", *cls.lora_layouts, *whole)
+
+    def save_as(self, folder: str | Path, form: Form) -> None:
+        """See `Exportable.save_as`."""
+        if form.layout == "diffusers" or self.full_finetuning:
+            self.save_pretrained(folder)
+        elif form.layout == "merged":
+            merged = self.load_clean_pipeline()
+            lay_on(getattr(merged, self.denoiser_name), self._whole_update())
+            merged.save_pretrained(folder, safe_serialization=True)
+        else:
+            tensors = self.lora_layouts[form.layout](self._whole_update(), self.trained)
+            on_cpu = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+            save_file(on_cpu, Path(folder) / f"{form.name}.safetensors", {"format": "pt"})
+
+    def _whole_update(self) -> dict[str, Factors]:
+        """What the policy adds to `pretrained`."""
+        own = read_factors(self.trained, ADAPTER)
+        return summed(self._beneath, own) if self._beneath else own
+
     def load_exported(self, folder: str | Path) -> DiffusionPipeline:
         """The pretrained pipeline with the folder's adapters, or the folder's own pipeline."""
-        if self.full_finetuning:
+        if (Path(folder) / "model_index.json").is_file():
             pipeline = load_pipeline(
                 Path(folder),
                 self.pipeline_class,
@@ -451,7 +526,7 @@ class DiffusersPolicy(Exportable):
             )
         else:
             pipeline = self.load_clean_pipeline()
-            pipeline.load_lora_weights(folder, adapter_name=ADAPTER)
+            pipeline.load_lora_weights(find_lora(folder, "--out"), adapter_name=ADAPTER)
         pipeline.scheduler = self.sampling_scheduler(pipeline.scheduler)
         return pipeline
 

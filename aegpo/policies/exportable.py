@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from aegpo.policies.adapters.factors import Factors
+from aegpo.policies.adapters.layouts import Form, Layout
 from aegpo.policies.base import Policy
 
 if TYPE_CHECKING:
@@ -28,6 +30,43 @@ class Exportable(Policy):
     replaces_scheduler: ClassVar[bool] = False
     """Whether `load_exported` gives a pipeline another scheduler than it was saved with."""
 
+    @property
+    def beneath(self) -> Mapping[str, Factors]:
+        """What was merged into the weights below the trained ones: part of an export's adapters.
+
+        Returns:
+            Updates by the name of the denoiser's layer; none by default.
+        """
+        return {}
+
+    @property
+    def beneath_from(self) -> str | None:
+        """Where `beneath` is from, for the model card; None without any."""
+        return None
+
+    @classmethod
+    def layouts(cls, arguments: Mapping[str, Any]) -> tuple[Layout, ...]:
+        """As what `save_as` can write it.
+
+        Args:
+            arguments: Arguments of the constructor, as given.
+
+        Returns:
+            The layouts; "diffusers" is `save_pretrained`.
+        """
+        del arguments
+        return ("diffusers",)
+
+    def save_as(self, folder: str | Path, form: Form) -> None:
+        """Writes the policy in one of its `layouts`; `load_exported` reads each.
+
+        Args:
+            folder: Exists.
+            form: Which, and what a file for other programs is called.
+        """
+        del form
+        self.save_pretrained(folder)
+
     @abc.abstractmethod
     def load_exported(self, folder: str | Path) -> DiffusionPipeline:
         """Builds a pipeline from what `save_pretrained` wrote, as a user of diffusers does.
@@ -36,7 +75,7 @@ class Exportable(Policy):
         from; a whole pipeline is loaded from the folder alone. No tensor is shared with the policy.
 
         Args:
-            folder: What `save_pretrained` wrote.
+            folder: What `save_pretrained` or `save_as` wrote.
 
         Returns:
             A pipeline on the CPU, in the policy's dtype, without a progress bar, with the scheduler

@@ -19,6 +19,7 @@ PREFIX = "policy."
 
 MAY_DIFFER = {
     "pretrained": "it is taken to be the same model",  # a folder may have moved
+    "lora_from": "both files are the same",
     "sampler": "rollouts are drawn by it from here on",
     "evaluation_sampler": "held-out scores before and after are of different images",
 }
@@ -55,6 +56,8 @@ def require_same_make(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     for name, value in saved.items():
         if name not in now or now[name] == value:
             continue
+        if name == "lora_beneath":
+            raise ValueError(_other_base(saved.get("lora_from")))
         told = f"the checkpoint was made with {name}={value!r}, this run with {now[name]!r}"
         if name in MAY_DIFFER:
             rank_zero_info(f"{told}; {MAY_DIFFER[name]}")
@@ -64,6 +67,20 @@ def require_same_make(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
             if name != "optimizer"
             else f"{told}; its state is of no use here: keep the optimizer, or begin a new run"
         )
+
+
+def _other_base(lora_from: object) -> str:
+    """What is said where a checkpoint was trained with another LoRA in its reference, or none."""
+    if lora_from is None:
+        return (
+            "the checkpoint was made with no LoRA in its reference, this run with one; leave "
+            "model.policy.lora_from out, or begin a new run"
+        )
+    return (
+        f"the checkpoint was made with lora_from={lora_from!r} in its reference, this run with "
+        f"none or another; pass --model.policy.lora_from {as_argument(lora_from)} "
+        "--model.policy.lora_into reference"
+    )
 
 
 def as_argument(value: Any) -> str:

@@ -9,6 +9,7 @@ import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
 from torch import Tensor
 
+from aegpo.policies.adapters.layouts import Layout, WriteLayout, kohya_flux, scale_inside
 from aegpo.policies.conditioning import Conditioning, real_tokens
 from aegpo.policies.diffusers_policy import scaled_decode
 from aegpo.policies.families.flux_policy import PATCH, FluxPolicy
@@ -39,6 +40,10 @@ class Flux(FluxPolicy):
     transformer_class = FluxTransformer2DModel
     encoder_names = ("text_encoder", "text_encoder_2")
     default_guidance = 3.5
+    lora_layouts: ClassVar[dict[Layout, WriteLayout]] = {
+        "kohya": kohya_flux,
+        "comfyui": scale_inside,
+    }
     lora_groups: ClassVar[dict[str, tuple[str, ...]]] = {
         "attention": (
             *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),

@@ -16,6 +16,7 @@ from diffusers import (
 from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 from torch import Tensor, nn
 
+from aegpo.policies.adapters.layouts import Layout, WriteLayout, kohya_flux, scale_inside
 from aegpo.policies.conditioning import Conditioning
 from aegpo.policies.families.flux_policy import PATCH, FluxPolicy
 from aegpo.policies.pretrained import find_pipeline, read_model_index
@@ -33,6 +34,10 @@ class _Flux2Family(FluxPolicy):
     """
 
     transformer_class = Flux2Transformer2DModel
+    lora_layouts: ClassVar[dict[Layout, WriteLayout]] = {
+        "kohya": kohya_flux,
+        "comfyui": scale_inside,
+    }
     lora_groups: ClassVar[dict[str, tuple[str, ...]]] = {
         "attention": (
             *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),

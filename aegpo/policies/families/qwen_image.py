@@ -12,6 +12,7 @@ from torch import Tensor
 
 from aegpo.entropy.tokens import TokenLayout
 from aegpo.image_size import Size
+from aegpo.policies.adapters.layouts import Layout, WriteLayout, kohya, scale_inside
 from aegpo.policies.conditioning import Conditioning
 from aegpo.policies.families.flow_policy import FlowPolicy
 from aegpo.policies.patches import from_patches, to_patches
@@ -40,6 +41,7 @@ class QwenImage(FlowPolicy):
     """
 
     pipeline_class = QwenImagePipeline
+    lora_layouts: ClassVar[dict[Layout, WriteLayout]] = {"kohya": kohya, "comfyui": scale_inside}
     lora_groups: ClassVar[dict[str, tuple[str, ...]]] = {
         "attention": (
             *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),

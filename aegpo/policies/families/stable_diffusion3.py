@@ -9,6 +9,7 @@ from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
 
 from aegpo.entropy.tokens import TokenLayout
+from aegpo.policies.adapters.layouts import Layout, WriteLayout, scale_inside
 from aegpo.policies.conditioning import Conditioning, real_tokens
 from aegpo.policies.diffusers_policy import scaled_decode
 from aegpo.policies.families.flow_policy import FlowPolicy
@@ -37,6 +38,7 @@ class StableDiffusion3(FlowPolicy):
     pipeline_class = StableDiffusion3Pipeline
     encoder_names = ("text_encoder", "text_encoder_2", "text_encoder_3")
     optional_parts = ("text_encoder_3", "tokenizer_3")
+    lora_layouts: ClassVar[dict[Layout, WriteLayout]] = {"comfyui": scale_inside}
     lora_groups: ClassVar[dict[str, tuple[str, ...]]] = {
         "attention": (
             *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from aegpo.entropy.tokens import TokenLayout
 from aegpo.image_size import Size
+from aegpo.policies.adapters.layouts import Layout, WriteLayout, kohya
 from aegpo.policies.conditioning import Conditioning
 from aegpo.policies.diffusers_policy import DiffusersPolicy, scaled_decode
 from aegpo.policies.noise_schedule import NoiseSchedule, ddim_scheduler, latent_scale
@@ -38,6 +39,8 @@ class UNetPolicy(DiffusersPolicy):
 
     denoiser_name = "unet"
     replaces_scheduler = True
+    # ComfyUI reads the names that kohya's trainer gives.
+    lora_layouts: ClassVar[dict[Layout, WriteLayout]] = {"kohya": kohya, "comfyui": kohya}
     lora_groups: ClassVar[dict[str, tuple[str, ...]]] = {
         "attention": tuple(f"attn{i}.{part}" for i in (1, 2) for part in _ATTENTION),
         "feed_forward": ("ff.net.0.proj", "ff.net.2"),

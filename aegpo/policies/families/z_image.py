@@ -12,6 +12,7 @@ from torch import Tensor
 
 from aegpo.entropy.tokens import TokenLayout
 from aegpo.image_size import Size
+from aegpo.policies.adapters.layouts import Layout, WriteLayout, kohya, scale_inside
 from aegpo.policies.conditioning import Conditioning
 from aegpo.policies.diffusers_policy import scaled_decode
 from aegpo.policies.families.flow_policy import FlowPolicy
@@ -44,6 +45,7 @@ class ZImage(FlowPolicy):
     """
 
     pipeline_class = ZImagePipeline
+    lora_layouts: ClassVar[dict[Layout, WriteLayout]] = {"kohya": kohya, "comfyui": scale_inside}
     lora_groups: ClassVar[dict[str, tuple[str, ...]]] = {
         "attention": ("attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0"),
         "feed_forward": ("feed_forward.w1", "feed_forward.w2", "feed_forward.w3"),

@@ -10,6 +10,8 @@ from lightning.pytorch import LightningModule, Trainer
 
 from aegpo.export.check import ExportCheck, check_export
 from aegpo.export.model_card import Facts, loading_code, model_card
+from aegpo.policies.adapters.given import DEFAULT_FILE
+from aegpo.policies.adapters.layouts import Form, Layout
 from aegpo.policies.exportable import Exportable
 from aegpo.prompts import PromptBatch
 from aegpo.rollout.deterministic import deterministic_rollout
@@ -17,6 +19,7 @@ from aegpo.utilities.folders import check_new_folder, published
 from aegpo.utilities.images import side_by_side
 from aegpo.utilities.secrets import without_secrets
 from lightning_modules.commands.configured_run import ConfiguredRun
+from lightning_modules.commands.export.formats import check_layout
 from lightning_modules.commands.export.run_record import (
     draw_scores,
     example_prompts,
@@ -39,6 +42,7 @@ def export(
     weights_only: bool | None = None,
     *,
     out: str,
+    format: Layout = "diffusers",
     weights: Weights = "ema",
     prompts: list[str] | None = None,
     run: ConfiguredRun | None = None,
@@ -51,14 +55,16 @@ def export(
         ckpt_path: Checkpoint to export: a file, or last for the run's last one.
         weights_only: Whether to load that checkpoint without unpickling objects.
         out: Folder to write, new or empty; it appears only if the comparison held.
+        format: Adapters as a LoRA file of diffusers, of kohya's trainer (AUTOMATIC1111, Forge,
+            InvokeAI) or of ComfyUI, or merged into the weights of a whole pipeline.
         weights: The averaged weights, if the run kept an average, or the last ones.
         prompts: Texts to draw for the comparison and the card; the run's first held-out
             prompts by default.
         run: The run as configured, for the model card.
 
     Raises:
-        ValueError: If the module has no policy, there is no checkpoint, the folder is taken, or
-            the export does not compute what the policy computes.
+        ValueError: If the module has no policy, there is no checkpoint, the folder is taken, the
+            policy has no such format, or the export does not compute what the policy computes.
     """
     if not isinstance(model, PolicyModule):
         raise ValueError(
@@ -67,6 +73,8 @@ def export(
     if ckpt_path is None:
         raise ValueError("aegpo export needs the weights: give --ckpt_path last, or a file")
     folder = check_new_folder(out)
+    check_layout(model.policy_factory, format)
+    form = Form(format, folder.resolve().name)
     known = run or ConfiguredRun()
     config = without_secrets(known.config)  # the folder is for others
     texts = list(dict.fromkeys(prompts or example_prompts(known, NUM_PROMPTS)))
@@ -77,7 +85,7 @@ def export(
         spent = dict(model.policy.evaluations.counts), model.policy.evaluations.total
         scores = logged_scores(known, [reward.name for reward in rewards], model.iteration)
         with published(folder) as partial:
-            code, check = _write_checked(model, batch, partial, out, pretrained_name(known))
+            code, check = _write_checked(model, batch, partial, (out, form), pretrained_name(known))
             pictures = {GRID: "The base beside the tuned model, same noise."}
             if any(scores.values()):
                 draw_scores(scores).savefig(partial / CURVE, dpi=120)
@@ -87,6 +95,8 @@ def export(
                 name=folder.resolve().name,
                 base=pretrained_name(known) or type(model.policy).__name__,
                 full=(partial / "model_index.json").is_file(),
+                form=form.layout,
+                beneath=model.policy.beneath_from if isinstance(model.policy, Exportable) else None,
                 config=config,
                 code=code,
                 check=str(check),
@@ -107,10 +117,14 @@ def export(
 
 
 def _write_checked(
-    model: PolicyModule, batch: PromptBatch, folder: Path, out: str, pretrained: str | None
+    model: PolicyModule,
+    batch: PromptBatch,
+    folder: Path,
+    wanted: tuple[str, Form],
+    pretrained: str | None,
 ) -> tuple[str, ExportCheck]:
     """Write weights and grid; the code that loads them, and how far they are from the policy."""
-    policy, num_steps = model.policy, model.evaluation_steps
+    policy, num_steps, (out, form) = model.policy, model.evaluation_steps, wanted
     if not isinstance(policy, Exportable):
         raise ValueError(
             f"{type(policy).__name__} cannot be exported: it does not say how diffusers loads and "
@@ -126,7 +140,7 @@ def _write_checked(
                 policy, batch.prompts, batch.index, num_steps, EVALUATION_NOISE
             ).images
         check, pipeline, tuned = check_export(
-            policy, folder, batch.prompts, batch.index, num_steps, EVALUATION_NOISE
+            policy, folder, batch.prompts, batch.index, num_steps, EVALUATION_NOISE, form
         )
         arguments = policy.pipeline_arguments(num_steps)
     if not check.passed:
@@ -139,7 +153,9 @@ def _write_checked(
     side_by_side({"base": base, "tuned": tuned}, captions).save(folder / GRID)
     full = (folder / "model_index.json").is_file()
     source = "" if full else pretrained or str(pipeline.name_or_path)
+    files = [file.name for file in folder.glob("*.safetensors") if not full]
+    where = (out, files[0]) if files and files[0] != DEFAULT_FILE else out
     code = loading_code(
-        pipeline, source, out, batch.prompts[0], arguments, policy.replaces_scheduler
+        pipeline, source, where, batch.prompts[0], arguments, policy.replaces_scheduler
     )
     return code, check
