@@ -13,6 +13,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors import safe_open
 
 from aegpo.evaluation.results import BASE
+from aegpo.planning.policy_size import policy_of
 from aegpo.policies.base import Policy
 from aegpo.policies.diffusers_policy import DiffusersPolicy
 from aegpo.policies.lora import ADAPTER
@@ -153,12 +154,14 @@ def _load_checkpoint(
 def _foreign(source: Source, module: PolicyModule) -> Policy:
     """A policy of its own for weights that training here did not make."""
     factory: Any = module.policy_factory
+    # What the run began from is part of what it exported, and would count twice.
+    plain = {"lora_from": None} if policy_of(factory)[1].get("lora_from") else {}
     if source.kind == "pipeline":
-        policy: Policy = factory(pretrained=source.path)
+        policy: Policy = factory(pretrained=source.path, **plain)
         if isinstance(policy, DiffusersPolicy) and not policy.full_finetuning:
             policy.trained.unload_lora()
         return policy
-    policy = factory()
+    policy = factory(**plain)
     if not isinstance(policy, DiffusersPolicy):
         raise ValueError(
             f"--tuned {source.path} is a LoRA of a diffusers pipeline, and the policy is a "

@@ -9,6 +9,7 @@ import yaml
 from lightning.pytorch import LightningModule, Trainer
 
 from aegpo.export.check import ExportCheck, check_export
+from aegpo.export.hub import check_hub_target, push
 from aegpo.export.model_card import Facts, loading_code, model_card
 from aegpo.policies.adapters.given import DEFAULT_FILE
 from aegpo.policies.adapters.layouts import Form, Layout
@@ -45,6 +46,8 @@ def export(
     format: Layout = "diffusers",
     weights: Weights = "ema",
     prompts: list[str] | None = None,
+    push_to_hub: str | None = None,
+    private: bool = True,
     run: ConfiguredRun | None = None,
 ) -> None:
     """Write what was trained for diffusers, checked against diffusers, with a model card.
@@ -60,6 +63,9 @@ def export(
         weights: The averaged weights, if the run kept an average, or the last ones.
         prompts: Texts to draw for the comparison and the card; the run's first held-out
             prompts by default.
+        push_to_hub: Hub id (owner/name) to send the folder to once it is checked; nowhere by
+            default.
+        private: Whether a repository that is made for it is for you alone.
         run: The run as configured, for the model card.
 
     Raises:
@@ -74,6 +80,8 @@ def export(
         raise ValueError("aegpo export needs the weights: give --ckpt_path last, or a file")
     folder = check_new_folder(out)
     check_layout(model.policy_factory, format)
+    if push_to_hub is not None:
+        check_hub_target(push_to_hub)
     form = Form(format, folder.resolve().name)
     known = run or ConfiguredRun()
     config = without_secrets(known.config)  # the folder is for others
@@ -85,7 +93,9 @@ def export(
         spent = dict(model.policy.evaluations.counts), model.policy.evaluations.total
         scores = logged_scores(known, [reward.name for reward in rewards], model.iteration)
         with published(folder) as partial:
-            code, check = _write_checked(model, batch, partial, (out, form), pretrained_name(known))
+            code, check = _write_checked(
+                model, batch, partial, (push_to_hub or out, form), pretrained_name(known)
+            )
             pictures = {GRID: "The base beside the tuned model, same noise."}
             if any(scores.values()):
                 draw_scores(scores).savefig(partial / CURVE, dpi=120)
@@ -111,6 +121,8 @@ def export(
             )
             model_card(facts).save(partial / "README.md")
         print(f"{out}: exported; {check}")
+        if push_to_hub is not None:
+            print(f"{push_to_hub}: pushed; {push(folder, push_to_hub, private)}")
 
     with model.without_rewards() as rewards:
         inside_trainer(trainer, model, batch, work, ckpt_path, weights_only)
@@ -145,7 +157,7 @@ def _write_checked(
         arguments = policy.pipeline_arguments(num_steps)
     if not check.passed:
         raise ValueError(
-            f"the export is not the trained model, and nothing was written to {out}: {check}; "
+            f"the export is not the trained model, and nothing was written: {check}; "
             "compare the policy's load_exported and pipeline_arguments with the training"
         )
     assert base is not None

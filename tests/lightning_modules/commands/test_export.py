@@ -27,6 +27,7 @@ from aegpo.export.model_card import Facts, model_card
 from aegpo.noise import KeyedNoise
 from aegpo.policies.families.stable_diffusion import StableDiffusion
 from aegpo.policies.families.stable_diffusion3 import StableDiffusion3
+from aegpo.policies.pretrained import find_pipeline
 from aegpo.sde import DDIM
 from lightning_modules.aegpo_module import AEGPOModule
 from lightning_modules.cli import main as entry
@@ -430,6 +431,35 @@ def test_export_and_sample_from_the_command_line_without_the_data(
     card = Path("lora/README.md").read_text()
     assert 'find_pipeline("shapes")' in card and "| shapes\\_judge | " in card
     assert str(tmp_path) not in card
+
+    # In every format plain diffusers draws the same image.
+    for form in ("comfyui", "merged"):
+        assert aegpo("export", *run, "--out", form, "--format", form) == 0
+    capsys.readouterr()
+    assert aegpo("export", *run, "--out", "kohya", "--format", "kohya") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: --format kohya does not go with StableDiffusion3: ")
+    assert not Path("kohya").exists()
+    absent: Any = {"text_encoder_3": None, "tokenizer_3": None}
+    images = []
+    for source, adapters in (
+        (find_pipeline("shapes"), None),
+        ("merged", None),
+        (find_pipeline("shapes"), "lora"),
+        (find_pipeline("shapes"), "comfyui"),
+    ):
+        pipeline = StableDiffusion3Pipeline.from_pretrained(source, **absent)
+        if adapters:
+            pipeline.load_lora_weights(adapters)
+        start = torch.Generator().manual_seed(0)
+        settings = {"num_inference_steps": 3, "guidance_scale": 1.0, "max_sequence_length": 0}
+        images.append(
+            pipeline("a red circle", generator=start, output_type="pt", **settings).images
+        )
+    base, *tuned = images
+    assert (tuned[0] - base).abs().max() > 1e-4
+    for image in tuned[1:]:
+        torch.testing.assert_close(image, tuned[0], rtol=0, atol=1e-4)
 
     # The same folder again is refused on one line, before anything is loaded.
     capsys.readouterr()
