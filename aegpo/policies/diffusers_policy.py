@@ -197,7 +197,7 @@ class DiffusersPolicy(Exportable):
         file = None if lora_from is None else find_lora(lora_from)
         given = {} if file is None else read_lora(self.pipeline, self.denoiser_name, file)
         self._beneath = given if lora_into == "reference" else {}
-        self._beneath_from = (lora_from, fingerprint(file)) if self._beneath and file else None
+        self._beneath_from = (str(lora_from), fingerprint(file)) if file and self._beneath else None
         if full_finetuning:
             lay_on(denoiser.float().requires_grad_(True), given)
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import ModelMixin
@@ -177,7 +178,8 @@ def base_weight(model: nn.Module, name: str) -> Tensor:
         The weight itself.
     """
     layer = model.get_submodule(name)
-    weight: Tensor = getattr(layer, "base_layer", layer).weight
+    base: Any = getattr(layer, "base_layer", layer)
+    weight: Tensor = base.weight
     return weight
 
 

@@ -89,8 +89,11 @@ def fingerprint(file: Path) -> str:
     Returns:
         16 hexadecimal digits of its SHA-256.
     """
+    digest = hashlib.sha256()
     with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+        while block := stream.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()[:16]
 
 
 def read_lora(pipeline: DiffusionPipeline, denoiser_name: str, file: Path) -> dict[str, Factors]:
@@ -157,11 +160,11 @@ def _as_diffusers_reads(
     pipeline: DiffusionPipeline, denoiser_name: str, file: Path
 ) -> tuple[dict[str, Tensor], Mapping[str, float], Any]:
     """Tensors by diffusers' names, alphas where they are apart, and the file's own settings."""
-    read: Any = pipeline.lora_state_dict  # type: ignore[attr-defined]  # of its mixin
+    read: Any = pipeline.lora_state_dict
     options: dict[str, Any] = {"use_safetensors": True, "return_lora_metadata": True}
     if "return_alphas" in inspect.signature(read).parameters:
         options["return_alphas"] = True
     if denoiser_name == "unet":
-        options["unet_config"] = pipeline.unet.config  # type: ignore[attr-defined]
+        options["unet_config"] = pipeline.unet.config
     state, *alphas, metadata = read(str(file), **options)
     return state, alphas[0] if alphas and alphas[0] else {}, metadata

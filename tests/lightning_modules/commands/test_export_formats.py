@@ -95,8 +95,9 @@ def test_the_card_loads_what_was_written_and_says_what_is_in_it(
     options: dict[str, Any] = {"prompts": PROMPTS, "run": ConfiguredRun(config), "format": layout}
     with local_hub(monkeypatch) as hub:
         export(trainer, module, checkpoint, out=str(out), push_to_hub="owner/name", **options)
-    files = {file.name: file.read_bytes() for file in out.rglob("*") if file.is_file()}
-    assert {Path(name).name: content for name, content in hub.files.items()} == files
+    written = [file for file in out.rglob("*") if file.is_file()]
+    files = {file.relative_to(out).as_posix(): file.read_bytes() for file in written}
+    assert hub.files == files
     assert ("mine.safetensors" in files) == (layout == "comfyui")
     assert f"{out}: exported; mean pixel difference" in capsys.readouterr().out
 

@@ -31,7 +31,8 @@ def build(folder: Path, **arguments: Any) -> StableDiffusion3:
 
 def predicted(policy: DiffusersPolicy) -> Tensor:
     with torch.no_grad():
-        return policy(*inputs(policy))
+        prediction: Tensor = policy(*inputs(policy))
+    return prediction
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def source(
     shake(policy, 0.1)
     for layout in ("diffusers", "comfyui"):
         (folder / layout).mkdir()
-        policy.save_as(folder / layout, Form(layout, "mine"))  # type: ignore[arg-type]
+        policy.save_as(folder / layout, Form(layout, "mine"))
     return policy, folder
 
 
@@ -170,13 +171,13 @@ def test_convolutions_and_ranks_that_differ(tiny_sd15_folder: Path, tmp_path: Pa
         )
     torch.testing.assert_close(own, theirs, rtol=0, atol=1e-5)
     torch.testing.assert_close(below, theirs, rtol=0, atol=1e-5)
-    for name, layout in (("policy", "kohya"), ("reference", "kohya"), ("both", "diffusers")):
-        made = policy if name == "policy" else merged
-        (tmp_path / name).mkdir()
+    for made in (policy, merged):
+        folder = tmp_path / ("policy" if made is policy else "reference")
+        folder.mkdir()
         check, _, _ = check_export(
-            made, tmp_path / name, PROMPTS[:1], INDEX[:1], 2, NOISE, Form(layout, "mine")
+            made, folder, PROMPTS[:1], INDEX[:1], 2, NOISE, Form("kohya", "mine")
         )
-        assert check.passed, (name, check)
+        assert check.passed, (made.beneath_from, check)
     # What has not been used yet is no dead end: it gets a gradient.
     padded = [p for n, p in policy.named_parameters() if "proj_in.lora_A" in n]
     assert padded and all(part[2:].abs().max() > 0 for part in padded)
