@@ -74,9 +74,7 @@ def test_alpha_is_in_the_tensors_and_a_wrong_one_is_seen(tmp_path: Path) -> None
 
     write = type(policy).save_as
 
-    def rank_as_alpha(
-        folder: str | Path, form: Form
-    ) -> None:  # what diffusers' converter does alone
+    def rank_as_alpha(folder: str | Path, form: Form) -> None:
         write(policy, folder, form)
         wrong = tensors | {name: torch.tensor(3.0) for name in alphas}
         save_file(wrong, Path(folder) / "mine.safetensors", {"format": "pt"})
