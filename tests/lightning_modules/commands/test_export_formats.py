@@ -53,7 +53,7 @@ def built(folder: Path, given: Path) -> AEGPOModule:
     """A run that trains on a base with a LoRA in it."""
     factory = partial(
         StableDiffusion3,
-        str(folder),
+        pretrained=str(folder),
         max_sequence_length=4,
         lora_rank=2,
         lora_from=str(given),
