@@ -195,16 +195,16 @@ class DiffusersPolicy(Exportable):
         denoiser.requires_grad_(False)
         use_attention_backend(denoiser, attention_backend)
         file = None if lora_from is None else find_lora(lora_from)
-        given = {} if file is None else read_lora(self.pipeline, self.denoiser_name, file)
-        self._beneath = given if lora_into == "reference" else {}
+        lora = {} if file is None else read_lora(self.pipeline, self.denoiser_name, file)
+        self._beneath = lora if lora_into == "reference" else {}
         self._beneath_from = (str(lora_from), fingerprint(file)) if file and self._beneath else None
         if full_finetuning:
-            lay_on(denoiser.float().requires_grad_(True), given)
+            lay_on(denoiser.float().requires_grad_(True), lora)
         else:
             lay_on(denoiser, self._beneath)
             said = Said(lora_rank, lora_alpha, lora_targets)
             start = adapters_at_start(
-                denoiser, self.lora_groups, said, {} if self._beneath else given, lora_from
+                denoiser, self.lora_groups, said, {} if self._beneath else lora, lora_from
             )
             self.lora_targets = start.targets
             add_lora(denoiser, start.layers, start.rank, start.alpha, run_seed(lora_seed))
