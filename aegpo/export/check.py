@@ -174,7 +174,7 @@ def weight_difference(
     return difference / max(largest, torch.finfo(torch.float32).tiny)
 
 
-_MISSING = torch.empty(0, 0)
+_MISSING = torch.empty(0, 0, device="cpu")
 
 
 def _weights(

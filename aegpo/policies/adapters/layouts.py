@@ -71,7 +71,7 @@ def kohya(factors: Mapping[str, Factors], network: nn.Module) -> dict[str, Tenso
     for name, part in factors.items():  # the library takes the rank for alpha
         alpha = f"lora_unet_{name.replace('.', '_')}.alpha"
         assert alpha in named, f"diffusers calls the alpha of {name} otherwise"
-        named[alpha] = torch.tensor(part.scale * part.rank)
+        named[alpha] = torch.tensor(part.scale * part.rank, device="cpu")
     return named
 
 
