@@ -24,7 +24,7 @@ class Extremes(Selection):
     the same way with less noise for what it costs.
 
     Rewards are rarely even about their mean. Near their upper end the worst images lie farther from
-    it than the best, so the extremes' advantages add up to less than nothing (-.22 deviations an
+    it than the best, so the extremes' advantages add up to less than nothing (-.19 deviations an
     image on the bundled world): the policy is pushed away from its own images, good or bad, and
     what that does to it is in docs/results.md. So the chosen are compared with each other, as in
     PODS; `baseline="group"` leaves their advantages as they were.
