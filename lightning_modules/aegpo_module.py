@@ -325,7 +325,7 @@ class AEGPOModule(PolicyModule):
         if self.previewed is not None:
             self.previewed.learn(scores.total, tree.row)
         advantages = self.advantages(tree, scores, whole, decision.mine)
-        weights = self.select(advantages, tree, batch.index, own.noise)
+        advantages, weights = self.select(advantages, tree, batch.index, own.noise)
         return Experience(
             policy=self.policy,
             sde=self.sde,
@@ -333,7 +333,7 @@ class AEGPOModule(PolicyModule):
             tree=tree,
             schedule=own.schedule,
             rewards=scores.total,
-            advantages=self.selection.trained_on(advantages, weights, tree.row),
+            advantages=advantages,
             index=batch.index,
             noise=own.noise,
             weights=weights,
@@ -429,7 +429,7 @@ class AEGPOModule(PolicyModule):
     @timed("advantage")
     def select(
         self, advantages: Tensor, tree: RolloutTree, index: Tensor, noise: KeyedNoise
-    ) -> Tensor | None:
+    ) -> tuple[Tensor, Tensor | None]:
         """Choose the images to train on, and count them.
 
         Args:
@@ -439,9 +439,11 @@ class AEGPOModule(PolicyModule):
             noise: Keyed noise of the iteration.
 
         Returns:
-            Weight of each image, 0 where it is left out, shape (N,); None for all alike.
+            The advantages to learn from, NaN where an image is left out, shape (N,), and the weight
+            of each image, 0 where it is left out, shape (N,); None for all alike.
         """
         weights = self.selection(advantages, tree.row, index, noise)
+        advantages = self.selection.trained_on(advantages, weights, tree.row)
         kept = int((advantages.isfinite() if weights is None else weights > 0).sum())
         previews = 0 if self.previewed is None else self.previewed.scored
         self.images.add(images=len(tree), rewards=len(tree) + previews, images_trained=kept)
@@ -451,7 +453,10 @@ class AEGPOModule(PolicyModule):
         if weights is not None:
             total = all_reduce_sum(float(kept), self.device)
             self.log("rollout/images_trained", total, rank_zero_only=True)
-        return weights
+            # Away from 0 the policy is also pushed to, or from, its own images, good or bad.
+            common = all_reduce_sum(float(advantages.double().nansum()), self.device)
+            self.log("rollout/advantage_mean", common / max(total, 1.0), rank_zero_only=True)
+        return advantages, weights
 
     @timed("update")
     def update(self, experience: Experience) -> None:

@@ -124,9 +124,19 @@ def test_transitions_that_lead_to_no_chosen_image_leave_the_update(tmp_path, tin
     pairs = experience.advantages[chosen].reshape(4, 2)
     torch.testing.assert_close(pairs.sum(1), torch.zeros(4), atol=1e-6, rtol=0)
     torch.testing.assert_close(pairs.diff(dim=1), whole[chosen].reshape(4, 2).diff(dim=1))
+    assert float(logged["rollout/advantage_mean"]) == pytest.approx(0, abs=1e-6)
     assert torch.equal(
         replay.advantages, experience.tree.backup(experience.advantages).nan_to_num()
     )
+
+
+def test_what_all_advantages_have_in_common_is_logged(tmp_path, tiny_sd3_folder):
+    module = nft_module(tiny_sd3_folder, Extremes(keep=3, baseline="group"))
+    logged = fit(tmp_path, module, limit_train_batches=1).callback_metrics
+    whole = module.advantage(module.last.rewards, module.last.tree.row).values
+    common = float(whole[module.last.weights > 0].mean())
+    assert float(logged["rollout/advantage_mean"]) == pytest.approx(common, abs=1e-6)
+    assert abs(common) > 0.01
 
 
 def test_weights_reach_the_loss(tmp_path, tiny_sd3_folder):
