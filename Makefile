@@ -29,7 +29,7 @@ unexport UV_TORCH_BACKEND
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-fast coverage gpu bench check format clean
+.PHONY: help setup train test test-fast coverage gpu bench docs check format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -57,6 +57,11 @@ gpu: $(READY)  ## does all of it work on this card? A table in eight minutes (GP
 
 bench: $(READY)  ## what things cost: every table, small (BENCH_ARGS="trees" for one, whole)
 	$(BIN)/python benchmarks $(BENCH_ARGS)
+
+# Strictly: a link, an anchor or a name of the reference that is not there is an error.
+docs: $(READY)  ## build the site into build/site, without a network; then read it with a browser
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "$(BIN)/python -m http.server --directory build/site 8000   serves it at http://127.0.0.1:8000"
 
 # pydoclint in an environment of its own: its fork of docstring_parser has jsonargparse's file names.
 check: $(READY)  ## lint, formatting, imports, types, docstrings, unused code, limits, spelling
