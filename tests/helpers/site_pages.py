@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
@@ -13,6 +17,23 @@ ROOT = Path(__file__).parents[2]
 SHELLS = ("", "bash", "sh", "console", "shell")
 PROGRAMS = ("aegpo", "lightning", "python", "make", "torchrun", "srun", "tensorboard", "vllm", "hf")
 """First words of lines that are commands; what else stands in a block is output or a program."""
+
+
+@contextmanager
+def reading_in(folder: Path) -> Iterator[None]:
+    """Be in a reader's folder, whose modules, named as other readers', are the only ones."""
+    names = ("my_module", "my_reward", "my_rewards", "own_selector")
+
+    def forget() -> None:
+        for name in names:
+            sys.modules.pop(name, None)
+
+    with pytest.MonkeyPatch.context() as patch:
+        forget()
+        patch.chdir(folder)
+        patch.syspath_prepend(str(folder))
+        yield
+        forget()
 
 
 def blocks(page: Path) -> list[Token]:
