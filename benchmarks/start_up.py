@@ -47,10 +47,11 @@ CASES = {
     "--help": [*AEGPO, "--help"],
     **{name: [*FIT, *arguments] for name, arguments in MISTAKES.items()},
     "fit --help": [*AEGPO, "fit", "--help"],
+    "fit --help all": [*AEGPO, "fit", "--help", "all"],
     "fit --print_config": [*FIT, "--print_config"],
     "plan": [*AEGPO, "plan", "--config", SHAPES],
 }
-EARLY = ("the bare import", "--help", *MISTAKES)
+EARLY = ("the bare import", "--help", "fit --help", *MISTAKES)
 """What `--quick` runs."""
 _BEGUN = "START_UP_BEGUN"
 

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+import yaml
+
+from lightning_modules.arguments.messages import did_you_mean
+
+LARGEST_SEED = 2**32 - 1
+"""What numpy's generator takes."""
 
 
 def differing_hyperparameters(saved: dict[str, Any], model: dict[str, Any]) -> list[str]:
@@ -37,6 +45,13 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
+def mistake_in_seed(seed: Any) -> str | None:
+    """Say of a seed that numpy's generator does not take it, in one line; None if it does."""
+    if not isinstance(seed, int) or 0 <= int(seed) <= LARGEST_SEED:
+        return None
+    return f"seed_everything={seed} must be between 0 and {LARGEST_SEED}"
+
+
 def unknown_empty_keys(raw: Any, parsed: Any, prefix: str = "") -> list[str]:
     """Find keys with an empty value that the parser took in silence and forgot.
 
@@ -64,6 +79,26 @@ def unknown_empty_keys(raw: Any, parsed: Any, prefix: str = "") -> list[str]:
         else:
             forgotten += unknown_empty_keys(value, parsed[name], f"{prefix}{name}.")
     return forgotten
+
+
+def forgotten_key(file: str, parsed: dict[str, Any]) -> str | None:
+    """Say which key of a config the parser took in silence and forgot.
+
+    Args:
+        file: A config.
+        parsed: What the parser made of all files and arguments, as nested dictionaries.
+
+    Returns:
+        One line, or None.
+    """
+    raw = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    for key in unknown_empty_keys(raw, parsed):
+        known: Any = parsed
+        *parents, name = key.split(".")
+        for parent in parents:
+            known = known[parent]
+        return f"there is no option {key!r} (in {file}){did_you_mean(name, known)}"
+    return None
 
 
 def _same_class(first: object, second: object) -> bool:

@@ -17,9 +17,11 @@ from lightning_modules.arguments.config_files import config_files
 from lightning_modules.arguments.layers import contradicting_layers, read_config
 from lightning_modules.arguments.messages import moved, no_argument, no_class, no_module, no_option
 from lightning_modules.arguments.parser import join_texts, mistake_in_arguments, second_command
+from lightning_modules.arguments.short_help import required_options
 
 TRAINER = "lightning_modules.AEGPOTrainer"
-OF_ALL = ("config", "help", "print_config", "seed_everything", "trainer", "model", "data")
+_OF_PARSER = ("config", "help", "print_config", "run_name")
+OF_ALL = (*_OF_PARSER, "seed_everything", "trainer", "model", "data")
 """Options of every command that takes a config."""
 _DEEPEST = 50
 _CLASS_PATH = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+")
@@ -54,6 +56,37 @@ def early_mistake(
         or mistake_in_arguments(typed)
         or _mistake_in_settings(files, typed[1:], (*options, *OF_ALL) if options else ())
     )
+
+
+def missing_option(arguments: Sequence[str], path: str | None) -> str | None:
+    """Say which option is missing that a command cannot do without.
+
+    Args:
+        arguments: The command and its arguments.
+        path: Module and name of its function; None for Lightning's commands, which need none.
+
+    Returns:
+        One line; None if nothing is, or if only the parser can tell.
+    """
+    typed = {word.partition("=")[0] for word in arguments}
+    if not typed.isdisjoint({"-h", "--help", "--print_config"}) or any(
+        word.endswith(".help") for word in typed
+    ):
+        return None
+    files = config_files(arguments)
+    if not files and not any(word.startswith("--model") for word in typed):
+        return "model is required; is a --config missing?"
+    contents = [read_config(file) for file in files]
+    if path is None or None in contents:  # settings as text, or what the parser refuses
+        return None
+    try:
+        required = required_options(path)
+    except sources.OnlyImportTells:
+        return None
+    for name, said in required:
+        if f"--{name}" not in typed and not any(name in content for content in contents if content):
+            return f"{arguments[0]} needs --{name}: {said[:1].lower()}{said[1:]}"
+    return None
 
 
 def _mistake_in_settings(

@@ -125,6 +125,14 @@ def function_parameters(path: str) -> list[str]:
     Raises:
         OnlyImportTells: If its source does not settle that.
     """
+    function = function_source(path)
+    if function.args.kwarg is not None:
+        raise OnlyImportTells(path)
+    return _taken(function)
+
+
+def function_source(path: str) -> ast.FunctionDef:
+    """Read a method or a function as it is written; arguments and errors as above."""
     module, _, name = path.rpartition(".")
     bound: dict[str, ast.stmt] | None = None
     try:
@@ -135,9 +143,9 @@ def function_parameters(path: str) -> list[str]:
         if isinstance(holder, ast.ClassDef):
             bound = {one.name: one for one in holder.body if isinstance(one, ast.FunctionDef)}
     function = (bound or {}).get(name)
-    if not isinstance(function, ast.FunctionDef) or function.args.kwarg is not None:
+    if not isinstance(function, ast.FunctionDef):
         raise OnlyImportTells(path)
-    return _taken(function)
+    return function
 
 
 def public_names() -> dict[str, str]:

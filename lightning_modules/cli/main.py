@@ -11,9 +11,10 @@ import os
 import sys
 
 from aegpo import __version__
-from lightning_modules.arguments.early import early_mistake
+from lightning_modules.arguments.early import early_mistake, missing_option
 from lightning_modules.arguments.messages import debugging, did_you_mean, fail
 from lightning_modules.arguments.shipped import with_shipped_configs
+from lightning_modules.arguments.short_help import asks_for_short_help, short_help
 from lightning_modules.arguments.sources import OnlyImportTells
 from lightning_modules.cli.process import (
     another_rank,
@@ -63,6 +64,8 @@ def main() -> None:
         known = ", ".join(COMMANDS)
         hint = did_you_mean(command, COMMANDS)
         fail(f"{prog} has no command {command!r}{hint} (commands: {known})")
+    if command in COMMANDS and _shows_help(prog, command):
+        return
     sys.argv[1:] = with_shipped_configs(sys.argv[1:])  # DDP's other processes are given the same
     keep_freed_memory()
     respect_cpu_quota()
@@ -81,6 +84,18 @@ def main() -> None:
         _run()
 
 
+def _shows_help(prog: str, command: str) -> bool:
+    """Print the short help of a command that takes a config, if that is asked for."""
+    row = COMMANDS[command]
+    if not row.takes_config or not asks_for_short_help(sys.argv[2:]):
+        return False
+    try:
+        print(short_help(prog, command, row.help, row.path), end="")
+    except OnlyImportTells:
+        return False  # the parser's then
+    return True
+
+
 def _refuse_early(command: str) -> None:
     """Refuse what is seen to be wrong before torch is imported, in the words of the parser."""
     if command not in COMMANDS or debugging():
@@ -91,6 +106,7 @@ def _refuse_early(command: str) -> None:
     except OnlyImportTells:
         options = []
     mistake = early_mistake(sys.argv[1:], COMMANDS, row.texts, options)
+    mistake = mistake or missing_option(sys.argv[1:], row.method and row.path)
     if mistake is not None:
         fail(mistake)
 

@@ -69,9 +69,19 @@ class Command:
         Raises:
             OnlyImportTells: If they do not stand there.
         """
+        return function_parameters(self.path)
+
+    @property
+    def path(self) -> str:
+        """Where the function of a command that takes a config stands: module and name."""
         if self.method is None:
-            return function_parameters(f"lightning.pytorch.trainer.trainer.Trainer.{self.name}")
-        return function_parameters(f"{resolve_name(self.method, __name__)}.{self.name}")
+            return f"lightning.pytorch.trainer.trainer.Trainer.{self.name}"
+        return f"{resolve_name(self.method, __name__)}.{self.name}"
+
+    @property
+    def takes_config(self) -> bool:
+        """Whether it runs on a configured trainer, whose options it then has."""
+        return self.method is not None or self.program is None
 
     def run_program(self) -> bool:
         """Run `program`, if there is one; whether the trainer's method is to follow."""
@@ -88,6 +98,11 @@ COMMANDS = {
         Command("validate", "score it on the held-out prompts"),
         Command("test", "score it on the test prompts"),
         Command("predict", "draw images for prompts"),
+        Command(
+            "init",
+            "write a config, prompts and a reward of your own to start from",
+            program=".init.init",
+        ),
         Command(
             "plan",
             "say what a run will do and cost, before anything is loaded",

@@ -22,6 +22,8 @@ ROOT = Path(__file__).parents[3]
         (["--help"], "usage: "),
         ([], "usage: "),
         (["doctor", "--help"], "usage: "),
+        (["fit", "--config", "nope.yaml", "--help"], "usage: "),
+        (["evaluate", "-h"], "usage: "),
     ],
 )
 def test_light_answers_load_no_torch(arguments: list[str], expected: str) -> None:
@@ -45,6 +47,8 @@ MISTAKES = [
     ["fit", "--config", "configs/shapes.yaml", "--config", "class.yaml"],
     ["fit", "--config", "configs/shapes.yaml", "--config", "key.yaml"],
     ["plan", "--config", "configs/shapes.yaml", "--config", "module.yaml"],
+    ["evaluate", "--config", "configs/shapes.yaml", "--limit", "2"],
+    ["validate", "--ckpt_path", "last"],
 ]
 UNUSED = (
     "diffusers",
@@ -105,7 +109,7 @@ def test_what_shows_of_a_mistake_is_told_before_anything_heavy_is_imported(
 
 
 def test_help_imports_only_what_it_shows() -> None:
-    ends, said, modules = run_one_after_the_other([["fit", "--help"]])
+    ends, said, modules = run_one_after_the_other([["fit", "--help", "all"]])
     assert ends == [0], said
     assert "lightning.pytorch.cli" in modules
     assert modules.isdisjoint(UNUSED), modules.intersection(UNUSED)

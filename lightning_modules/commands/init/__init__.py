@@ -1,0 +1,1 @@
+"""``aegpo init``: a folder to start from. Imported before torch: nothing heavy here."""
