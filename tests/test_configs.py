@@ -252,7 +252,6 @@ def test_runs_log_what_the_documentation_lists(
     }
     (folder / "third.yaml").write_text(yaml.safe_dump(third))
     overlay = configs(ROOT / "configs/overlays/agreement_nft.yaml")
-    (folder / "runs/aegpo").rename(folder / "runs/second")
     run(monkeypatch, "fit", *configs(SHAPES), *overlay, "--config", "third.yaml", *SMALL)
     forward = tags(events(folder / "runs/third"))
 

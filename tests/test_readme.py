@@ -32,6 +32,8 @@ RUN = Path("runs/shapes")
 
 def folder_of(arguments):
     """Where a run of these arguments is logged."""
+    if "configs/overlays/grpo.yaml" in arguments:
+        return Path("runs/aegpo_grpo")
     return Path("runs/aegpo") if "configs/overlays/aegpo.yaml" in arguments else RUN
 
 
@@ -130,6 +132,15 @@ def judge_report(arguments, printed):
         assert said in page
 
 
+def judge_init(arguments, printed):
+    assert {path.name for path in Path("my_run").iterdir()} == {
+        "config.yaml",
+        "prompts.txt",
+        "my_reward.py",
+    }
+    assert "aegpo fit --config shapes --config config.yaml" in printed
+
+
 def judge_print_config(arguments, printed):
     config = yaml.safe_load(printed)
     assert config["model"]["class_path"].endswith("AEGPOModule")
@@ -155,6 +166,7 @@ JUDGES = {
     "evaluate": judge_evaluate,
     "check-reward": says("0 failed"),
     "report": judge_report,
+    "init": judge_init,
 }
 
 
@@ -197,7 +209,7 @@ def test_readme_command_writes_what_it_is_for(command, folder, monkeypatch, caps
         miniature, judge = [*MINIATURE, "--trainer.max_epochs", "2"], judge_resume
     elif "--print_config" in arguments:
         judge = judge_print_config
-    if subcommand in ("plan", "check-reward", "export", "report"):
+    if subcommand in ("plan", "check-reward", "export", "report", "init"):
         miniature = []
     if subcommand == "doctor":
         miniature = ["--data.init_args.batch_size", "2"]

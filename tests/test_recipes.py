@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from aegpo import rewards
 from aegpo.prompts.sets.geneval import CLASSES, COLORS
 from aegpo.rewards.geneval.clauses import DetectedObject
 from aegpo.rewards.learned.hpsv2 import HPSv21
+from lightning_modules.cli import main as entry
 
 RECIPES = [
     ("sd35_medium", "pickscore", "1x24gb"),
@@ -59,13 +61,14 @@ def test_every_file_is_in_a_recipe() -> None:
     used = [{row[place] for row in RECIPES} for place in range(3)]
     for folder, names in zip(("models", "rewards", "hardware"), used, strict=True):
         found = {file.stem for file in (ROOT / f"configs/{folder}").glob("*.yaml")}
-        assert found - {"quantized"} == names
+        assert found - {"quantized", "cpu"} == names
 
 
 @pytest.mark.parametrize(("model", "method"), METHODS)
 def test_a_method_goes_over_a_model(folder: Path, model: str, method: str) -> None:
     plain = build(*recipe(model, "jpeg", "1x80gb"), *ON_THE_CPU)
     cli = build(*recipe(model, "jpeg", "1x80gb"), *files(f"overlays/{method}"), *ON_THE_CPU)
+    run = folder / f"runs/{model}_{method}"
     before, after = plain.parsed["model"]["init_args"], cli.parsed["model"]["init_args"]
     own = yaml.safe_load((ROOT / f"configs/overlays/{method}.yaml").read_text())
     named = set(own["model"]["init_args"])
@@ -73,7 +76,7 @@ def test_a_method_goes_over_a_model(folder: Path, model: str, method: str) -> No
     assert after["policy"] == before["policy"]
     probed = [type(callback).__name__ for callback in cli.trainer.callbacks]
     assert ("EntropyProbe" in probed) == method.startswith("aegpo")
-    assert Path(cli.trainer.checkpoint_callback.dirpath) == folder / f"runs/{model}/checkpoints"
+    assert Path(cli.trainer.checkpoint_callback.dirpath) == run / "checkpoints"
 
 
 def test_methods_name_nothing_of_the_bundled_model() -> None:
@@ -97,6 +100,30 @@ def test_a_callback_that_is_not_there_cannot_be_left_out(folder: Path) -> None:
             *ON_THE_CPU,
             '--trainer.without_callbacks=["EntropyProb"]',
         )
+
+
+@pytest.mark.parametrize("model", PIXELS)
+def test_a_recipe_is_tried_out_on_the_cpu(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    small = ["--trainer.max_epochs=1", "--data.batches_per_epoch=1", "--data.val_images=2"]
+    small += ["--model.allocator.low=2", "--model.allocator.high=2", "--model.evaluation_steps=2"]
+    run(monkeypatch, "fit", "--config", f"models/{model}", "--config", "hardware/cpu", *small)
+    scalars = events(folder / f"runs/{model}").Scalars
+    assert scalars("reward/mean")[-1].value < 0 and scalars("cost/update")[-1].value > 0
+    assert len(list((folder / "runs/tiny_pipelines").iterdir())) == 1
+
+
+def test_a_recipe_for_a_gpu_says_how_to_try_it_without_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    monkeypatch.setattr(sys, "argv", ["aegpo", "fit", *recipe("sd15", "jpeg", "1x24gb")])
+    with pytest.raises(SystemExit):
+        entry.main()
+    assert "lay --config hardware/cpu over it" in capsys.readouterr().err
+    assert not (folder / "runs").exists()
 
 
 # One iteration of each recipe, with tiny random networks in the place of the published ones.

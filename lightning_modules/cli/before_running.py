@@ -17,7 +17,7 @@ from lightning_modules.cli.board.run_board import RunBoard
 from lightning_modules.cli.checkpoints import find_checkpoint, what_is_done
 from lightning_modules.cli.ending.run_summary import RunSummary
 from lightning_modules.cli.ending.score_the_last import ScoreTheLast
-from lightning_modules.cli.taken_folders import (
+from lightning_modules.cli.run_folder.taken import (
     keep_earlier_tables,
     log_in_own_folders,
     refuse_taken_folders,

@@ -12,6 +12,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 import aegpo
 from aegpo.utilities.halving import OneRowTooMany
+from lightning_modules.arguments.messages import explain_exception
 from lightning_modules.arguments.sources import OUR_PACKAGES
 
 ADVICE = {
@@ -43,6 +44,25 @@ ONE_ROW = {
     ),
 }
 """The same where chunks were halved down to one row, and that was too much."""
+
+
+def explain_building(error: BaseException) -> str:
+    """Say in one line why the configured objects cannot be built here.
+
+    Args:
+        error: What building them raised.
+
+    Returns:
+        One line.
+    """
+    said = str(error)
+    if "No supported gpu backend found" in said or "CUDAAccelerator` can not run" in said:
+        return (
+            "trainer.accelerator asks for a GPU, and torch finds none here (`aegpo doctor` says "
+            "why); to try the recipe out on this machine, on a tiny random model, lay --config "
+            "hardware/cpu over it"
+        )
+    return explain_exception(error)
 
 
 def explain_memory(error: BaseException) -> str:

@@ -23,19 +23,23 @@ import aegpo
 from aegpo.utilities.checkpoint_files import CheckpointFiles
 from aegpo.utilities.halving import is_out_of_memory
 from lightning_modules.arguments.config_files import config_files
-from lightning_modules.arguments.configs import differing_hyperparameters, unknown_empty_keys
-from lightning_modules.arguments.layers import contradicting_layers
-from lightning_modules.arguments.messages import (
-    UserError,
-    debugging,
-    did_you_mean,
-    explain_exception,
-    fail,
+from lightning_modules.arguments.configs import (
+    differing_hyperparameters,
+    forgotten_key,
+    mistake_in_seed,
 )
+from lightning_modules.arguments.layers import contradicting_layers
+from lightning_modules.arguments.messages import UserError, debugging, fail
 from lightning_modules.arguments.parser import OneLineErrors, join_texts, second_command
 from lightning_modules.arguments.user_code import place_in_user_code
+from lightning_modules.cli import trainer as trainers
 from lightning_modules.cli.before_running import is_ready
-from lightning_modules.cli.failures import explain_memory, is_user_error, quieten_lightning
+from lightning_modules.cli.failures import (
+    explain_building,
+    explain_memory,
+    is_user_error,
+    quieten_lightning,
+)
 from lightning_modules.cli.process import program_name
 from lightning_modules.cli.ranks.places import waited
 from lightning_modules.cli.ranks.together import (
@@ -44,26 +48,19 @@ from lightning_modules.cli.ranks.together import (
     forget_watch,
     told_by,
 )
+from lightning_modules.cli.run_folder.names import RUN_NAME_HELP, name_run
+from lightning_modules.cli.run_folder.reservation import release
 from lightning_modules.cli.saved_config import SaveRunConfig
-from lightning_modules.cli.trainer import AEGPOTrainer, command_settings, say_busy_cores
+from lightning_modules.cli.tiny_models import use_tiny_model
+from lightning_modules.cli.trainer import AEGPOTrainer
 from lightning_modules.commands import COMMANDS
 from lightning_modules.commands.configured_run import RUN_KEYS, ConfiguredRun
 
 DEFAULT_SEED = 0
-LARGEST_SEED = 2**32 - 1
-"""What numpy's generator takes."""
 INTERRUPTED = 128 + signal.SIGINT
 """Status of a run that Ctrl-C ended, as shells have it."""
 _OF_USERS = (ValueError, TypeError, RuntimeError, OSError, MemoryError, MisconfigurationException)
 """Kinds of errors that what a user asked for may have caused."""
-TRAINER_DEFAULTS: dict[str, Any] = {
-    "logger": {
-        "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
-        "init_args": {"save_dir": "runs", "name": "aegpo"},
-    },
-    "log_every_n_steps": 1,  # a step is a whole rollout and its updates
-}
-"""What the Trainer does unless a config says otherwise."""
 
 
 class AEGPOArgumentParser(OneLineErrors, LightningArgumentParser):
@@ -78,7 +75,7 @@ class AEGPOCLI(LightningCLI):
     """
 
     def __init__(self, args: list[str] | None = None) -> None:
-        typed = sys.argv[1:] if args is None else args
+        typed = self._typed = sys.argv[1:] if args is None else args
         known = self.subcommands()
         asked = next((word for word in typed if word in known), None)
         if asked is not None:  # alone: each costs a parser, and the import of what it uses
@@ -87,7 +84,7 @@ class AEGPOCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             trainer_class=AEGPOTrainer,
-            trainer_defaults=TRAINER_DEFAULTS,
+            trainer_defaults=trainers.DEFAULTS,
             seed_everything_default=DEFAULT_SEED,
             parser_class=AEGPOArgumentParser,
             # No default_env: jsonargparse drops AEGPO_FIT__MODEL__LR in silence where the model is
@@ -103,6 +100,14 @@ class AEGPOCLI(LightningCLI):
         """Name every subcommand with those arguments of its method that are not options."""
         ours = [command.name for command in COMMANDS.values() if command.method is not None]
         return LightningCLI.subcommands() | {name: {"model", "datamodule", "run"} for name in ours}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what belongs to no class.
+
+        Args:
+            parser: A command's.
+        """
+        parser.add_argument("--run_name", type=str | None, default=None, help=RUN_NAME_HELP)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, then refuse the unknown keys that jsonargparse lets through.
@@ -120,17 +125,13 @@ class AEGPOCLI(LightningCLI):
         if args is None:
             sys.argv[1:], typed = typed, None
         super().parse_arguments(parser, typed)
-        section = self.config[self.config.subcommand]
-        parsed = section.as_dict()
-        seed = parsed.get("seed_everything")
-        if isinstance(seed, int) and not 0 <= int(seed) <= LARGEST_SEED:
-            fail(f"seed_everything={seed} must be between 0 and {LARGEST_SEED}")
-        for file in section.get("config") or []:
-            raw = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-            for key in unknown_empty_keys(raw, parsed):
-                parent, _, name = key.rpartition(".")
-                known = _at(parsed, parent)
-                fail(f"there is no option {key!r} (in {file}){did_you_mean(name, known)}")
+        parsed = (section := self.config[self.config.subcommand]).as_dict()
+        forgotten = (forgotten_key(str(file), parsed) for file in section.get("config") or [])
+        mistake = mistake_in_seed(parsed.get("seed_everything")) or next(
+            filter(None, forgotten), None
+        )
+        if mistake is not None:
+            fail(mistake)
 
     def _parse_ckpt_path(self) -> None:
         """Keep the config and the command line above the hyperparameters in a checkpoint.
@@ -163,6 +164,8 @@ class AEGPOCLI(LightningCLI):
         The data is built only for a command that takes it.
         """
         section, parser = self.config[self.subcommand], self._parser(self.subcommand)
+        name_run(section, str(self.subcommand), self._typed)
+        use_tiny_model(section)
         if "run" in self._takes():
             text = parser.dump(section, skip_unset=False, skip_validation=True)  # it was parsed
             config = yaml.safe_load(text)
@@ -182,11 +185,11 @@ class AEGPOCLI(LightningCLI):
             ImportError,
             MisconfigurationException,
         ) as error:
-            raise UserError(explain_exception(error)) from error
+            raise UserError(explain_building(error)) from error
         except Exception as error:
             if place_in_user_code(error) is None:
                 raise
-            raise UserError(explain_exception(error)) from error
+            raise UserError(explain_building(error)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> AEGPOTrainer:
         """Build the trainer; our own commands get one that does as much as they need.
@@ -202,7 +205,7 @@ class AEGPOCLI(LightningCLI):
             self.save_config_callback = None
         if command.method is not None:
             callbacks = self._get(self.config_init, "trainer.callbacks")
-            kwargs |= command_settings(command.trainer, callbacks)
+            kwargs |= trainers.command_settings(command.trainer, callbacks)
             devices = self._get(self.config_init, "trainer.devices")
             machines = self._get(self.config_init, "trainer.num_nodes")
             alone = command.trainer not in ("idle", "every_rank")
@@ -232,7 +235,7 @@ class AEGPOCLI(LightningCLI):
             return
         if COMMANDS[subcommand].method is None:
             if subcommand == "fit":
-                say_busy_cores(self.trainer)
+                trainers.say_busy_cores(self.trainer)
             super()._run_subcommand(subcommand)
             return
         function = getattr(self, subcommand, getattr(self.trainer, subcommand))
@@ -267,6 +270,7 @@ def main(args: list[str] | None = None) -> None:
         raise
     finally:
         forget_watch()  # of a run that ended before its ranks were linked
+        release()
 
 
 def _run(args: list[str] | None) -> None:
@@ -291,9 +295,3 @@ def _run(args: list[str] | None) -> None:
         if not is_user_error(error) and not waited(error):
             raise
         fail(explain_failure(error))
-
-
-def _at(tree: dict[str, Any], dotted: str) -> dict[str, Any]:
-    for key in filter(None, dotted.split(".")):
-        tree = tree[key]
-    return tree

@@ -18,6 +18,15 @@ from lightning_modules.cli.process import busy_cores
 from lightning_modules.cli.ranks.together import EndTogether, prepare
 from lightning_modules.commands import COMMANDS, Command, TrainerKind
 
+DEFAULTS: dict[str, Any] = {
+    "logger": {
+        "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+        "init_args": {"save_dir": "runs", "name": "aegpo"},
+    },
+    "log_every_n_steps": 1,  # a step is a whole rollout and its updates
+}
+"""What the Trainer does unless a config says otherwise."""
+
 
 class AEGPOTrainer(Trainer):
     """A Trainer whose methods are Lightning's commands and, from the table `COMMANDS`, ours.

@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lightning_modules.cli import main as entry
 from lightning_modules.cli.lightning_cli import AEGPOCLI
+from lightning_modules.cli.run_folder.reservation import release
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,6 +46,7 @@ def build(*args: str) -> Any:
 def _build(*args: str) -> Any:
     with pytest.raises(Built) as built:
         Stop(["fit", *args])
+    release()  # nothing runs
     return built.value.args[0]
 
 

@@ -22,6 +22,8 @@ from lightning_modules.commands.configured_run import left_callbacks
 from lightning_modules.commands.end_with_parent import end_with_parent
 
 _STATE = "run.json"
+_OF_FIT = ("config", "ckpt_path", "weights_only", "run_name")
+"""Arguments of `fit` that belong to no run that is compared."""
 _LOGGERS = ("TensorBoardLogger", "CSVLogger")
 
 
@@ -179,7 +181,7 @@ def compared_config(
                 f"{section}.init_args.seed={fixed} makes all seeds of the comparison the same run; "
                 "leave it at null"
             )
-    config = {k: v for k, v in config.items() if k not in ("config", "ckpt_path", "weights_only")}
+    config = {k: v for k, v in config.items() if k not in _OF_FIT}
     config["seed_everything"] = seed
     trainer = config["trainer"]
     callbacks = [

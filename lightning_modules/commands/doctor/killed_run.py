@@ -214,7 +214,11 @@ def short_config(
         The config; `{folder}` stands for the run's folder.
     """
     config = copy.deepcopy(dict(resolved))
-    config = {k: v for k, v in config.items() if k not in ("config", "ckpt_path", "weights_only")}
+    config = {
+        k: v
+        for k, v in config.items()
+        if k not in ("config", "ckpt_path", "weights_only", "run_name")
+    }
     trainer = config["trainer"]
     # Another number of threads sums in another order: one that changes by itself is left out.
     kept = [one for one in left_callbacks(trainer) if not one["class_path"].endswith("FreeCores")]

@@ -11,10 +11,8 @@ from pathlib import Path
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
+from lightning_modules.cli.run_folder.reservation import TRAINED
 from lightning_modules.commands.run_logs import CSV_LOG, read_scalars
-
-_TRAINED = ("cost/evaluations", "reward/mean")
-"""Tags that a run has from its first iteration on; one that was refused before has none."""
 
 
 def refuse_taken_folders(trainer: Trainer) -> None:
@@ -30,8 +28,8 @@ def refuse_taken_folders(trainer: Trainer) -> None:
         return
     for folder in _taken(trainer):
         raise ValueError(
-            f"{folder} holds a run already; go on with it by --ckpt_path last, or move it away to "
-            "start another there"
+            f"{folder} holds a run already; go on with it by --ckpt_path last, or give another "
+            "--run_name"
         )
 
 
@@ -92,5 +90,5 @@ def _taken(trainer: Trainer) -> Iterator[Path]:
             yield Path(folder)
     for logger in trainer.loggers:
         folder = getattr(logger, "log_dir", None)
-        if folder and any(read_scalars(Path(folder), _TRAINED).values()):
+        if folder and any(read_scalars(Path(folder), TRAINED).values()):
             yield Path(folder)
