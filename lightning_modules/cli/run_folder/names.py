@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +53,8 @@ class _Place:
         """Names of the runs of this config that have a folder, the first of them first."""
         if self.exact:
             return [self.name]
-        found: list[str] = []
-        for number in count(1):
-            name = _numbered(self.name, number)
-            if not self.folder(name).is_dir():
-                return found
-            found.append(name)
-        raise AssertionError  # count() has no end
+        names = (_numbered(self.name, number) for number in count(1))
+        return [*takewhile(lambda name: self.folder(name).is_dir(), names)]
 
 
 def name_run(section: Namespace, command: str, typed: Sequence[str]) -> None:
