@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count, takewhile
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,11 @@ class _Place:
         """Names of the runs of this config that have a folder, the first of them first."""
         if self.exact:
             return [self.name]
-        names = (_numbered(self.name, number) for number in count(1))
-        return [*takewhile(lambda name: self.folder(name).is_dir(), names)]
+        own, beside = Path(self.name), self.folder(self.name).parent
+        pattern = re.compile(rf"{re.escape(own.name)}(?:-(\d+))?")
+        there = [pattern.fullmatch(path.name) for path in beside.glob("*") if path.is_dir()]
+        found = sorted((int(match[1] or 1), match[0]) for match in there if match is not None)
+        return [str(own.with_name(name)) for _, name in found]
 
 
 def name_run(section: Namespace, command: str, typed: Sequence[str]) -> None:

@@ -85,6 +85,10 @@ def test_last_is_the_newest_run_and_goes_on_in_its_own_folder(
     assert folders(named) == ["mine", "mine-2"]
     main(["fit", *GIVEN, "--trainer.max_epochs", "4", "--ckpt_path", "copied.ckpt"])  # of no run
     assert folders(named) == ["mine", "mine-2", "mine-3"]
+    for run in ("mine", "mine-2"):  # the numbers that are left are found
+        (named / run).rename(named / f"old-{run}")
+    main(["validate", *GIVEN, "--ckpt_path", "last"])
+    assert (named / "mine-3/validate").is_dir()
 
 
 def test_a_named_run_has_no_number_and_its_saved_config_is_that_run(
