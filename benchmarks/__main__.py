@@ -29,6 +29,7 @@ TABLES = {
     "memory": ("memory", "peak memory beside what `aegpo plan` says"),
     "samplers": ("samplers", "steps without noise: scores and distance by their number"),
     "start-up": ("start_up", "seconds before a command's first useful line"),
+    "rewards": ("reward_service", "a served reward under load, and while its services are killed"),
     "ranks": ("rank_balance", "how evenly prompts are dealt to many ranks"),
     "threads": ("shared_machine", "threads on free and on busy cores; takes five minutes"),
 }

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import re
 import runpy
+import socket
+import subprocess
 import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
+from free_port import free_port
+
+from aegpo.rewards import RemoteReward
+from aegpo.rewards.checks.samples import shapes_samples
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 LONGEST = 60
@@ -39,9 +47,9 @@ def numbers(text: str) -> list[float]:
     return [float(number) for number in re.findall(r"[-+]?\d+\.\d+(?:e[-+]\d+)?", text)]
 
 
-def test_there_are_four() -> None:
+def test_there_are_five() -> None:
     names = [path.stem for path in EXAMPLES]
-    assert names == ["entropy_curve", "grpo_step", "own_reward", "own_selector"]
+    assert names == ["entropy_curve", "grpo_step", "own_reward", "own_selector", "reward_service"]
 
 
 @pytest.mark.parametrize("program", EXAMPLES, ids=lambda path: path.stem)
@@ -126,3 +134,30 @@ def test_the_selector_of_ones_own_takes_the_steepest_steps(run) -> None:
         assert peak > -rounding + max(
             values[t] for t in range(9) if t not in chosen["EntropyPeaks"]
         )
+
+
+def test_a_service_in_plain_python_is_asked_as_any_other() -> None:
+    (program,) = (path for path in EXAMPLES if path.stem == "reward_service")
+    code = "import sys; sys.modules.update(torch=None, aegpo=None); import runpy; "
+    code += f"runpy.run_path({str(program)!r}, run_name='__main__')"
+    port = free_port()
+    service = subprocess.Popen([sys.executable, "-c", code, str(port)], stderr=subprocess.DEVNULL)
+    try:
+        samples = shapes_samples(2)
+        reward = RemoteReward(f"http://127.0.0.1:{port}", batch=3)
+        limit = time.monotonic() + 60
+        connected = 1
+        while connected != 0:
+            assert service.poll() is None and time.monotonic() < limit
+            time.sleep(0.05)
+            with socket.socket() as trial:
+                connected = trial.connect_ex(("127.0.0.1", port))
+        reward.setup(torch.device("cpu"))
+        scores = reward(samples.images, samples.prompts, samples.metadata)
+    finally:
+        service.kill()
+        service.wait()
+    rounded = (samples.images * 255).round() / 255
+    expected = (rounded[:, 0] - rounded[:, 1]).mean((1, 2))
+    torch.testing.assert_close(scores, expected)
+    assert reward.range == (-1, 1) and reward.digest == "redness of 2026-11-30"

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from aegpo.rewards.learned.open_clip_similarity import CLIPScore, OpenCLIPSimilarity
     from aegpo.rewards.learned.pickscore import PickScore
     from aegpo.rewards.ocr import OCRAccuracy
+    from aegpo.rewards.service.remote_reward import RemoteReward
     from aegpo.rewards.shapes.judge import ShapesJudge
     from aegpo.rewards.shapes.match import ShapesMatch
     from aegpo.rewards.vlm_judge import VLMJudge
@@ -40,6 +41,7 @@ __all__ = [
     "OCRAccuracy",
     "OpenCLIPSimilarity",
     "PickScore",
+    "RemoteReward",
     "Reward",
     "ShapesJudge",
     "ShapesMatch",
@@ -59,6 +61,7 @@ _ELSEWHERE = {
     "OCRAccuracy": "aegpo.rewards.ocr",
     "OpenCLIPSimilarity": "aegpo.rewards.learned.open_clip_similarity",
     "PickScore": "aegpo.rewards.learned.pickscore",
+    "RemoteReward": "aegpo.rewards.service.remote_reward",
     "ShapesJudge": "aegpo.rewards.shapes.judge",
     "ShapesMatch": "aegpo.rewards.shapes.match",
     "VLMJudge": "aegpo.rewards.vlm_judge",

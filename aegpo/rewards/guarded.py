@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 import warnings
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -18,6 +20,22 @@ from aegpo.utilities.halving import is_out_of_memory
 
 PAUSE = 0.5
 """Seconds before a call that an operating system or a network refused is made once more."""
+
+_TELL: ContextVar[Callable[[str], object] | None] = ContextVar("tell", default=None)
+
+
+@contextmanager
+def telling(tell: Callable[[str], object]) -> Iterator[None]:
+    """Inside, and in this thread alone, what is to be warned of is told to somebody instead.
+
+    Args:
+        tell: Is given each line.
+    """
+    token = _TELL.set(tell)
+    try:
+        yield
+    finally:
+        _TELL.reset(token)
 
 
 def guarded_scores(
@@ -137,4 +155,8 @@ def _put(scores: Scores, where: Tensor, own: Scores) -> Scores:
 
 
 def _warn(reward: Reward, what: str, level: int = 3) -> None:
-    warnings.warn(f"reward {reward.name!r} {what}", stacklevel=level)
+    text, tell = f"reward {reward.name!r} {what}", _TELL.get()
+    if tell is None:
+        warnings.warn(text, stacklevel=level)
+    else:
+        tell(text)

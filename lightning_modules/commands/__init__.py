@@ -138,8 +138,13 @@ COMMANDS = {
         ),
         Command(
             "check-reward",
-            "try a reward out: form, range, determinism, batches, broken input, time",
+            "try a reward out: form, determinism, batches, broken input, time; what could fool it",
             program=".check_reward",
+        ),
+        Command(
+            "serve-reward",
+            "put a reward behind HTTP, for aegpo.rewards.RemoteReward in other processes",
+            program=".serve_reward",
         ),
         Command(
             "export",

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 
 from aegpo.rewards.base import Reward
 from aegpo.rewards.checks.check import check_reward
-from aegpo.rewards.checks.samples import RewardSamples, folder_samples, shapes_samples
-from aegpo.utilities.findings import report_and_count
+from aegpo.rewards.checks.samples import (
+    RewardSamples,
+    drawings,
+    folder_samples,
+    shapes_samples,
+)
+from aegpo.rewards.checks.shortcuts import check_shortcuts
+from aegpo.utilities.findings import Finding, report_and_count
 from lightning_modules.arguments.messages import debugging, explain_exception
 from lightning_modules.arguments.parser import OneLineParser
+
+DRAWINGS = 8
+"""Drawings of a prompt in which shortcuts are looked for."""
 
 
 def main(args: list[str] | None = None) -> None:
@@ -24,7 +34,7 @@ def main(args: list[str] | None = None) -> None:
     parser = OneLineParser(
         prog="aegpo check-reward",
         usage="aegpo check-reward CLASS [--init_args.KEY VALUE ...] [options]",
-        description="Try a reward out: form, range, determinism, batches, broken input, time.",
+        description="Try a reward out: form, determinism, batches, broken input, time, shortcuts.",
     )
     parser.add_argument("--config", action="config", help="file with these keys, as of `fit`")
     parser.add_subclass_arguments(Reward, "reward", help="the reward; CLASS is short for it")
@@ -39,22 +49,57 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument(
         "--tolerance", type=float, default=0.01, help="accepted shift in standard deviations"
     )
-    parsed = parser.parse_args(_expand(sys.argv[2:] if args is None else args))
+    parser.add_argument(
+        "--shortcuts",
+        type=int,
+        default=24 * DRAWINGS,
+        help="drawings in which to look for what raises the reward whatever it shows; 0 for none",
+    )
+    parsed = parser.parse_args(spelled_out(sys.argv[2:] if args is None else args))
     if parsed.prompts < 1 or (parsed.size is not None and parsed.size < 1):
         parser.error("--prompts and --size must be at least 1")
+    if parsed.shortcuts < 0:
+        parser.error("--shortcuts must be at least 0")
     if parsed.reward is None:
         parser.error("name a reward, for instance aegpo check-reward aegpo.rewards.ShapesMatch")
     try:
         # jsonargparse 4.49 renamed it.
         reward = getattr(parser, "instantiate", parser.instantiate_classes)(parsed).reward
         samples = read_samples(parsed.images, parsed.prompts, parsed.size)
+        more = _samples_for_shortcuts(parsed, samples)
         device = find_device(parsed.device)
     except Exception as error:  # a user's reward may raise anything
         if debugging():
             raise
         parser.error(explain_exception(error))
-    if not report_and_count(check_reward(reward, samples, device, parsed.tolerance), 26):
+    findings = _checks(reward, samples, more, device, parsed.tolerance)
+    if not report_and_count(findings, 26):
         raise SystemExit(1)
+
+
+def _samples_for_shortcuts(parsed: Any, samples: RewardSamples) -> RewardSamples | None:
+    """The images of the folder, or drawings; None if nobody wants them."""
+    if parsed.shortcuts == 0:
+        return None
+    if parsed.images is not None:
+        return samples
+    return drawings(-(-parsed.shortcuts // DRAWINGS), DRAWINGS, parsed.size)
+
+
+def _checks(
+    reward: Reward,
+    samples: RewardSamples,
+    more: RewardSamples | None,
+    device: torch.device,
+    tolerance: float,
+) -> Iterator[Finding]:
+    """All checks; a reward that fails is not looked at for shortcuts."""
+    failed = False
+    for finding in check_reward(reward, samples, device, tolerance):
+        failed = failed or finding.status == "failed"
+        yield finding
+    if more is not None and not failed:
+        yield from check_shortcuts(reward, more, device)
 
 
 def find_device(name: str | None) -> torch.device:
@@ -89,8 +134,15 @@ def read_samples(folder: str | None, prompts: int, size: int | None) -> RewardSa
     return shapes_samples(prompts, size) if folder is None else folder_samples(folder, size)
 
 
-def _expand(args: Sequence[str]) -> list[str]:
-    """Spell ``CLASS --init_args.KEY VALUE`` and ``CLASS KEY=VALUE`` out for jsonargparse."""
+def spelled_out(args: Sequence[str]) -> list[str]:
+    """Spell ``CLASS --init_args.KEY VALUE`` and ``CLASS KEY=VALUE`` out for jsonargparse.
+
+    Args:
+        args: What was typed after the command.
+
+    Returns:
+        The arguments that mean it.
+    """
     if not args or args[0].startswith("-"):
         return list(args)
     expanded = ["--reward", args[0]]

@@ -21,6 +21,7 @@ QUICK: dict[str, tuple[list[str], list[str]]] = {
     "phases": ([], ["rollout", "update", "shapes"]),
     "probe": ([], ["off", "rollouts, last block, 8 rows", "trajectory, last block"]),
     "ranks": ([], ["1", "16"]),
+    "rewards": ([], ["nothing", "one is killed, and started again", "ShapesMatch"]),
     "recipes": (["sd15"], ["sd15", "sd15 + aesthetic + 1x24gb"]),
     "samplers": (["--images", "2"], ["reference", "UniPC(order=2)"]),
     "start-up": ([], ["the bare import", "--help"]),

@@ -15,6 +15,7 @@ from pathlib import Path
 _PRELOADED = [
     *("lightning_modules.cli.lightning_cli", "lightning_modules.aegpo_module", "callbacks"),
     *("datamodules", "aegpo.policies", "torch.utils.tensorboard", "rank_trace"),
+    "lightning_modules.commands.serve_reward",
     "diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3",
 ]
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from aegpo.shapes.prompts import CATEGORIES, near_misses
+from aegpo.shapes.prompts import CATEGORIES, Scene, near_misses
 from aegpo.shapes.render import render_batch
 from aegpo.shapes.splits import split
 
@@ -67,13 +67,7 @@ def shapes_samples(num_prompts: int = 4, size: int | None = None, seed: int = 0)
     Returns:
         4 * num_prompts samples; metadata as in the bundled prompts.
     """
-    rng = np.random.default_rng(seed)
-    by_category = {
-        name: [scene for scene in split("heldout") if scene.category == name] for name in CATEGORIES
-    }
-    scenes = []
-    for _, name in zip(range(num_prompts), itertools.cycle(CATEGORIES), strict=False):
-        scenes.append(by_category[name].pop(int(rng.integers(len(by_category[name])))))
+    scenes = _held_out_scenes(num_prompts, seed)
     shown = [
         (scene, picture) for scene in scenes for picture in (scene, *near_misses(scene).values())
     ]
@@ -81,6 +75,31 @@ def shapes_samples(num_prompts: int = 4, size: int | None = None, seed: int = 0)
         images=_resize(render_batch([picture for _, picture in shown], seed), size),
         prompts=[scene.text for scene, _ in shown],
         metadata=[{"category": scene.category, "split": "heldout"} for scene, _ in shown],
+    )
+
+
+def drawings(
+    num_prompts: int = 24, images_per_prompt: int = 8, size: int | None = None, seed: int = 0
+) -> RewardSamples:
+    """Draw scenes of the Shapes world several times each, all of them right.
+
+    They differ in the places and sizes of the objects, a little in color and paper: in what a
+    reward about the prompt has no reason to care for.
+
+    Args:
+        num_prompts: Prompts; the categories take turns.
+        images_per_prompt: Drawings of each.
+        size: Side in pixels to which the 32 x 32 scenes are enlarged; None for as they are.
+        seed: Seed of the drawing and of the choice of prompts.
+
+    Returns:
+        num_prompts * images_per_prompt samples; metadata as in the bundled prompts.
+    """
+    scenes = [one for one in _held_out_scenes(num_prompts, seed) for _ in range(images_per_prompt)]
+    return RewardSamples(
+        images=_resize(render_batch(scenes, seed), size),
+        prompts=[scene.text for scene in scenes],
+        metadata=[{"category": scene.category, "split": "heldout"} for scene in scenes],
     )
 
 
@@ -128,6 +147,21 @@ def folder_samples(folder: str | Path, size: int | None = None) -> RewardSamples
         prompts=[record["prompt"] for record in records],
         metadata=[_without(record, ("file_name", "prompt")) for record in records],
     )
+
+
+def _held_out_scenes(count: int, seed: int) -> list[Scene]:
+    """Scenes that training never sees, all different; the categories take turns while they last."""
+    rng = np.random.default_rng(seed)
+    left = [[one for one in split("heldout") if one.category == name] for name in CATEGORIES]
+    if count > (most := sum(map(len, left))):
+        raise ValueError(f"{count} prompts were asked for; the Shapes world holds out {most}")
+    scenes: list[Scene] = []
+    for scenes_left in itertools.cycle(left):
+        if len(scenes) == count:
+            break
+        if scenes_left:
+            scenes.append(scenes_left.pop(int(rng.integers(len(scenes_left)))))
+    return scenes
 
 
 def _read_line(line: str, place: str) -> dict[str, Any]:

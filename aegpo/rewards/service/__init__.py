@@ -1,0 +1,1 @@
+"""A reward behind HTTP: the server, what crosses, and who asks (`aegpo.rewards.RemoteReward`)."""
