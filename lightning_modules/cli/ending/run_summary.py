@@ -82,16 +82,14 @@ class RunSummary(L.Callback):
         latest, when = scores[max(scores)], max(scores, key=lambda one: (scores[one], one))
         if latest >= scores[when]:
             return None
-        advice = f"no checkpoint of it was kept: set the checkpoint callback's monitor to {tag}"
-        if tag in kept and when > 0:
-            advice = f"--ckpt_path best is that: {kept[tag]}"
-        elif when == 0:
-            advice = "which is the model that training began with"
         name = tag_name(tag.split("/")[1])
-        return (
-            f"{name} ended at {latest:.3f}, {scores[when] - latest:.3f} below its best of "
-            f"{scores[when]:.3f} after {when} iterations; {advice}"
-        )
+        fell = f"{name} ended at {latest:.3f}, {scores[when] - latest:.3f} below"
+        if when == 0:
+            return f"{fell} where training began, and was never above that"
+        advice = f"no checkpoint of it was kept: set the checkpoint callback's monitor to {tag}"
+        if tag in kept:
+            advice = f"--ckpt_path best is that: {kept[tag]}"
+        return f"{fell} its best of {scores[when]:.3f} after {when} iterations; {advice}"
 
 
 def _score_line(tag: str, scores: Scores) -> str:

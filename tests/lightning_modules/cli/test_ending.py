@@ -163,4 +163,5 @@ def test_a_best_that_was_not_kept_is_said(
     assert "0.250 below its best of 0.750 after 2 iterations; no checkpoint of it was kept" in said
     assert "monitor to val/the%2Fjudge" in said and "everything is in" not in said
     fit(judge=Scripted([0.75, 0.5]), max_epochs=1, num_sanity_val_steps=-1)
-    assert "which is the model that training began with" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "0.250 below where training began, and was never above that" in said
