@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -59,13 +60,16 @@ def inside_trainer(
         batches, num_replicas=1, rank=0, shuffle=False
     )
     try:
-        trainer.predict(
-            model,
-            dataloaders=DataLoader(batches, batch_size=None, sampler=everywhere),
-            ckpt_path=ckpt_path,
-            weights_only=weights_only,
-            return_predictions=False,
-        )
+        with warnings.catch_warnings():
+            # Commands leave out on purpose the callbacks of a training, and need nothing of theirs.
+            warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`")
+            trainer.predict(
+                model,
+                dataloaders=DataLoader(batches, batch_size=None, sampler=everywhere),
+                ckpt_path=ckpt_path,
+                weights_only=weights_only,
+                return_predictions=False,
+            )
     finally:
         model.predict_step = original  # type: ignore[method-assign]
         trainer.predict_loop.inference_mode = inference
