@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from aegpo.policies.base import Policy
 from aegpo.policies.diffusers_policy import DiffusersPolicy
-from aegpo.policies.pretrained import read_model_index
+from aegpo.policies.pretrained import quietly, read_model_index
 
 QUANTIZED_BYTES = {"nf4": (0.5, 64), "int8": (1.0, None)}
 """Bytes of a quantized weight, and how many of them share a scale of 4 bytes; None for a row."""
@@ -143,9 +143,10 @@ def _load_on_meta(
                 parts[name] = nn.Module.to(network, dtype).eval()
             elif not any(part):
                 parts[name] = None
-    loaded: DiffusionPipeline = pipeline.from_pretrained(
-        source, local_files_only=isinstance(source, Path), **parts, **options
-    )
+    with quietly(source):
+        loaded: DiffusionPipeline = pipeline.from_pretrained(
+            source, local_files_only=isinstance(source, Path), **parts, **options
+        )
     return loaded
 
 

@@ -133,7 +133,7 @@ def load_pipeline(
     if quantized:
         absent["quantization_config"] = _quantization(quantized, dtype)
     try:
-        with _on_the_cpu(), _quietly(source):
+        with _on_the_cpu(), quietly(source):
             loaded: DiffusionPipeline = pipeline.from_pretrained(
                 source,
                 torch_dtype=dtype,
@@ -170,7 +170,7 @@ def _on_the_cpu() -> Iterator[None]:
 
 
 @contextmanager
-def _quietly(source: str | Path) -> Iterator[None]:
+def quietly(source: str | Path) -> Iterator[None]:
     """Inside, the libraries draw no bar for every part of a pipeline that lies in a folder.
 
     What may be downloaded keeps its bars: transformers takes huggingface_hub's away with its own.
@@ -231,7 +231,7 @@ def load_denoiser(source: str | Path, model: type[ModelMixin], name: str) -> Mod
     Returns:
         The denoiser, in evaluation mode.
     """
-    with _on_the_cpu(), _quietly(source):
+    with _on_the_cpu(), quietly(source):
         denoiser: ModelMixin = model.from_pretrained(
             source,
             subfolder=name,

@@ -63,10 +63,11 @@ def size(family: Family, folder: Path) -> PolicySize:
 
 
 def test_a_policy_without_weights_is_as_large_as_the_real_one(
-    family: Family, folder: Path, policy: DiffusersPolicy
+    family: Family, folder: Path, policy: DiffusersPolicy, capfd: pytest.CaptureFixture[str]
 ) -> None:
     arguments = family.arguments(folder, lora_rank=4, **family.guided)
     size = policy_size(family.policy, arguments)
+    assert "Loading" not in "".join(capfd.readouterr()), "nothing is"
     planned = size.policy
     tensors = [*planned.denoiser.parameters(), *planned.vae.parameters()]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
