@@ -180,7 +180,8 @@ def test_runs_log_what_the_documentation_lists(
     plain = tags(log)
     assert plain["images"] == {"entropy/curve", "entropy/by_layer", "samples/held_out"}
     assert plain["histograms"] == {"entropy/delta", "allocation/images", "sampler/weights"}
-    assert plain["texts"] == {"entropy/prompts"}
+    layout = "custom_scalars__config__"  # TensorBoard's page of charts
+    assert plain["texts"] == {"entropy/prompts", "allocation/prompts", layout}
     assert sorted(path.name for path in (folder / "runs/aegpo/samples").iterdir()) == [
         "held_out_00000.png",
         "held_out_00001.png",

@@ -144,7 +144,7 @@ def judge_init(arguments, printed):
 def judge_print_config(arguments, printed):
     config = yaml.safe_load(printed)
     assert config["model"]["class_path"].endswith("AEGPOModule")
-    assert config["trainer"]["max_epochs"] == 8
+    assert config["trainer"]["max_epochs"] == 10
 
 
 def says(*words):
@@ -159,7 +159,7 @@ JUDGES = {
     "validate": judge_scores("validate", "val"),
     "test": judge_scores("test", "test"),
     "doctor": says("ratio", "over 90 tensors"),
-    "plan": says("10,240", "evaluations"),
+    "plan": says("12,800", "evaluations"),
     "signals": judge_signals,
     "sample": judge_sample,
     "export": judge_export,
