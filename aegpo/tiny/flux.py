@@ -64,6 +64,9 @@ def tiny_flux(*, seed: int = 0, guidance_embeds: bool = True) -> FluxPipeline:
     Args:
         seed: Of the random weights.
         guidance_embeds: Give the transformer the guidance embedding of dev, or none, as schnell.
+
+    Returns:
+        The pipeline, on the CPU.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -147,6 +150,9 @@ def tiny_flux2_klein(*, seed: int = 0, is_distilled: bool = False) -> Flux2Klein
     Args:
         seed: Of the random weights.
         is_distilled: Whether it says that it is distilled to few steps.
+
+    Returns:
+        The pipeline, on the CPU.
     """
     tokenizer = tiny_qwen_tokenizer()
     with torch.random.fork_rng(devices=[]):

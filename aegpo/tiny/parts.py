@@ -22,6 +22,9 @@ def tiny_clip_tokenizer(words: Sequence[str] = WORDS, max_length: int = 16) -> C
     Args:
         words: Lower-case ASCII words that become one token each.
         max_length: Tokens per prompt, start and end tokens included.
+
+    Returns:
+        The tokenizer.
     """
     letters = _byte_letters()
     vocabulary = {letter: i for i, letter in enumerate(letters)}

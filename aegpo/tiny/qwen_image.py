@@ -35,6 +35,9 @@ def byte_pairs(words: Sequence[str], space: str) -> tuple[dict[str, int], list[t
     Args:
         words: ASCII words that become one token each, with or without a space before them.
         space: How the tokenizer writes a space.
+
+    Returns:
+        The vocabulary and the merges.
     """
     vocabulary = {letter: i for i, letter in enumerate(sorted({*ByteLevel.alphabet(), space}))}
     merges: list[tuple[str, str]] = []
@@ -70,6 +73,9 @@ def tiny_qwen_image(*, seed: int = 0) -> QwenImagePipeline:
 
     Args:
         seed: Of the random weights.
+
+    Returns:
+        The pipeline, on the CPU.
     """
     tokenizer = tiny_qwen_tokenizer()
     size = {"hidden_size": 32, "intermediate_size": 48}

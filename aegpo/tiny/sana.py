@@ -32,6 +32,9 @@ def tiny_sana(*, seed: int = 0) -> SanaPipeline:
 
     Args:
         seed: Of the random weights.
+
+    Returns:
+        The pipeline, on the CPU.
     """
     tokenizer = tiny_gemma_tokenizer()
     config = Gemma2Config(

@@ -32,6 +32,9 @@ def tiny_sd3(
         dual_attention: Give the first block the second, image-only attention of SD3.5 Medium.
         sample_size: Latent height and width.
         shift: The scheduler's static shift.
+
+    Returns:
+        The pipeline, on the CPU.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

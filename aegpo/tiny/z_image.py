@@ -25,6 +25,9 @@ def tiny_z_image(*, seed: int = 0) -> ZImagePipeline:
 
     Args:
         seed: Of the random weights.
+
+    Returns:
+        The pipeline, on the CPU.
     """
     tokenizer = tiny_qwen_tokenizer()
     config = Qwen3Config(

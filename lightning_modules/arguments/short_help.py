@@ -47,6 +47,9 @@ def asks_for_short_help(arguments: Sequence[str]) -> bool:
 
     Args:
         arguments: What is typed after the command.
+
+    Returns:
+        Whether it is the short one.
     """
     places = [place for place, word in enumerate(arguments) if word in ("-h", "--help")]
     return bool(places) and list(arguments[places[0] + 1 : places[0] + 2]) != ["all"]

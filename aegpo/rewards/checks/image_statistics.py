@@ -45,6 +45,9 @@ def one_color(images: Tensor, levels: int = 16) -> Tensor:
     Args:
         images: Shape (N, 3, H, W) in [0, 1].
         levels: Levels of each channel that are told apart.
+
+    Returns:
+        The share of each image, shape (N,).
     """
     bins = (images * levels).long().clamp(0, levels - 1)
     color = ((bins[:, 0] * levels + bins[:, 1]) * levels + bins[:, 2]).flatten(1)

@@ -76,6 +76,17 @@ class Choice:
     def of(cls, name: str, model: str, reward: str, prompts: str, gpus: int, memory: int) -> Choice:
         """Check what was asked for, all of it text or numbers as typed.
 
+        Args:
+            name: Of the run.
+            model: One of the shipped recipes' names, or a folder of a pipeline.
+            reward: One of the offered rewards' names, `file` for one's own.
+            prompts: A file of prompts; empty for those of the recipe.
+            gpus: How many there are, 0 for the CPU.
+            memory: Of each of them, in GB.
+
+        Returns:
+            The choice.
+
         Raises:
             UserError: If something is not there, or does not go together.
         """
