@@ -92,9 +92,10 @@ def tiny_sdxl(*, seed: int = 0, force_zeros: bool = True) -> StableDiffusionXLPi
         )
         vae = _vae(0.5)
     # As published: a Euler scheduler that was saved with the settings of DDIM beside its own.
-    scheduler = EulerDiscreteScheduler.from_config(
-        {**BETAS, "clip_sample": False, "set_alpha_to_one": False}
-    )
+    with torch.device("cpu"):
+        scheduler = EulerDiscreteScheduler.from_config(
+            {**BETAS, "clip_sample": False, "set_alpha_to_one": False}
+        )
     return ready(
         StableDiffusionXLPipeline(
             unet=unet,

@@ -37,6 +37,7 @@ def custom_scalars(rewards: Sequence[str], logged: Iterable[str] | None = None) 
             "groups that say nothing": ["reward/zero_variance_groups$"],
             "scores that failed": ["(reward|val)/missing$"],
             "images drawn, trained on, previewed": ["rollout/(images|images_trained|previews)$"],
+            "mean advantage of what is trained on": ["rollout/advantage_mean$"],
             "height and width, pixels": ["rollout/(height|width)$"],
             "step at which previews decide": ["previews/step$"],
             "correlation of previews with images": ["previews/correlation_.+"],

@@ -46,6 +46,9 @@ def reserve(folder: Path) -> bool:
         return True
     import fcntl
 
+    there = os.stat(folder)
+    if any(os.path.samestat(there, os.fstat(descriptor)) for descriptor, _ in _held):
+        return True  # this process's own, of a training before
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -32,7 +32,7 @@ def test_threads_spin_briefly_unless_the_user_says_otherwise(
     code += "entry.main()"
     kept = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     done = subprocess.run(
-        [sys.executable, "-c", code, "fit"],
+        [sys.executable, "-c", code, "fit", "--config", "configs/shapes.yaml"],
         cwd=ROOT,
         env={**kept, "PYTHONPATH": str(ROOT), **given},
         capture_output=True,
