@@ -36,7 +36,14 @@ from transformers import (
     T5Tokenizer,
 )
 
-from aegpo.tiny.parts import WORDS, ready, tiny_clip_text_encoder, tiny_clip_tokenizer
+from aegpo.tiny.parts import (
+    FLOW_VAE,
+    VAE,
+    WORDS,
+    ready,
+    tiny_clip_text_encoder,
+    tiny_clip_tokenizer,
+)
 
 # A chat template may be handed texts or lists of parts, as the two pipelines do.
 MISTRAL_TEMPLATE = (
@@ -47,15 +54,6 @@ QWEN_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['content'] }}<|im_end|>{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>{% endif %}"
 )
-VAE = {
-    "block_out_channels": (8, 16),
-    "down_block_types": ("DownEncoderBlock2D",) * 2,
-    "up_block_types": ("UpDecoderBlock2D",) * 2,
-    "layers_per_block": 1,
-    "latent_channels": 4,
-    "norm_num_groups": 4,
-    "sample_size": 16,
-}
 
 
 def tiny_flux(*, seed: int = 0, guidance_embeds: bool = True) -> FluxPipeline:
@@ -89,13 +87,7 @@ def tiny_flux(*, seed: int = 0, guidance_embeds: bool = True) -> FluxPipeline:
             guidance_embeds=guidance_embeds,
             axes_dims_rope=(4, 6, 6),
         )
-        vae = AutoencoderKL(
-            **VAE,
-            scaling_factor=0.7,
-            shift_factor=0.1,
-            use_quant_conv=False,
-            use_post_quant_conv=False,
-        )
+        vae = AutoencoderKL(**FLOW_VAE, sample_size=16, scaling_factor=0.7, shift_factor=0.1)
     scheduler = (
         FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
         if guidance_embeds
@@ -222,7 +214,7 @@ def _flux2_parts(*, guidance_embeds: bool) -> dict[str, Any]:
         axes_dims_rope=(4, 4, 4, 4),
         guidance_embeds=guidance_embeds,
     )
-    vae = AutoencoderKLFlux2(**VAE)
+    vae = AutoencoderKLFlux2(**VAE, sample_size=16)
     # Statistics of no trivial value, or the test would not see whether they are used.
     vae.bn.running_mean.normal_(std=0.5)
     vae.bn.running_var.uniform_(0.5, 3.0)

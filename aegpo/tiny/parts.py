@@ -14,6 +14,17 @@ WORDS: tuple[str, ...] = (
     *("circles", "squares", "triangles", "star", "stars", "left", "right", "above", "below"),
 )
 """Words that the tiny tokenizer knows as single tokens; any other text falls back to letters."""
+VAE: dict[str, Any] = {
+    "block_out_channels": (8, 16),
+    "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2,
+    "layers_per_block": 1,
+    "latent_channels": 4,
+    "norm_num_groups": 4,
+}
+"""An autoencoder of Stable Diffusion's kind that halves height and width, in 4 channels."""
+FLOW_VAE: dict[str, Any] = {**VAE, "use_quant_conv": False, "use_post_quant_conv": False}
+"""The same as flow models have it."""
 
 
 def tiny_clip_tokenizer(words: Sequence[str] = WORDS, max_length: int = 16) -> CLIPTokenizer:

@@ -15,7 +15,7 @@ from diffusers import (
 )
 from transformers import CLIPTextModel
 
-from aegpo.tiny.parts import WORDS, ready, tiny_clip_text_encoder, tiny_clip_tokenizer
+from aegpo.tiny.parts import VAE, WORDS, ready, tiny_clip_text_encoder, tiny_clip_tokenizer
 
 BETAS: dict[str, Any] = {
     "beta_start": 0.00085,
@@ -46,7 +46,7 @@ def tiny_sd15(
             up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
             cross_attention_dim=16,
         )
-        vae = _vae(0.7)
+        vae = AutoencoderKL(**VAE, sample_size=32, scaling_factor=0.7)
     return ready(
         StableDiffusionPipeline(
             unet=unet,
@@ -90,7 +90,7 @@ def tiny_sdxl(*, seed: int = 0, force_zeros: bool = True) -> StableDiffusionXLPi
             addition_time_embed_dim=8,
             projection_class_embeddings_input_dim=6 * 8 + 16,
         )
-        vae = _vae(0.5)
+        vae = AutoencoderKL(**VAE, sample_size=32, scaling_factor=0.5)
     # As published: a Euler scheduler that was saved with the settings of DDIM beside its own.
     with torch.device("cpu"):
         scheduler = EulerDiscreteScheduler.from_config(
@@ -126,18 +126,3 @@ def _unet(**differences: Any) -> UNet2DConditionModel:
         if "to_q." in name or "to_k." in name:
             parameter.data *= 4
     return unet
-
-
-def _vae(scaling_factor: float) -> AutoencoderKL:
-    return AutoencoderKL(
-        in_channels=3,
-        out_channels=3,
-        block_out_channels=(8, 16),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=32,
-        scaling_factor=scaling_factor,
-    )

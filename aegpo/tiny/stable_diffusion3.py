@@ -10,7 +10,7 @@ from diffusers import (
     StableDiffusion3Pipeline,
 )
 
-from aegpo.tiny.parts import ready, tiny_clip_text_encoder, tiny_clip_tokenizer
+from aegpo.tiny.parts import FLOW_VAE, ready, tiny_clip_text_encoder, tiny_clip_tokenizer
 
 
 def tiny_sd3(
@@ -56,19 +56,7 @@ def tiny_sd3(
             qk_norm="rms_norm" if dual_attention else None,
         )
         vae = AutoencoderKL(
-            in_channels=3,
-            out_channels=3,
-            block_out_channels=(8, 16),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            layers_per_block=1,
-            latent_channels=4,
-            norm_num_groups=4,
-            sample_size=2 * sample_size,
-            scaling_factor=1.5,
-            shift_factor=0.06,
-            use_quant_conv=False,
-            use_post_quant_conv=False,
+            **FLOW_VAE, sample_size=2 * sample_size, scaling_factor=1.5, shift_factor=0.06
         )
     pipeline = StableDiffusion3Pipeline(
         transformer=transformer,

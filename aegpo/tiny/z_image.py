@@ -11,7 +11,7 @@ from diffusers import (
 )
 from transformers import Qwen3Config, Qwen3Model
 
-from aegpo.tiny.parts import ready
+from aegpo.tiny.parts import FLOW_VAE, ready
 from aegpo.tiny.qwen_image import tiny_qwen_tokenizer
 
 
@@ -60,20 +60,7 @@ def tiny_z_image(*, seed: int = 0) -> ZImagePipeline:
         # Zeros would hide whether padding is attended to.
         torch.nn.init.normal_(transformer.x_pad_token)
         torch.nn.init.normal_(transformer.cap_pad_token)
-        vae = AutoencoderKL(
-            in_channels=3,
-            out_channels=3,
-            block_out_channels=(8, 16),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            layers_per_block=1,
-            latent_channels=4,
-            norm_num_groups=4,
-            scaling_factor=0.4,
-            shift_factor=0.1,
-            use_quant_conv=False,
-            use_post_quant_conv=False,
-        )
+        vae = AutoencoderKL(**FLOW_VAE, scaling_factor=0.4, shift_factor=0.1)
     pipeline = ZImagePipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
