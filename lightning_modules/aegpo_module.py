@@ -444,7 +444,7 @@ class AEGPOModule(PolicyModule):
         """
         weights = self.selection(advantages, tree.row, index, noise)
         advantages = self.selection.trained_on(advantages, weights, tree.row)
-        kept = int((advantages.isfinite() if weights is None else weights > 0).sum())
+        kept = int(advantages.isfinite().sum())
         previews = 0 if self.previewed is None else self.previewed.scored
         self.images.add(images=len(tree), rewards=len(tree) + previews, images_trained=kept)
         if self.previewed is not None:

@@ -63,8 +63,7 @@ def main(args: list[str] | None = None) -> None:
     if parsed.reward is None:
         parser.error("name a reward, for instance aegpo check-reward aegpo.rewards.ShapesMatch")
     try:
-        # jsonargparse 4.49 renamed it.
-        reward = getattr(parser, "instantiate", parser.instantiate_classes)(parsed).reward
+        reward = parser.instantiate(parsed).reward
         samples = read_samples(parsed.images, parsed.prompts, parsed.size)
         more = _samples_for_shortcuts(parsed, samples)
         device = find_device(parsed.device)

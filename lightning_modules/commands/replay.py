@@ -35,8 +35,7 @@ def main(args: list[str] | None = None) -> None:
         StepSelector, "step_selector", required=False, help="chooses the steps instead"
     )
     parsed = parser.parse_args(sys.argv[2:] if args is None else args)
-    # jsonargparse 4.49 renamed it.
-    built = getattr(parser, "instantiate", parser.instantiate_classes)(parsed)
+    built = parser.instantiate(parsed)
     allocator, selector = built.get("allocator"), built.get("step_selector")
     if allocator is None and selector is None:
         parser.error("give --allocator or --step_selector, for instance aegpo.exploration.AllSteps")

@@ -37,8 +37,7 @@ def main(args: list[str] | None = None) -> None:
             )
         listening = bound_socket(parsed.host, parsed.port)  # before minutes of loading
         digest = config_digest(parsed.reward.as_dict())
-        # jsonargparse 4.49 renamed it.
-        reward = getattr(parser, "instantiate", parser.instantiate_classes)(parsed).reward
+        reward = parser.instantiate(parsed).reward
         reward.time_limit = parsed.time_limit or reward.time_limit
         device = find_device(parsed.device)
         reward.setup(device)
