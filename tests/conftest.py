@@ -15,7 +15,9 @@ import hypothesis
 import pytest
 import torch
 from free_port import free_port
+from local_http import forget_proxies
 
+forget_proxies(os.environ)
 torch.set_num_threads(1)
 # A busy machine is slow, and slow is no failure; the same examples every time.
 hypothesis.settings.register_profile("aegpo", deadline=None, derandomize=True, max_examples=40)

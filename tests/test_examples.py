@@ -144,19 +144,20 @@ def test_a_service_in_plain_python_is_asked_as_any_other() -> None:
     service = subprocess.Popen([sys.executable, "-c", code, str(port)], stderr=subprocess.DEVNULL)
     try:
         samples = shapes_samples(2)
-        reward = RemoteReward(f"http://127.0.0.1:{port}", batch=3)
+        reward = RemoteReward(f"http://127.0.0.1:{port}", batch=3, timeout=20, retries=2)
         limit = time.monotonic() + 60
         connected = 1
         while connected != 0:
             assert service.poll() is None and time.monotonic() < limit
             time.sleep(0.05)
             with socket.socket() as trial:
+                trial.settimeout(5)
                 connected = trial.connect_ex(("127.0.0.1", port))
         reward.setup(torch.device("cpu"))
         scores = reward(samples.images, samples.prompts, samples.metadata)
     finally:
         service.kill()
-        service.wait()
+        service.wait(30)
     rounded = (samples.images * 255).round() / 255
     expected = (rounded[:, 0] - rounded[:, 1]).mean((1, 2))
     torch.testing.assert_close(scores, expected)

@@ -79,4 +79,5 @@ def local_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         yield server
     server.shutdown()
     server.server_close()
-    thread.join(timeout=10)
+    thread.join(30)
+    assert not thread.is_alive()

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from aiohttp import web
+from alongside import Alongside
 from forkserver import begin, forkserver
 from torch import Tensor
 
@@ -152,21 +153,32 @@ class ServedProcess:
         folder: Where its output goes, and where it runs.
         *arguments: After the command.
         port: 0 for any.
+        seconds: How long it may take until it serves; a process that does not is killed.
     """
 
-    def __init__(self, folder: Path, *arguments: str, port: int = 0) -> None:
+    def __init__(self, folder: Path, *arguments: str, port: int = 0, seconds: float = 60) -> None:
         self.output = folder / f"served{time.monotonic_ns()}.txt"
         self.process = forkserver().Process(
             target=_serve,
+            name="serve-reward",
             args=(folder, [*arguments, "--port", str(port)], dict(os.environ), self.output),
+            daemon=True,  # whatever happens here, Python's end does not wait for it
         )
-        self.process.start()
-        limit = time.monotonic() + 40
-        while "serving" not in self.said():
-            assert self.process.is_alive() and time.monotonic() < limit, self.said()
-            time.sleep(0.02)
+        Alongside(self.process.start).result(120)  # the first waits until the server has imported
+        try:
+            self._wait_for_start(seconds)
+        except BaseException:
+            self.__exit__()
+            raise
         self.url = "http://" + self.said().split("http://")[1].split()[0]
         self.port = int(self.url.rsplit(":", 1)[1])
+
+    def _wait_for_start(self, seconds: float) -> None:
+        limit = time.monotonic() + seconds
+        while "serving" not in self.said():
+            assert self.process.is_alive(), f"it has ended: {self.said()}"
+            assert time.monotonic() < limit, f"it does not serve after {seconds:g} s: {self.said()}"
+            time.sleep(0.02)
 
     def said(self) -> str:
         """What it has printed so far."""
@@ -184,7 +196,8 @@ class ServedProcess:
 
     def __exit__(self, *error: object) -> None:
         self.process.kill()
-        self.process.join()
+        self.process.join(30)
+        assert self.process.exitcode is not None, "it does not end"
 
 
 def _serve(folder: Path, arguments: list[str], environment: dict[str, str], output: Path) -> None:

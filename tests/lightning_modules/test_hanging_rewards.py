@@ -204,11 +204,6 @@ class Outage(L.Callback):
         self.missing.append(float(trainer.callback_metrics["reward/missing"]))
 
 
-@pytest.fixture
-def without_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-
-
 def judged(
     folder: Path, tmp_path: Path, outage: Outage, max_epochs: int
 ) -> tuple[VLMJudge, dict[str, Any]]:
@@ -225,7 +220,6 @@ def judged(
     return judge, dict(trainer.callback_metrics)
 
 
-@pytest.mark.usefixtures("without_proxy")
 def test_a_judge_that_dies_and_comes_back_costs_the_images_between(
     tiny_sd3_folder: Path, tmp_path: Path
 ) -> None:
@@ -238,7 +232,6 @@ def test_a_judge_that_dies_and_comes_back_costs_the_images_between(
     assert metrics["reward/part/vlm_judge"] == 0.75
 
 
-@pytest.mark.usefixtures("without_proxy")
 def test_a_judge_that_stays_away_stops_the_run(tiny_sd3_folder: Path, tmp_path: Path) -> None:
     outage = Outage(down=[1], up=[])
     with (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from alongside import Alongside
 from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
 from diffusers.models.attention_dispatch import attention_backend
 from hypothesis import given, settings
@@ -386,9 +386,7 @@ def test_only_calls_without_gradient_in_the_same_thread_count(sd3_policy: FakePo
         recording.begin(0, prompts, sd3_policy.layout(prompts))
         with torch.enable_grad():
             sd3_policy(x, 300.0, prompts)
-        thread = threading.Thread(target=elsewhere)
-        thread.start()
-        thread.join()
+        Alongside(elsewhere).result()
         with torch.inference_mode():
             sd3_policy(x, 500.0, prompts)
     with torch.no_grad(), EntropyRecorder(rows=None).record(sd3_policy) as alone:

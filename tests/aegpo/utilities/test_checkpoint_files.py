@@ -46,11 +46,12 @@ def address(tmp_path: Path) -> Iterator[str]:
     """A server of the folder."""
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
-        thread.join()
+        thread.join(30)
+        assert not thread.is_alive()
 
 
 @pytest.mark.parametrize("call", ["replace", "fsync"])

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import socket
-import threading
 import time
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
+from alongside import Alongside
+from local_http import fetched
 from served_rewards import CPU, ServedProcess
 from tiny_training import Redness, tiny_data, tiny_module
 
 from aegpo.rewards import RemoteReward, ShapesMatch
 from aegpo.rewards.checks.samples import shapes_samples
-from aegpo.rewards.service import asking, endpoints
+from aegpo.rewards.service import asking as client
+from aegpo.rewards.service import endpoints
 from lightning_modules.commands.serve_reward import main
 
 SAMPLES = shapes_samples(16)
@@ -51,7 +53,7 @@ class Slow(Redness):
 @pytest.fixture
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a reward of one's own; here nobody waits long for what is away."""
-    for module in (asking, endpoints):
+    for module in (client, endpoints):
         monkeypatch.setattr(module, "FIRST_PAUSE", 0.02)
         monkeypatch.setattr(module, "LONGEST_PAUSE", 0.2)
     (tmp_path / "my_rewards.py").write_text(MINE)
@@ -61,14 +63,28 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def wait_for(url: str, key: str, value: int) -> None:
     """Until a service's health says something."""
     limit = time.monotonic() + 60
-    while json.load(urllib.request.urlopen(f"{url}/health"))[key] < value:
+    while json.loads(fetched(f"{url}/health")[1])[key] < value:
         assert time.monotonic() < limit
         time.sleep(0.01)
 
 
-def asked(reward: RemoteReward, count: int = len(IMAGES)) -> list[torch.Tensor]:
-    """Ask in a thread; the scores are in the list when `thread` has ended."""
-    return [reward(IMAGES[:count], SAMPLES.prompts[:count], SAMPLES.metadata[:count])]
+def asking(reward: RemoteReward, count: int = len(IMAGES)) -> Alongside[torch.Tensor]:
+    """Ask while the test goes on."""
+    about = SAMPLES.prompts[:count], SAMPLES.metadata[:count]
+    return Alongside(lambda: reward(IMAGES[:count], *about))
+
+
+def asked(reward: RemoteReward, count: int = len(IMAGES)) -> torch.Tensor:
+    """Ask, and wait for the scores."""
+    return asking(reward, count).result()
+
+
+def test_a_process_that_does_not_serve_in_time_is_killed(mine: Path) -> None:
+    with pytest.raises(AssertionError, match="does not serve after 0 s"):
+        ServedProcess(mine, "my_rewards.Slow", seconds=0)
+    with pytest.raises(AssertionError, match="it has ended: error: "):
+        ServedProcess(mine, "my_rewards.Nothing")
+    assert not [one for one in multiprocessing.active_children() if one.name == "serve-reward"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -76,13 +92,10 @@ def test_a_signal_lets_it_finish_what_it_has_taken(mine: Path, number: signal.Si
     with ServedProcess(mine, "my_rewards.Slow", "seconds=0.5") as process:
         reward = RemoteReward(process.url, batch=4, concurrency=2, retries=0)
         reward.setup(CPU)
-        got: list[torch.Tensor] = []
-        thread = threading.Thread(target=lambda: got.extend(asked(reward, 8)))
-        thread.start()
+        scores = asking(reward, 8)
         wait_for(process.url, "held", 2)
         assert process.end(number) == 0
-        thread.join(30)
-        assert torch.equal(got[0], Redness()(IMAGES[:8], [], []))
+        assert torch.equal(scores.result(), Redness()(IMAGES[:8], [], []))
         first, last = process.said().splitlines()
         assert first.startswith("serving slow, configuration ") and "127.0.0.1" in first
         assert last == "scored 8 images in 2 requests, 0 missing; put off 0 requests"
@@ -93,17 +106,16 @@ def test_a_reward_that_hangs_does_not_hold_up_the_end(mine: Path) -> None:
     with ServedProcess(mine, *arguments) as process:
         reward = RemoteReward(process.url, retries=0)
         with pytest.warns(UserWarning, match="8 of 8 images not scored"):
-            thread = threading.Thread(target=lambda: asked(reward, 8))
-            thread.start()
+            scores = asking(reward, 8)
             wait_for(process.url, "held", 1)
             assert process.end() == 1
-            thread.join(30)
+            assert bool(scores.result().isnan().all())
         assert "left a request without an answer" in process.said()
     with (
         ServedProcess(mine, "my_rewards.Slow", "seconds=600", "--time_limit", "0.02") as process,
         pytest.warns(UserWarning, match="took longer than 0.08 s; 8 of 8 images counted missing"),
     ):
-        assert bool(asked(RemoteReward(process.url), 8)[0].isnan().all())
+        assert bool(asked(RemoteReward(process.url), 8).isnan().all())
 
 
 def test_one_of_two_that_is_killed_and_started_again_costs_nothing(mine: Path) -> None:
@@ -111,24 +123,21 @@ def test_one_of_two_that_is_killed_and_started_again_costs_nothing(mine: Path) -
     with ServedProcess(mine, *command) as one, ServedProcess(mine, *command) as other:
         reward = RemoteReward([one.url, other.url], batch=2, concurrency=2)
         reward.setup(CPU)
-        got: list[torch.Tensor] = []
-        thread = threading.Thread(target=lambda: got.extend(asked(reward)))
-        thread.start()
+        scores = asking(reward)
         wait_for(one.url, "images", 4)
         assert one.end(signal.SIGKILL) == -signal.SIGKILL
-        thread.join(60)
         expected = Redness()(IMAGES, [], [])
-        assert torch.equal(got[0], expected)
+        assert torch.equal(scores.result(), expected)
         with ServedProcess(mine, *command, port=one.port) as again:
             other.end(signal.SIGKILL)
-            assert torch.equal(asked(reward)[0], expected)
+            assert torch.equal(asked(reward), expected)
             wait_for(again.url, "images", len(IMAGES))
         # One that comes back with another configuration is not believed.
         with (
             ServedProcess(mine, "my_rewards.Slow", "seconds=0.01", port=one.port),
             pytest.warns(UserWarning, match=r"answers 409: this service's reward has the config"),
         ):
-            assert bool(asked(reward, 4)[0].isnan().all())
+            assert bool(asked(reward, 4).isnan().all())
 
 
 def test_what_is_served_is_the_bundled_reward_with_its_arguments(tmp_path: Path) -> None:
@@ -138,7 +147,7 @@ def test_what_is_served_is_the_bundled_reward_with_its_arguments(tmp_path: Path)
         assert reward.range == ShapesMatch.range and reward.digest in process.said()
         local, chunks = ShapesMatch(), [slice(at, at + 16) for at in range(0, len(IMAGES), 16)]
         expected = [local(IMAGES[a], SAMPLES.prompts[a], SAMPLES.metadata[a]) for a in chunks]
-        assert torch.equal(asked(reward)[0], torch.cat(expected))  # batches of the same size
+        assert torch.equal(asked(reward), torch.cat(expected))  # batches of the same size
 
 
 @pytest.mark.parametrize(
@@ -225,7 +234,8 @@ def test_two_ranks_learn_what_one_does_while_a_service_dies(
         urls = [one.url, two.url]
         alone = train(mine, tiny_sd3_folder, 1, urls)
         both = pair.run(train, mine, tiny_sd3_folder, 2, urls, one.process.pid)
-        assert not one.process.is_alive() or one.process.join(10) is None
+        one.process.join(30)
+        assert one.process.exitcode == -signal.SIGKILL
     assert len(alone) == 4 and both[0] == both[1]
     for row, other in zip(alone, both[0], strict=True):
         assert row["reward/missing"] == other["reward/missing"] == 0

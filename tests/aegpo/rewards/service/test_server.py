@@ -5,13 +5,15 @@ from __future__ import annotations
 import base64
 import io
 import json
-import threading
+import socket
 import time
 from collections.abc import Mapping
+from http.client import HTTPMessage
 from typing import Any
 
 import pytest
-import urllib3
+from alongside import Alongside
+from local_http import fetched
 from PIL import Image
 from served_rewards import DIGEST, Mean, served
 
@@ -32,10 +34,9 @@ def request(count: int = 1, **changes: Any) -> str:
 
 def call(
     url: str, path: str, body: str | None = None, headers: Mapping[str, str] = JSON
-) -> tuple[int, dict[str, Any], Mapping[str, str]]:
-    method = "GET" if body is None else "POST"
-    answer = urllib3.request(method, url + path, body=body, headers=headers, retries=False)
-    return answer.status, answer.json(), answer.headers
+) -> tuple[int, dict[str, Any], HTTPMessage]:
+    status, answer, about = fetched(url + path, body, headers)
+    return status, json.loads(answer), about
 
 
 def test_health_metadata_and_scores() -> None:
@@ -73,16 +74,13 @@ def test_every_refusal_is_a_line_of_json_with_its_status() -> None:
             assert found == status, (path, answer)
             assert told is None or (told in answer["error"] and "\n" not in answer["error"])
         chunks = (b" " * 100_000 for _ in range(20))  # of a length that is not told before
-        answer = urllib3.request("POST", f"{url}/score", body=chunks, headers=auth, retries=False)
-        assert answer.status == 413
+        assert fetched(f"{url}/score", chunks, auth)[0] == 413
         assert service.held == 0 and service.scorer.images == 2
 
 
 def test_a_full_queue_is_told_before_the_body_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     with served(Mean(0.5), waiting=1) as (url, service):
-        threads = [threading.Thread(target=call, args=(url, "/score", request())) for _ in range(2)]
-        for thread in threads:
-            thread.start()
+        asked = [Alongside(lambda: call(url, "/score", request())) for _ in range(2)]
         limit = time.monotonic() + 20
         while service.held < 2:
             assert time.monotonic() < limit
@@ -90,8 +88,7 @@ def test_a_full_queue_is_told_before_the_body_is_read(monkeypatch: pytest.Monkey
         status, answer, headers = call(url, "/score", "no JSON" * 100_000)
         assert status == 503 and "2 requests are held already" in answer["error"]
         assert 1 <= int(headers["Retry-After"]) <= 30
-        for thread in threads:
-            thread.join()
+        assert [one.result()[0] for one in asked] == [200, 200]
         assert service.scorer.images == 2 and service.put_off == 1
 
 
@@ -99,9 +96,7 @@ def test_a_body_that_does_not_arrive_is_given_up(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(server, "UPLOAD_SECONDS", 0.2)
     with served(Mean(), waiting=0) as (url, service):
         host, port = url.removeprefix("http://").split(":")
-        import socket
-
-        with socket.create_connection((host, int(port))) as slow:
+        with socket.create_connection((host, int(port)), timeout=30) as slow:
             head = f"POST /score HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
             slow.sendall(f"{head}Content-Length: 1000\r\n\r\n{{".encode())
             assert b" 408 " in slow.recv(1000)
