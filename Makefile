@@ -12,6 +12,8 @@ GPU_ARGS ?=
 BENCH_ARGS ?= all --quick
 # Test processes; torch's threads are held at one each, as two of them on two busy cores only spin.
 WORKERS  ?= 2
+# Where the system has `timeout`, 70 minutes for all tests together.
+LIMIT    := $(if $(shell command -v timeout),timeout --foreground --kill-after=30 4200)
 # The arithmetic of the method, every bundled config, and one run from the command line.
 FAST     := $(addprefix tests/aegpo/,advantages allocation entropy exploration objectives prompts) \
             $(addprefix tests/aegpo/,rollout sde study) tests/test_configs.py::test_a_config_builds \
@@ -39,7 +41,8 @@ setup: $(READY)  ## create .venv and install everything into it (train and test 
 train: $(READY)  ## score the bundled model, align it (about 5 minutes on 2 cores), score it again
 	$(BIN)/aegpo fit --config $(CONFIG) $(ARGS)
 
-PYTEST    = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
+# What holds out against the limit of its test (`timeout` in pyproject.toml) ends with all of them.
+PYTEST    = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(LIMIT) \
             $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=20
 
 test: $(READY)  ## run the tests, and name the slowest twenty
