@@ -20,7 +20,7 @@ from site_pages import ROOT, commands, commands_in_text, reading_in, row_starts
 
 from lightning_modules.cli import lightning_cli
 from lightning_modules.cli.main import main
-from lightning_modules.commands import COMMANDS, check_reward
+from lightning_modules.commands import COMMANDS, check_reward, serve_reward
 from lightning_modules.commands.compare import compare
 from lightning_modules.commands.doctor import environment, resume
 from lightning_modules.commands.report import report
@@ -64,6 +64,7 @@ TYPED = {
     for command, words in SHOWN.items()
     if not any(within(words, others) for others in SHOWN.values())
 }
+pytestmark = pytest.mark.timeout(90)  # a command that went on to its work may never end
 LAUNCHERS = ("torchrun", "srun")
 OWN_REWARDS = {"my_module": "MyReward", "my_rewards": "MyReward", "my_reward": "Contrast"}
 REWARD = """
@@ -150,6 +151,7 @@ def take(words: list[str], patch: pytest.MonkeyPatch) -> None:
     patch.setattr(compare, "compare", lambda settings, *rest: settings.validate() or True)
     patch.setattr(report, "read_run", lambda folder, name: nothing())
     patch.setattr(check_reward, "read_samples", lambda *asked: nothing())
+    patch.setattr(serve_reward, "bound_socket", lambda host, port: nothing())
     if "--resume" in words:
         _, rest = resume._parser().parse_known_args(words[2:])
         words = ["aegpo", "fit", *rest]
