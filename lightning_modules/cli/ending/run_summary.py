@@ -19,6 +19,8 @@ from lightning_modules.policy_module import PolicyModule
 
 Scores = dict[int, float]
 """A held-out score by the iteration that it was measured after."""
+VISIBLE = 0.01
+"""Share of a score by which it has to fall to be called fallen: less is noise."""
 
 
 class RunSummary(L.Callback):
@@ -72,15 +74,22 @@ class RunSummary(L.Callback):
         lines += [line for tag in self._scores if (line := self._fall(tag, kept)) is not None]
         if folder is not None and "://" not in folder:
             lines.append(f"everything is in {Path(folder)}")
-            named = "best" if kept else "last" if trainer.checkpoint_callbacks else None
+            named = "last" if trainer.checkpoint_callbacks else None
+            if kept and not self._base_was_best(next(iter(kept))):
+                named = "best"
             lines += next_commands(trainer, Path(folder), named)
         Console(markup=False, highlight=False, soft_wrap=True).print("\n".join(lines))
+
+    def _base_was_best(self, tag: str) -> bool:
+        """Whether no trained model scored more than the base; the best that is kept is trained."""
+        scores = self._scores.get(tag, {})
+        return 0 in scores and scores[0] == max(scores.values())
 
     def _fall(self, tag: str, kept: dict[str, Path]) -> str | None:
         """Say how far a score ended below its best, and whether that can be had again."""
         scores = self._scores[tag]
         latest, when = scores[max(scores)], max(scores, key=lambda one: (scores[one], one))
-        if latest >= scores[when]:
+        if scores[when] - latest <= VISIBLE * abs(scores[when]):
             return None
         name = tag_name(tag.split("/")[1])
         fell = f"{name} ended at {latest:.3f}, {scores[when] - latest:.3f} below"

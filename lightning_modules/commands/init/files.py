@@ -111,13 +111,29 @@ def commands_of(choice: Choice) -> list[str]:
     ]
 
 
+def said(choice: Choice) -> str:
+    """Say a choice in a few words.
+
+    Args:
+        choice: What was asked for.
+
+    Returns:
+        Model, reward and machine.
+    """
+    rewards = {OWN: "a reward of your own", OF_THE_RECIPE: "its own rewards"}
+    place = "the CPU" if choice.gpus == 0 else f"{choice.gpus} GPU" + "s" * (choice.gpus > 1)
+    memory = f" of {choice.memory} GB" if choice.gpus else ""
+    model = choice.pretrained or choice.recipe
+    return f"{model} for {rewards.get(choice.reward, choice.reward)}, on {place}{memory}"
+
+
 def _prompt_file(choice: Choice) -> str:
     return f"prompts{choice.prompts.suffix if choice.prompts else '.txt'}"
 
 
 def _config(choice: Choice) -> str:
     lines = [
-        f"# {choice.name}: {_said(choice)}. Written by `aegpo init`; yours to change.",
+        f"# {choice.name}: {said(choice)}. Written by `aegpo init`; yours to change.",
         "# In this folder:",
         *(f"#   {line}" for line in commands_of(choice)),
         f"# This file is laid over {_listed(choice.layers)} of the package, and says what is "
@@ -129,14 +145,6 @@ def _config(choice: Choice) -> str:
         *_data(choice),
     ]
     return "\n".join(lines) + "\n"
-
-
-def _said(choice: Choice) -> str:
-    rewards = {OWN: "a reward of your own", OF_THE_RECIPE: "its own rewards"}
-    place = "the CPU" if choice.gpus == 0 else f"{choice.gpus} GPU" + "s" * (choice.gpus > 1)
-    memory = f" of {choice.memory} GB" if choice.gpus else ""
-    model = choice.pretrained or choice.recipe
-    return f"{model} for {rewards.get(choice.reward, choice.reward)}, on {place}{memory}"
 
 
 def _listed(names: list[str]) -> str:

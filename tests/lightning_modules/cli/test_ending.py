@@ -155,6 +155,23 @@ def test_a_run_says_what_it_came_to_and_what_to_do_next(
     assert torch.load(best, weights_only=True)["aegpo"]["iteration"] == 4
 
 
+@pytest.mark.parametrize(("scores", "named"), [([0.75, 0.5], "last"), ([0.25, 0.5], "best")])
+def test_the_best_is_advised_unless_it_is_worse_than_the_base(
+    scores: list[float],
+    named: str,
+    fit: Callable[..., list[int]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x/config.yaml").touch()
+    settings = {"max_epochs": 1, "num_sanity_val_steps": -1, "enable_checkpointing": True}
+    logger = CSVLogger(tmp_path, name="x", version="")
+    keeps = RolloutCheckpoint(str(tmp_path / "kept"), monitor="auto")
+    fit(keeps, judge=Scripted(scores), logger=logger, **settings)
+    assert capsys.readouterr().out.count(f"--ckpt_path {named}") == 2
+
+
 def test_a_best_that_was_not_kept_is_said(
     fit: Callable[..., list[int]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -165,3 +182,6 @@ def test_a_best_that_was_not_kept_is_said(
     fit(judge=Scripted([0.75, 0.5]), max_epochs=1, num_sanity_val_steps=-1)
     said = capsys.readouterr().out
     assert "0.250 below where training began, and was never above that" in said
+    fit(judge=Scripted([0.75, 0.749]), max_epochs=1, num_sanity_val_steps=-1)
+    said = capsys.readouterr().out
+    assert "the/judge: 0.750 → 0.749" in said and "the/judge ended" not in said  # noise

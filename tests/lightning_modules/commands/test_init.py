@@ -129,6 +129,51 @@ def test_at_a_terminal_it_asks_for_what_was_not_given(
     assert "hardware/1x24gb --config hardware/quantized --config config" in capsys.readouterr().out
 
 
+def test_an_answer_that_cannot_be_is_told_and_asked_for_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = iter(["sdxxl", "sdxl", "jpg", "jpeg", "no.txt", "", "one", "8"])
+    asked = []
+
+    def answer(question: str) -> str:
+        asked.append(question.split()[0])
+        try:
+            return next(answers)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("builtins.input", answer)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    main(["--out", "new"])
+    *told, wrote = capsys.readouterr().out.partition("cd new")[0].splitlines()
+    assert "".join(word[0] for word in asked) == "WWWWAAHHH"  # the end of the input is a default
+    assert [line[:23] for line in told] == [
+        "there is no model 'sdxx",
+        "there is no reward 'jpg",
+        "--prompts no.txt is no ",
+        "'one' is no number; giv",
+    ]
+    assert wrote == "wrote config.yaml, prompts.txt into new: sdxl for jpeg, on 8 GPUs of 24 GB"
+
+
+def test_a_folder_that_is_taken_is_told_before_anything_is_asked(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "config.yaml").touch()
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", lambda question: pytest.fail(question))
+    with pytest.raises(SystemExit):
+        main(["--out", "."])
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_where_nobody_can_be_asked_it_says_what_it_took(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["--out", "new"])
+    assert "into new: shapes for its own rewards, on the CPU\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("reward", [*rewards(), "file"])
 @pytest.mark.parametrize("model", ["sd15", "sdxl", "sd35_medium", "flux1_dev"])
 @pytest.mark.parametrize(("gpus", "memory"), [(0, 0), (1, 24), (3, 80), (8, 80), (16, 80)])
