@@ -35,7 +35,13 @@ from aegpo.policies.exportable import Exportable
 from aegpo.policies.fsdp.lockstep import Call, Lockstep
 from aegpo.policies.fsdp.sharding import shard_module
 from aegpo.policies.lora import ADAPTER, adapters_disabled, add_lora, lora_state_dict
-from aegpo.policies.pretrained import Quantization, find_pipeline, load_denoiser, load_pipeline
+from aegpo.policies.pretrained import (
+    Quantization,
+    find_pipeline,
+    load_denoiser,
+    load_pipeline,
+    quietly,
+)
 from aegpo.policies.speed.compiled_blocks import compile_blocks
 from aegpo.utilities.attention_kernels import (
     attention_kernels,
@@ -476,7 +482,8 @@ class DiffusersPolicy(Exportable):
             folder: Created if absent.
         """
         if self.full_finetuning:
-            self.pipeline.save_pretrained(folder, safe_serialization=True)
+            with quietly(Path(folder)):
+                self.pipeline.save_pretrained(folder, safe_serialization=True)
             return
         state, config = lora_state_dict(self.trained), self.trained.peft_config[ADAPTER]
         if self._beneath:
@@ -503,7 +510,8 @@ class DiffusersPolicy(Exportable):
         elif form.layout == "merged":
             merged = self.load_clean_pipeline()
             lay_on(getattr(merged, self.denoiser_name), self._whole_update())
-            merged.save_pretrained(folder, safe_serialization=True)
+            with quietly(Path(folder)):
+                merged.save_pretrained(folder, safe_serialization=True)
         else:
             tensors = self.lora_layouts[form.layout](self._whole_update(), self.trained)
             on_cpu = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}

@@ -149,9 +149,9 @@ def load_pipeline(
             f"quantize needs a GPU and bitsandbytes (pip install 'aegpo[bitsandbytes]'): {error}"
         ) from error
     loaded.set_progress_bar_config(disable=True)
-    log = logging.getLogger(pipeline.__module__)
-    if not any(isinstance(one, _SaidOnce) for one in log.filters):
-        log.addFilter(_SaidOnce())
+    for log in map(logging.getLogger, (pipeline.__module__, *_SPEAKERS)):
+        if not any(isinstance(one, _OfUse) for one in log.filters):
+            log.addFilter(_OfUse())
     for part in loaded.components.values():
         if isinstance(part, torch.nn.Module):
             part.eval()
@@ -242,8 +242,21 @@ def load_denoiser(source: str | Path, model: type[ModelMixin], name: str) -> Mod
     return denoiser.requires_grad_(False).eval()
 
 
-class _SaidOnce(logging.Filter):
-    """Of the lines about prompts that are too long, one for each prompt, only the first."""
+_SPEAKERS = (
+    "transformers.tokenization_utils_base",
+    "diffusers.loaders.lora_base",
+    "diffusers.loaders.peft",
+    "diffusers.pipelines.pipeline_utils",
+)
+_NO_USE = (
+    "Token indices sequence length is longer",  # and is cut by diffusers, which says so
+    "No LoRA keys associated to",  # text encoders have none; whether a model's fit is checked here
+    "=None of type <class 'NoneType'> cannot be saved",  # an optional part that is not there
+)
+
+
+class _OfUse(logging.Filter):
+    """Leaves out what the libraries say of nothing, and of texts that are cut all but the first."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -251,9 +264,12 @@ class _SaidOnce(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether a line is to be seen."""
-        if "input was truncated" not in record.getMessage():
+        text = record.getMessage()
+        if any(part in text for part in _NO_USE):
+            return False
+        if "input was truncated" not in text:
             return True
         first, self._said = not self._said, True
         if first:
-            record.msg, record.args = f"{record.getMessage()} (more such prompts are not named)", ()
+            record.msg, record.args = f"{text} (more such prompts are not named)", ()
         return first

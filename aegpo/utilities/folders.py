@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -106,8 +107,11 @@ def published(folder: Path, replace: bool = False) -> Iterator[Path]:
         if replace:
             names = "".join(f"{name}\n" for name in sorted(_files(partial)))
             (partial / WRITTEN).write_text(names, encoding="utf-8")
+        readers = _readers(partial)
         for name in _files(partial):
-            sync(partial / name)
+            file = partial / name
+            file.chmod(file.stat().st_mode | readers)
+            sync(file)
         if replace and final.exists():
             _swap(partial, final)
         else:
@@ -120,6 +124,15 @@ def published(folder: Path, replace: bool = False) -> Iterator[Path]:
         raise OSError(f"{folder} cannot be written: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _readers(folder: Path) -> int:
+    """Who may read and write a file that is made as any other; safetensors' are the owner's."""
+    usual = aside(folder / "usual", "mode")
+    usual.touch()
+    mode = stat.S_IMODE(usual.stat().st_mode)
+    usual.unlink()
+    return mode
 
 
 def _swap(partial: Path, final: Path) -> None:

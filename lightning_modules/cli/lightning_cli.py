@@ -40,7 +40,7 @@ from lightning_modules.cli.failures import (
     is_user_error,
     quieten_lightning,
 )
-from lightning_modules.cli.process import program_name
+from lightning_modules.cli.process import program_name, tell_warnings_in_a_line
 from lightning_modules.cli.ranks.places import waited
 from lightning_modules.cli.ranks.together import (
     end_together,
@@ -257,6 +257,7 @@ def main(args: list[str] | None = None) -> None:
         args: Arguments instead of those of the process.
     """
     quieten_lightning()
+    tell_warnings_in_a_line()
     try:
         _run(args)
     except SystemExit as end:

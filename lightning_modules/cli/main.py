@@ -24,6 +24,7 @@ from lightning_modules.cli.process import (
     quieten_libraries,
     respect_cpu_quota,
     spin_briefly,
+    tell_warnings_in_a_line,
     watch_cores,
 )
 from lightning_modules.commands import COMMANDS
@@ -72,6 +73,7 @@ def main() -> None:
     spin_briefly()
     watch_cores()
     quieten_libraries()
+    tell_warnings_in_a_line()
     # So that `class_path: my_module.MyReward` finds a file beside the user's config. Last, so that
     # a folder named `callbacks` in there does not stand in for ours.
     if os.getcwd() not in sys.path and "" not in sys.path:

@@ -8,9 +8,12 @@ import logging
 import os
 import sys
 import traceback
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 from aegpo.cores import CoreWatch, cpu_quota
+from lightning_modules.arguments.sources import OUR_PACKAGES
 
 SPINS = "1000"
 """Turns that a thread of OpenMP waits for the next piece of work before it sleeps."""
@@ -40,6 +43,41 @@ def quieten_libraries() -> None:
     only.
     """
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+def tell_warnings_in_a_line() -> None:
+    """Print a warning of this program as one line; those of libraries as they are.
+
+    Python adds the category, the place and the line of code that warns, which say nothing to
+    whoever reads it. To be called again after Lightning, which replaces the same as it is imported.
+    """
+    if not isinstance(warnings.formatwarning, _InALine):
+        warnings.formatwarning = _InALine(warnings.formatwarning)
+
+
+class _InALine:
+    """Formats warnings: what stands in our packages in a line.
+
+    Args:
+        others: Formats the others.
+    """
+
+    def __init__(self, others: Callable[..., str]) -> None:
+        self._others = others
+        root = Path(__file__).parents[2]
+        self._ours = tuple(f"{root / name}{os.sep}" for name in OUR_PACKAGES)
+
+    def __call__(
+        self,
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        line: str | None = None,
+    ) -> str:
+        if filename.startswith(self._ours):
+            return f"warning: {' '.join(str(message).split())}\n"
+        return self._others(message, category, filename, lineno, line)
 
 
 def keep_freed_memory() -> None:

@@ -126,7 +126,11 @@ class RemoteReward(Reward):
                 "or mend endpoints"
             )
         if silent:
-            warnings.warn(f"reward {self.name!r} goes on without {'; '.join(silent)}", stacklevel=2)
+            warnings.warn(
+                f"reward {self.name!r}: {'; '.join(silent)}; it goes on with "
+                f"{', '.join(map(str, served))}, and asks the others again with each request",
+                stacklevel=2,
+            )
         first = next(iter(served.values()))
         self._refuse(served, self.digest or first.digest)
         self.digest = self.digest or first.digest

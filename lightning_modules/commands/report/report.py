@@ -64,6 +64,8 @@ def main(args: list[str] | None = None) -> None:
     try:
         if len(set(folders)) < len(folders):
             raise ValueError("a run is named twice; give each once")
+        # Settings are compared with defaults, for which all their classes are imported: seconds.
+        print(f"reading {', '.join(map(str, folders))}", flush=True)
         runs = [read_run(*one) for one in zip(folders, run_names(folders), strict=True)]
         if out.is_dir() or (out.exists() and not out.read_bytes().startswith(MARK.encode())):
             raise ValueError(f"{out} is no page of aegpo report and stays; name another --out")

@@ -16,6 +16,7 @@ from huggingface_hub.errors import (
 )
 
 from aegpo.policies import pretrained
+from aegpo.policies.adapters.layouts import Form
 from aegpo.policies.families.stable_diffusion3 import StableDiffusion3
 from aegpo.policies.pretrained import find_pipeline, read_model_index
 
@@ -115,13 +116,33 @@ class Heard(logging.Handler):
         self.lines.append(record.getMessage())
 
 
+def test_saving_and_loading_back_says_nothing(
+    tiny_sd3_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    heard = Heard()
+    for name in ("loaders.lora_base", "loaders.peft", "pipelines.pipeline_utils"):
+        monkeypatch.setattr(logging.getLogger(f"diffusers.{name}"), "filters", [])
+        monkeypatch.setattr(logging.getLogger(f"diffusers.{name}"), "handlers", [heard])
+    policy = StableDiffusion3(str(tiny_sd3_folder), lora_rank=2, max_sequence_length=4)
+    for layout in ("diffusers", "merged"):
+        (tmp_path / layout).mkdir()
+        policy.save_as(tmp_path / layout, Form(layout, "mine"))
+        policy.load_exported(tmp_path / layout)
+    assert heard.lines == [] and capfd.readouterr().err == ""
+
+
 def test_prompts_that_are_too_long_are_told_once(
     tiny_sd3_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    heard, log = Heard(), logging.getLogger(StableDiffusion3Pipeline.__module__)
-    monkeypatch.setattr(log, "filters", [])
-    monkeypatch.setattr(log, "handlers", [heard])
+    heard, module = Heard(), StableDiffusion3Pipeline.__module__
+    for name in (module, "transformers.tokenization_utils_base"):
+        monkeypatch.setattr(logging.getLogger(name), "filters", [])
+        monkeypatch.setattr(logging.getLogger(name), "handlers", [heard])
     policy = StableDiffusion3(str(tiny_sd3_folder), lora_rank=2, max_sequence_length=4)
     policy.encode([f"{number} " + "a red circle " * 100 for number in range(3)])
     told = [line for line in heard.lines if "truncated" in line]
     assert len(told) == 1 and told[0].endswith("(more such prompts are not named)")
+    assert not [line for line in heard.lines if "Token indices" in line]  # the same, of another

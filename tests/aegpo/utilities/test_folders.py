@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +31,18 @@ def test_a_new_folder_appears_at_the_end(tmp_path: Path, replace: bool) -> None:
     fill(folder, "one", replace=replace)
     assert (folder / "file").read_text() == "one"
     assert names(tmp_path / "deep") == ["out"]
+
+
+def test_what_a_library_wrote_for_its_owner_alone_is_like_any_other_file(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with published(tmp_path / "out") as partial:
+            (partial / "weights").touch(0o600)  # as safetensors does
+            (partial / "program").touch(0o755)
+    finally:
+        os.umask(before)
+    modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / "out").iterdir()}
+    assert modes == {"weights": 0o640, "program": 0o750}
 
 
 def test_an_empty_one_is_filled_and_a_full_one_kept(tmp_path: Path) -> None:

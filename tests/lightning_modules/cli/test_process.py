@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -86,3 +87,21 @@ def test_too_few_free_cores_are_told_with_what_to_set(
     else:
         assert line is not None and f"OMP_NUM_THREADS={told} is faster" in line
         assert f"leave {free:.1f} cores free, and {threads} threads" in line
+
+
+def test_a_warning_of_ours_is_a_line_and_one_of_a_library_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def before(*about: object) -> str:
+        return f"before: {about[0]}"
+
+    monkeypatch.setattr(warnings, "formatwarning", before)
+    process.tell_warnings_in_a_line()
+    told = warnings.formatwarning
+    process.tell_warnings_in_a_line()
+    assert warnings.formatwarning is told
+    for package in ("aegpo", "callbacks", "lightning_modules"):
+        file = str(ROOT / package / "x.py")
+        assert told("two\nlines", UserWarning, file, 3) == "warning: two lines\n"
+    for file in ("/x/aegpo/x.py", str(ROOT / "aegpo_of_mine.py"), __file__):
+        assert told("two\nlines", UserWarning, file, 3) == "before: two\nlines"

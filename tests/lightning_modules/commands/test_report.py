@@ -203,6 +203,8 @@ def test_mistakes_are_one_line_and_no_file_is_overwritten(
     assert "mine.html is no page of aegpo report" in refused(str(run), "--out", "mine.html")
     assert (folder / "mine.html").read_text() == "<p>mine"
     main([str(run)])
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == f"reading {run}" and second.startswith("wrote ")
     main([str(run)])  # its own it replaces
 
 

@@ -338,7 +338,10 @@ def test_setup_refuses_what_is_not_described_and_says_what_to_set() -> None:
             ready(url, parts={"a": 1.0})
         with pytest.raises(ValueError, match=r"takes 256 images at a time.*set batch: 256"):
             ready(url, batch=300)
-        with pytest.warns(UserWarning, match="goes on without http://127.0.0.1:9 cannot be reach"):
+        with pytest.warns(
+            UserWarning,
+            match=r"'remote': http://127.0.0.1:9 cannot be reached \(.*; it goes on with http",
+        ):
             reward = ready(NOWHERE, url)
         # One that comes back with another configuration is asked, and not believed.
         reward.endpoints = remote(other, url).endpoints
