@@ -17,13 +17,13 @@ import statistics
 import tempfile
 import threading
 import time
-import urllib.request
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import torch
+from local_http import fetched
 from served_rewards import ServedProcess
 from torch import Tensor
 
@@ -153,8 +153,7 @@ class Services:
 
 def health(url: str) -> dict[str, int]:
     """What a service has done."""
-    with urllib.request.urlopen(f"{url}/health", timeout=30) as answer:
-        found: dict[str, int] = json.load(answer)
+    found: dict[str, int] = json.loads(fetched(f"{url}/health")[1])
     return found
 
 

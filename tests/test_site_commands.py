@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from site_pages import ROOT, commands, commands_in_text, reading_in, row_starts
+from site_pages import ROOT, blocks, commands, commands_in_text, language, reading_in, row_starts
 
 from lightning_modules.cli import lightning_cli
 from lightning_modules.cli.main import main
@@ -106,6 +106,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "reward.yaml").write_text(
         yaml.safe_dump({"reward": {"class_path": "aegpo.rewards.ShapesMatch"}})
     )
+    for block in (block for page in PAGES for block in blocks(page)):
+        name = re.match(r"# (\S+[.]yaml)\n", block.content)
+        if language(block) == "yaml" and name is not None:
+            (folder / name[1]).write_text(block.content)
     for place in (
         "runs/shapes",
         "geneval",
@@ -152,6 +156,7 @@ def take(words: list[str], patch: pytest.MonkeyPatch) -> None:
     patch.setattr(report, "read_run", lambda folder, name: nothing())
     patch.setattr(check_reward, "read_samples", lambda *asked: nothing())
     patch.setattr(serve_reward, "bound_socket", lambda host, port: nothing())
+    patch.setenv("REWARD_KEY", "s3cret")
     if "--resume" in words:
         _, rest = resume._parser().parse_known_args(words[2:])
         words = ["aegpo", "fit", *rest]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ from lightning_modules.commands.evaluate.models import Source
 
 STATE = "evaluation.json"
 """File of the folder that says what is evaluated in it; a folder without it is another's."""
+MOST, LONGEST = 4, 60
+"""Differences that a refusal names, and characters of a value in it."""
+_OF_A_MODEL = ("kind", "path", "bytes", "time")
 
 
 def identity_of(
@@ -86,13 +89,29 @@ def go_on(folder: Path, identity: Mapping[str, Any], out: str) -> None:
         return
     before = json.loads(state.read_text(encoding="utf-8"))
     now = json.loads(json.dumps(finite(dict(identity)), default=str))
-    apart = [key for key in now if before.get(key) != now[key]]
+    apart = list(_differences({key: before.get(key) for key in now}, now))
     if apart:
-        shown = ", ".join(f"{key} ({before.get(key)!r:.60} → {now[key]!r:.60})" for key in apart)
+        more = f" and {len(apart) - MOST} more" if len(apart) > MOST else ""
         raise ValueError(
-            f"--out {out} holds an evaluation with another {shown}; give another folder, or the "
-            "same arguments to go on with it"
+            f"--out {out} holds an evaluation with another {', '.join(apart[:MOST])}{more}; give "
+            "another folder, or the same arguments to go on with it"
         )
+
+
+def _differences(before: Any, now: Any, name: str = "") -> Iterator[str]:
+    """Name each value that differs, however deep it lies."""
+    if name.startswith("models.") and isinstance(before, list) and isinstance(now, list):
+        before, now = (dict(zip(_OF_A_MODEL, one, strict=False)) for one in (before, now))
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in [key for key in before | now if before.get(key) != now.get(key)]:
+            yield from _differences(before.get(key), now.get(key), f"{name}.{key}".lstrip("."))
+    else:
+        yield f"{name} ({_short(before)} → {_short(now)})"
+
+
+def _short(value: Any) -> str:
+    text = "none" if value is None else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
 def write_state(folder: Path, identity: Mapping[str, Any]) -> None:
