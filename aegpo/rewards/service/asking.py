@@ -6,6 +6,7 @@ import asyncio
 import math
 import os
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
@@ -22,6 +23,8 @@ T = TypeVar("T")
 
 CONNECT_SECONDS = 10.0
 """How long a connection may take: a machine that is gone does not refuse, it keeps silent."""
+TOLD_AFTER = 5.0
+"""Seconds after which it is said that nobody answers, and that they are asked again."""
 _BUSY = (429, 503)
 _AGAIN = (408, 500, 502, 504)
 """What may go well the next time; every other status is a refusal that stays one."""
@@ -139,6 +142,7 @@ class Asking:
                     if isinstance(error, Silent) and self.answered == answered_before:
                         self.silence = text
                     raise NoAnswer("; ".join([*refusals.values(), text])) from None
+                _tell_of_waiting(f"{endpoint} {error}", began, willing)
             else:
                 self.answered += 1
                 endpoint.faults, endpoint.rests_until = 0, -math.inf
@@ -160,6 +164,7 @@ class Asking:
         endpoint.rests_until = time.monotonic() + error.pause
         if min(one.rests_until for one in willing) - began > self.patience.busy:
             raise NoAnswer(f"{endpoint} {error}; patience={self.patience.busy:g} is over") from None
+        _tell_of_waiting(f"{endpoint} {error}", began, willing)
 
     async def _ready(self, willing: Sequence[Endpoint], number: int) -> Endpoint:
         """The endpoint to ask next, once one of them is ready."""
@@ -198,6 +203,13 @@ class Asking:
         if status in _BUSY:
             raise _Busy(text, _pause(headers.get("Retry-After")))
         raise Fault(text) if status in _AGAIN else _Refused(text)
+
+
+def _tell_of_waiting(text: str, began: float, willing: Sequence[Endpoint]) -> None:
+    """Say why nothing goes on, for once: a training that waits looks as if it hung."""
+    now = time.monotonic()
+    if now - began > TOLD_AFTER and all(one.rests_until > now for one in willing):
+        warnings.warn(f"waiting for a reward: {text}; it is asked again", stacklevel=2)
 
 
 async def fetched(

@@ -56,6 +56,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for module in (client, endpoints):
         monkeypatch.setattr(module, "FIRST_PAUSE", 0.02)
         monkeypatch.setattr(module, "LONGEST_PAUSE", 0.2)
+    monkeypatch.setattr(client, "TOLD_AFTER", 60.0)
     (tmp_path / "my_rewards.py").write_text(MINE)
     return tmp_path
 

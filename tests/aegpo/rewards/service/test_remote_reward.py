@@ -52,6 +52,7 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (asking, endpoints):
         monkeypatch.setattr(module, "FIRST_PAUSE", 0.01)
         monkeypatch.setattr(module, "LONGEST_PAUSE", 0.1)
+    monkeypatch.setattr(asking, "TOLD_AFTER", 60.0)
 
 
 def remote(*addresses: str, **settings: Any) -> RemoteReward:
@@ -202,6 +203,22 @@ def test_a_service_that_is_started_late_is_waited_for() -> None:
         assert torch.equal(ask(reward), ask(Mean()))
         started.join(30)
         assert not started.is_alive()
+
+
+@pytest.mark.parametrize("fault", [says(503, "", Retry_After="0.01"), says(500), breaks_off])
+def test_who_waits_is_told_why_unless_another_answers(
+    fault: Misbehavior, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asking, "TOLD_AFTER", 0.0)
+    told = "waiting for a reward: http://127.*; it is asked again"
+    with (
+        misbehaving(fault, fault, said(*range(16))) as (url, _),
+        pytest.warns(UserWarning, match=told),
+    ):
+        assert ask(remote(url, batch=16)).tolist() == list(range(16))
+    with misbehaving(fault) as (bad, asked), served(Mean()) as (good, _):
+        ask(remote(bad, good, concurrency=1))  # a warning would be an error
+        assert asked
 
 
 def served_at(port: int) -> Any:
