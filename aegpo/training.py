@@ -123,17 +123,20 @@ class Training(Protocol):
     allocator: Allocator
     """What chooses how many images a prompt gets."""
 
-    selection: Selection
-    """What chooses the images that are trained on."""
+    @property
+    def selection(self) -> Selection:
+        """What chooses the images that are trained on."""
 
     images: ImageCounts
     """Images drawn, scored and trained on by this rank."""
 
-    num_steps: int
-    """Denoising steps T of a rollout."""
+    @property
+    def num_steps(self) -> int:
+        """Denoising steps T of a rollout."""
 
-    sampler: Sampler | None
-    """What takes the steps of a rollout that draw no noise; None for the Euler step."""
+    @property
+    def sampler(self) -> Sampler | None:
+        """What takes the steps of a rollout that draw no noise; None for the Euler step."""
 
     shared_start: bool
     """Whether the images of a prompt start from the same noise."""

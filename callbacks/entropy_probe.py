@@ -146,8 +146,8 @@ class EntropyProbe(L.Callback, PlansEvaluations):
             was, now = f"{was} by {before}", f"{now} and model.sampler={sampler}"
         if steps - {num_steps} or (steps and before != sampler):
             rank_zero_info(
-                f"EntropyProbe: the checkpoint's readings are of {was}, this run has {now}; "
-                "they are dropped and read again"
+                f"EntropyProbe: the readings so far are of {was}, the rollouts now of {now}; "
+                "they are dropped, and taken anew"
             )
             self.reference.clear()
             self.last.clear()
@@ -164,6 +164,9 @@ class EntropyProbe(L.Callback, PlansEvaluations):
         """Keep what the rollout of this batch showed, for the prompts' next visit."""
         if self.source != "rollouts" or pl_module.recording is None:
             return
+        drawn = pl_module.last.schedule.num_steps, self.sampler
+        if drawn != (pl_module.num_steps, sampler_name(pl_module.sampler)):
+            return  # a warm-up has ended, and its steps are not those that are decided on next
         with pl_module.timer.measure("probe"), trainer.precision_plugin.forward_context():
             last = pl_module.last
             # Paths of a tree are distributed as chains are, and chains fit any number of them.

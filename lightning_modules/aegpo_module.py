@@ -29,7 +29,7 @@ from aegpo.policies.conditioning import Conditioning
 from aegpo.prompts import PromptBatch
 from aegpo.rewards.base import Reward, Scores
 from aegpo.rewards.guarded import guarded_scores
-from aegpo.rollout import RolloutTree, rollout
+from aegpo.rollout import RolloutTree, RolloutWarmup, rollout
 from aegpo.samplers import EULER, Sampler, sampler_name
 from aegpo.sde import SDE
 from aegpo.selection import AllImages, Previews, Selection
@@ -57,6 +57,7 @@ from lightning_modules.training.settings import (
     check_sampler,
     check_selection,
     check_update,
+    check_warmup,
     choose_objective,
 )
 from lightning_modules.training.skipped_steps import SkippedSteps
@@ -95,6 +96,8 @@ class AEGPOModule(PolicyModule):
         num_steps: Denoising steps T of rollouts.
         sampler: What takes the steps of rollouts and of the entropy probe that draw no noise; None
             for the Euler step.
+        warmup: How the images of the first iterations are drawn and chosen, in place of
+            `num_steps`, `sampler` and `selection`; None for like all others.
         clip_range: Half width of the clip on the ratio of per-dimension mean log-probs.
         divergence_bound: KL to the policy that drew a transition, per dimension, from which on it
             is dropped if its gradient would raise that (Flow-DPPO), in place of the clip; None for
@@ -153,6 +156,7 @@ class AEGPOModule(PolicyModule):
         evaluation_rewards: list[Reward] | None = None,
         num_steps: int = 10,
         sampler: Sampler | None = None,
+        warmup: RolloutWarmup | None = None,
         clip_range: float = 1e-3,
         divergence_bound: float | None = None,
         kl_coeff: float = 0.0,
@@ -207,11 +211,17 @@ class AEGPOModule(PolicyModule):
         )
         check_rollout(step_selector, self.objective, num_steps, shared_start, split_scale)
         check_sampler(sampler, step_selector, self.objective)
+        check_warmup(warmup, step_selector, self.objective, previews)
         self.automatic_optimization = False
-        self.reward, self.sde, self.sampler = reward, sde, sampler
-        self.selection, self.images = selection or AllImages(), ImageCounts()
-        check_selection(self.selection, step_selector, self.objective)
-        check_previews(previews, self.selection, step_selector, self.objective, overlap_chunks)
+        self.reward, self.sde, self.images = reward, sde, ImageCounts()
+        self.warmup = warmup
+        self._num_steps, self._sampler, self._selection = (
+            num_steps,
+            sampler,
+            selection or AllImages(),
+        )
+        check_selection(self._selection, step_selector, self.objective)
+        check_previews(previews, self._selection, step_selector, self.objective, overlap_chunks)
         self.previews = previews
         self.previewed: PreviewedRollout | None = None
         self.step_selector, self.allocator = step_selector, allocator
@@ -226,6 +236,28 @@ class AEGPOModule(PolicyModule):
         self.recorder: EntropyRecorder | None = None
         self.recording: Recording | None = None
         self.last: Iteration
+
+    @property
+    def _warming(self) -> RolloutWarmup | None:
+        """The warm-up, as long as it lasts."""
+        warmup = self.warmup
+        return None if warmup is None or not warmup.lasts(self.iteration) else warmup
+
+    @property
+    def num_steps(self) -> int:
+        """Denoising steps of the coming iteration's rollout."""
+        return self._num_steps if self._warming is None else self._warming.num_steps
+
+    @property
+    def sampler(self) -> Sampler | None:
+        """What takes those of them that draw no noise; None for the Euler step."""
+        return self._sampler if self._warming is None else self._warming.sampler
+
+    @property
+    def selection(self) -> Selection:
+        """Which of its images are trained on."""
+        warming = self._warming
+        return self._selection if warming is None else warming.selection or self._selection
 
     def configure_model(self) -> None:
         """Build the policy, once, with the guidance that it is trained with."""
@@ -579,7 +611,7 @@ class AEGPOModule(PolicyModule):
 
     def _drawn_and_trained_by(self) -> dict[str, str]:
         optimizer = self.optimizer_factory([nn.Parameter(torch.zeros(1, device="cpu"))])
-        return {"optimizer": type(optimizer).__name__, "sampler": sampler_name(self.sampler)}
+        return {"optimizer": type(optimizer).__name__, "sampler": sampler_name(self._sampler)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what the objective has to remember."""

@@ -95,7 +95,6 @@ class PolicyModule(L.LightningModule):
         self.rewards = evaluation_rewards
         # A held-out prompt has one image, and nothing to compare it with.
         self.evaluation_rewards = [one for one in evaluation_rewards if not one.groupwise]
-        self.num_steps = num_steps
         self.noise = KeyedNoise(run_seed(seed))
         self.timer = PhaseTimer()
         self.iteration = 0

@@ -87,6 +87,7 @@ def signals(
     if ckpt_before is not None and ckpt_path is None:
         raise ValueError("--ckpt_before is the earlier of two checkpoints; give --ckpt_path too")
     folder = check_folder(out)
+    module.warmup = None  # its steps are soon left, and never chosen among
     earlier = None if ckpt_before is None else _trainable_state(ckpt_before)
     if top_k is None:
         top_k = getattr(module.step_selector, "top_k", min(4, module.num_steps - 1))

@@ -8,6 +8,7 @@ from aegpo.advantages import GroupRelative
 from aegpo.exploration import AllSteps, StepSelector
 from aegpo.objectives import Credit, Objective, PolicyGradient
 from aegpo.rewards.base import Reward
+from aegpo.rollout import RolloutWarmup
 from aegpo.rollout.split_noise import check_split_scale
 from aegpo.samplers import Sampler
 from aegpo.selection import Extremes, Previews, Selection
@@ -195,6 +196,42 @@ def check_previews(
             f"model.previews compare the images of a rollout that is drawn as one, and "
             f"model.overlap_chunks={overlap_chunks} draws it in parts; set it to 1"
         )
+
+
+def check_warmup(
+    warmup: RolloutWarmup | None,
+    step_selector: StepSelector,
+    objective: Objective,
+    previews: Previews | None,
+) -> None:
+    """Check that the first iterations may be drawn otherwise.
+
+    Args:
+        warmup: How they are drawn; None for like all others.
+        step_selector: Which steps draw noise.
+        objective: What learns from them.
+        previews: What stops rollouts early; None for nothing.
+
+    Raises:
+        ValueError: If steps are chosen or remembered by their number, which would then change.
+    """
+    if warmup is None:
+        return
+    if step_selector.explores and objective.draws_noise:
+        raise ValueError(
+            f"model.warmup draws in {warmup.num_steps} steps at first, and what steps teach is "
+            "known by their number; use a model.objective that learns from images, such as "
+            "aegpo.objectives.NFT, or leave warmup out"
+        )
+    if previews is not None:
+        raise ValueError(
+            "model.previews learns at which step it can tell images apart, and model.warmup "
+            "changes their number; leave one of them out"
+        )
+    step_selector.validate(warmup.num_steps)
+    objective.validate(step_selector, warmup.num_steps)
+    if warmup.selection is not None:
+        check_selection(warmup.selection, step_selector, objective)
 
 
 def check_sampler(

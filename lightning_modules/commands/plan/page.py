@@ -96,6 +96,9 @@ def _work(plan: RunPlan) -> Table:
         "",
     )
     table.add_row("steps without noise", plan.sampler, "")
+    if plan.warmup is not None:
+        first = plan.warmup
+        table.add_row(f"first {first.end} iterations", f"{first.num_steps} by {first.sampler}", "")
     row("transitions", one.transitions)
     row("samples in an inner epoch's updates", one.samples)
     row("optimizer steps", plan.updates)

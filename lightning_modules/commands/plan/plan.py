@@ -13,7 +13,6 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from rich.console import Console
 
-from aegpo.evaluations import TRAINING
 from aegpo.planning.counts import PlansEvaluations, Range, RunShape
 from aegpo.planning.memory import MemoryLoad, estimate_memory
 from aegpo.planning.policy_size import PolicySize, policy_of, policy_size
@@ -21,19 +20,17 @@ from aegpo.planning.stand_in import StandInPolicy
 from aegpo.policies.base import GuidanceGradient
 from aegpo.policies.diffusers_policy import DiffusersPolicy
 from aegpo.policies.pretrained import find_pipeline
-from aegpo.samplers import sampler_name
 from lightning_modules.aegpo_module import AEGPOModule
 from lightning_modules.commands.configured_run import ConfiguredRun
-from lightning_modules.commands.plan.dry_run import dry_run
+from lightning_modules.commands.plan.dry_run import PlannedIteration, dry_run
 from lightning_modules.commands.plan.measured_rate import MeasuredRate, read_rate
 from lightning_modules.commands.plan.page import page
 from lightning_modules.commands.plan.run_length import count_processes, run_length
 from lightning_modules.commands.plan.run_plan import RunPlan, sum_ranges
+from lightning_modules.commands.plan.stretches import spent_in, stretches_of
 from lightning_modules.training.fsdp2 import FSDP2
 
 NEEDED = ("batch_size", "batches_per_epoch", "val_images", "val_batch_size")
-TRIED = 4
-"""Iterations of a run that are tried, evenly from the first to the last."""
 LONG = 1000
 """Iterations among which they lie where the length of a run depends on what they cost."""
 
@@ -134,25 +131,27 @@ def make_plan(
     half = trainer.precision == "bf16-mixed"
     callbacks = [c for c in trainer.callbacks if isinstance(c, PlansEvaluations)]  # type: ignore[attr-defined]
     bound = max((trainer.max_epochs or 0) * data.batches_per_epoch, 0) or LONG
-    iteration = dry_run(
-        model,
-        data.batch_size,
-        sorted({round(part * (bound - 1) / (TRIED - 1)) for part in range(TRIED)}),
-        {kind for callback in callbacks for kind in callback.publishes},
-        policy=StandInPolicy(policy.guidance_scale, policy.guidance_gradient),
-        rescores=half or policy.half_weights,
-        world_size=processes,
-    )
 
+    def tried(iterations: list[int]) -> PlannedIteration:
+        return dry_run(
+            model,
+            data.batch_size,
+            iterations,
+            {kind for callback in callbacks for kind in callback.publishes},
+            policy=StandInPolicy(policy.guidance_scale, policy.guidance_gradient),
+            rescores=half or policy.half_weights,
+            world_size=processes,
+        )
+
+    *warm, settled = stretches = stretches_of(model, bound, tried)
+    iteration = settled.iteration
     num_prompts = len(data.train_prompts) if hasattr(data, "train_prompts") else None
 
+    def shape(iterations: int, num_steps: int) -> RunShape:
+        return RunShape(iterations, data.batch_size, num_steps, num_prompts)
+
     def spent(iterations: int) -> dict[str, Range]:
-        shape = RunShape(iterations, data.batch_size, model.num_steps, num_prompts)
-        sums = {purpose: iteration.evaluations[purpose] * iterations for purpose in TRAINING}
-        for callback in callbacks:
-            for purpose, samples in callback.planned_evaluations(shape).items():
-                sums[purpose] += samples * rows
-        return sums
+        return spent_in(stretches, callbacks, iterations, rows, shape)
 
     updates = model.inner_epochs * model.updates_per_epoch
     length = run_length(trainer, data, callbacks, updates, lambda n: sum_ranges(spent(n).values()))
@@ -168,7 +167,8 @@ def make_plan(
         images = math.ceil(iteration.images.high * share)
         largest_call = min(policy.max_batch, images * rows)
         one_branch = policy.guidance_gradient == "conditional"
-        of_update = max(1, math.ceil(iteration.samples.high * share / model.updates_per_epoch))
+        samples = max(one.iteration.samples.high for one in stretches)
+        of_update = max(1, math.ceil(samples * share / model.updates_per_epoch))
         # `auto`: as many as fit, but one where nothing else does.
         together = 1 if model.micro_batch_size == "auto" else model.micro_batch_size
         load = MemoryLoad(
@@ -189,8 +189,8 @@ def make_plan(
         iteration=iteration,
         length=length,
         batch_size=data.batch_size,
-        num_steps=model.num_steps,
-        sampler=sampler_name(model.sampler),
+        num_steps=settled.num_steps,
+        sampler=settled.sampler,
         updates=updates,
         processes=processes,
         evaluations=evaluations,
@@ -200,6 +200,7 @@ def make_plan(
         unknown=policy.unknown,
         rate=known,
         spread=spread,
+        warmup=warm[0] if warm else None,
     )
 
 

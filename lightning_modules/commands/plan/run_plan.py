@@ -12,6 +12,7 @@ from aegpo.planning.policy_size import PolicySize
 from lightning_modules.commands.plan.dry_run import PlannedIteration
 from lightning_modules.commands.plan.measured_rate import MeasuredRate
 from lightning_modules.commands.plan.run_length import RunLength
+from lightning_modules.commands.plan.stretches import Stretch
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class RunPlan:
         unknown: Why size and memory are unknown.
         rate: How fast it will be, None if unknown.
         spread: Whether FSDP2 spreads the denoiser over the ranks.
+        warmup: The first iterations, where they draw otherwise; None if they do not.
     """
 
     iteration: PlannedIteration
@@ -50,6 +52,7 @@ class RunPlan:
     unknown: str
     rate: MeasuredRate | None
     spread: bool = False
+    warmup: Stretch | None = None
 
     @property
     def total(self) -> Range | None:

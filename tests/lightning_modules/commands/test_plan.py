@@ -33,8 +33,10 @@ from aegpo.policies.families.flux2 import Flux2, Flux2Klein
 from aegpo.policies.families.qwen_image import QwenImage
 from aegpo.policies.families.stable_diffusion3 import StableDiffusion3
 from aegpo.policies.families.z_image import ZImage
-from aegpo.samplers import UniPC
+from aegpo.rollout import RolloutWarmup
+from aegpo.samplers import AdamsBashforth, UniPC
 from aegpo.sde import ODE
+from aegpo.selection import Extremes
 from callbacks.budget_stop import BudgetStop
 from callbacks.cost_logger import CostLogger
 from callbacks.entropy_probe import EntropyProbe
@@ -96,6 +98,17 @@ RUNS: dict[str, tuple[dict[str, Any], Any, dict[str, Any], set[str]]] = {
         list,
         GUIDED,
         {"rollout"},  # nothing lags behind in the first iteration
+    ),
+    "warm-up": (
+        {
+            "step_selector": NoSteps(),
+            "objective": nft(),
+            "allocator": UniformAllocator(4),
+            "warmup": RolloutWarmup(3, 3, AdamsBashforth(), Extremes(2)),
+        },
+        entropy_callbacks,
+        {},
+        {"rollout", "reference"},
     ),
     "awm": (
         {
@@ -219,8 +232,13 @@ def test_the_page_fits_and_says_what_is_known(tiny_sd3_folder: Path, tmp_path: P
     assert "at 50 evaluations a second (--rate)" in text
     assert "busiest process draws up to 50%" in text  # 4 + 2 images on each of both
     assert re.search(r"steps without noise +Euler", text)
-    module.sampler = UniPC()
-    assert re.search(r"noise +UniPC\(order=2\)", printed(make_plan(trainer, module, data)))
+    settings = {
+        **{"step_selector": NoSteps(), "objective": nft(), "sampler": UniPC()},
+        "warmup": RolloutWarmup(2, 3, AdamsBashforth()),
+    }
+    text = printed(make_plan(trainer, build(tiny_sd3_folder, settings, {}), data))
+    assert re.search(r"noise +UniPC\(order=2\)", text)
+    assert re.search(r"first 2 iterations +3 by AdamsBashforth\(\)", text)
     text = printed(make_plan(trainer, module, data, spread=True))  # by fsdp2, over nobody else
     assert "--measured" in text and "--processes N" in text
 
