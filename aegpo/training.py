@@ -23,7 +23,7 @@ from aegpo.policies.base import Policy
 from aegpo.prompts import PromptBatch
 from aegpo.rewards.base import Reward
 from aegpo.rewards.group import group_diversity
-from aegpo.rollout import RolloutTree
+from aegpo.rollout import RolloutTree, RolloutWarmup
 from aegpo.samplers import Sampler
 from aegpo.sde import SDE
 from aegpo.selection import Selection
@@ -133,6 +133,9 @@ class Training(Protocol):
     @property
     def num_steps(self) -> int:
         """Denoising steps T of a rollout."""
+
+    warmup: RolloutWarmup | None
+    """How a run's first iterations draw and choose otherwise; None where they do not."""
 
     @property
     def sampler(self) -> Sampler | None:

@@ -36,6 +36,9 @@ class CostLogger(L.Callback):
         by = "" if pl_module.sampler is None else f" by {sampler_name(pl_module.sampler)}"
         if pl_module.selection.selects:
             by += f", trained on {pl_module.selection}"
+        warmup = pl_module.warmup
+        if warmup is not None and warmup.lasts(pl_module.iteration):
+            by += f" (the first {warmup.iterations} iterations)"
         per_epoch = limited_batches(data.batches_per_epoch, trainer.limit_train_batches)
         end = _end_of_run(trainer, per_epoch, updates, images)
         rank_zero_info(

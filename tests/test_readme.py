@@ -144,7 +144,7 @@ def judge_init(arguments, printed):
 def judge_print_config(arguments, printed):
     config = yaml.safe_load(printed)
     assert config["model"]["class_path"].endswith("AEGPOModule")
-    assert config["trainer"]["max_epochs"] == 10
+    assert config["trainer"]["max_epochs"] == 11
 
 
 def says(*words):
