@@ -248,6 +248,7 @@ def test_runs_log_what_the_documentation_lists(
                 "num_steps": 5,
                 "selection": {"class_path": "aegpo.selection.Extremes", "init_args": {"keep": 2}},
                 "previews": {"class_path": "aegpo.selection.Previews"},
+                "warmup": None,
             }
         },
     }
