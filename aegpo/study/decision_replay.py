@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from aegpo.allocation import Allocator
 from aegpo.exploration import StepSelector
@@ -111,7 +112,14 @@ def compare_steps(decisions: Sequence[Decision], selector: StepSelector) -> Step
         schedule = schedule.fit(decision.group_sizes)  # as the run does: no more splits than images
         same.append(decision.same_schedule(schedule))
         replayed.append(schedule.stochastic)
-    before, after = torch.cat([decision.stochastic for decision in decisions]), torch.cat(replayed)
+    most = max(decision.num_steps for decision in decisions)
+
+    def together(parts: Sequence[Tensor]) -> Tensor:
+        # A warm-up of fewer steps chooses none of those that it has not.
+        return torch.cat([functional.pad(part, (0, most - part.shape[1])) for part in parts])
+
+    before = together([decision.stochastic for decision in decisions])
+    after = together(replayed)
     either = (before | after).sum(1).clamp_min(1)
     # Prompts without any step on either side agree.
     overlap = ((before & after).sum(1) + ~(before | after).any(1)) / either

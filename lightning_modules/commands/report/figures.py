@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
+from torch import Tensor
 
 from aegpo.study.decision_log import Decision
 from aegpo.utilities.names import figure_text, tag_name
@@ -139,13 +140,21 @@ def draw_decisions(decisions: Sequence[Decision]) -> Figure:
         decisions: At least one.
 
     Returns:
-        One map of steps by iteration for each; the first only where entropy was read.
+        One map of steps by iteration for each; the first only where entropy was read. Where a
+        warm-up had fewer steps, each is as high as its share of the trajectory.
     """
-    chosen = np.stack([one.stochastic.float().mean(0).numpy() for one in decisions], axis=1)
+    most = max(one.num_steps for one in decisions)
+
+    def column(values: Tensor) -> Any:
+        mean = values.float().mean(0).numpy()
+        return mean[np.arange(most) * len(mean) // most]
+
+    chosen = np.stack([column(one.stochastic) for one in decisions], axis=1)
     maps: dict[str, Any] = {"share of prompts that explore": chosen}
-    read = [one.entropy.curve.mean(0).numpy() for one in decisions if one.entropy is not None]
+    read = [column(one.entropy.curve) for one in decisions if one.entropy is not None]
     if read:
         maps = {"Entropy(t), mean of the batch": np.stack(read, axis=1)} | maps
+    alike = all(one.num_steps == most for one in decisions)
     figure = Figure(figsize=(_SIZE[0], 2.3 * len(maps)), layout="constrained")
     for axes, (title, values) in zip(
         figure.subplots(len(maps), 1, squeeze=False)[:, 0], maps.items(), strict=True
@@ -153,7 +162,7 @@ def draw_decisions(decisions: Sequence[Decision]) -> Figure:
         ends = (decisions[0].iteration, decisions[-1].iteration + 1, len(values) - 0.5, -0.5)
         image = axes.imshow(values, aspect="auto", extent=ends, interpolation="nearest")
         axes.set_title(title, fontsize="medium")
-        axes.set_ylabel("denoising step")
+        axes.set_ylabel("denoising step" if alike else f"denoising step of {most}, or its share")
         figure.colorbar(image, ax=axes)
     axes.set_xlabel("iteration")
     return figure

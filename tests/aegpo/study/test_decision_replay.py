@@ -11,6 +11,7 @@ from aegpo.exploration import AllSteps, EntropyPeaks, FixedSteps, RandomSteps
 from aegpo.noise import KeyedNoise
 from aegpo.study.decision_log import Decision, read_decisions
 from aegpo.study.decision_replay import compare_sizes, compare_steps, replay_sizes
+from lightning_modules.commands.report.figures import draw_decisions
 
 
 def decide(allocator, selector, iteration, num_steps=6, prompts=4, entropy=True):
@@ -106,6 +107,31 @@ def test_other_sizes_by_hand():
     # The same steps with another branching are other decisions.
     split = compare_steps([decision], FixedSteps([0], branching=2))
     assert (split.same, split.overlap) == (0.0, 1.0)
+
+
+def test_a_warm_up_of_fewer_steps_is_compared_too():
+    short, long = (
+        Decision(
+            iteration=number,
+            seed=0,
+            index=torch.arange(2),
+            num_steps=steps,
+            entropy=None,
+            group_sizes=torch.tensor([2, 2]),
+            stochastic=torch.zeros(2, steps, dtype=torch.bool),
+            branching=torch.ones(2, steps, dtype=torch.int64),
+        )
+        for number, steps in enumerate((3, 5))
+    )
+    agreed = compare_steps([short, long], FixedSteps([0]))
+    assert (agreed.same, agreed.overlap) == (0.0, 0.0)
+    assert agreed.logged.tolist() == [0] * 5 and agreed.replayed.tolist() == [1, 0, 0, 0, 0]
+    figure = draw_decisions([short, long])
+    (image,) = (image for axes in figure.axes for image in axes.get_images())
+    assert image.get_array().shape == (5, 2)
+    axes = figure.axes[0]
+    assert axes.get_ylabel() == "denoising step of 5, or its share"
+    assert draw_decisions([long]).axes[0].get_ylabel() == "denoising step"
 
 
 def test_an_empty_log_is_no_agreement():
