@@ -162,17 +162,16 @@ class EntropyProbe(L.Callback, PlansEvaluations):
         batch_idx: int,
     ) -> None:
         """Keep what the rollout of this batch showed, for the prompts' next visit."""
-        drawn = pl_module.num_steps, sampler_name(pl_module.sampler)
         if self.source != "rollouts" or pl_module.recording is None:
             return
-        if drawn != (pl_module.last.schedule.num_steps, self.sampler):
+        last, sampler = pl_module.last, sampler_name(pl_module.sampler)
+        if (last.schedule.num_steps, self.sampler) != (pl_module.num_steps, sampler):
             return  # a warm-up has ended, whose steps are not those of the next decision
         with pl_module.timer.measure("probe"), trainer.precision_plugin.forward_context():
-            last, recording = pl_module.last, pl_module.recording
             # Paths of a tree are distributed as chains are, and chains fit any number of them.
             single = torch.ones_like(last.schedule.branching)
             chains = ExplorationSchedule(last.schedule.eta, single)
-            self._keep(pl_module, batch, last.batch, recording, pl_module.sde, chains)
+            self._keep(pl_module, batch, last.batch, pl_module.recording, pl_module.sde, chains)
 
     def _keep(
         self,
