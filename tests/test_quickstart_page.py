@@ -1,4 +1,4 @@
-"""The quickstart page, followed as it stands in a new folder, but for two iterations of eighty."""
+"""The quickstart page, followed as it stands in a new folder, but for two iterations."""
 
 from __future__ import annotations
 
