@@ -14,6 +14,7 @@ from tiny_training import tiny_data, tiny_module, tiny_trainer
 
 from aegpo.noise import KeyedNoise
 from aegpo.planning.counts import Range, RunShape
+from aegpo.rollout import RolloutWarmup
 from aegpo.samplers import AdamsBashforth
 from callbacks.entropy_probe import EntropyProbe
 
@@ -57,11 +58,18 @@ def test_a_later_run_reads_what_an_earlier_one_drew(module: Any, tmp_path: Path)
     assert float(found.delta.min()) > 1e-4
 
 
+def warm_up(module: Any, warmup: RolloutWarmup) -> dict[str, Any]:
+    module.warmup = warmup
+    return {}
+
+
 CHANGES: dict[str, Callable[[Any], dict[str, Any]]] = {
     "trajectories": lambda module: {"trajectories": 2},
     "noise": lambda module: setattr(module, "noise", KeyedNoise(77)) or {},
-    "sampler": lambda module: setattr(module, "sampler", AdamsBashforth()) or {},
-    "steps": lambda module: setattr(module, "num_steps", 4) or {},
+    "sampler": lambda module: (
+        setattr(module, "warmup", RolloutWarmup(1, 5, AdamsBashforth())) or {}
+    ),
+    "steps": lambda module: setattr(module, "warmup", RolloutWarmup(1, 4)) or {},
     "guidance": lambda module: setattr(module.policy, "guidance_scale", 2.0) or {},
 }
 
@@ -74,7 +82,7 @@ def test_another_run_s_curves_are_not_found(
     drawn(module)
     read(probe(reference_cache=str(tmp_path)), module, (3,))
     assert drawn(module) == 0
-    for name in ("noise", "num_steps", "sampler"):
+    for name in ("noise", "warmup"):
         monkeypatch.setattr(module, name, getattr(module, name))  # put back afterwards
     monkeypatch.setattr(module.policy, "guidance_scale", module.policy.guidance_scale)
     settings = CHANGES[what](module) if what in CHANGES else {}
