@@ -381,7 +381,10 @@ UNSAID = {
     "fsdp2": {"trainer"},
     "aegpo": {  # and all of the recipe that is Shapes', which test_configs looks at
         *(f"{SELECTOR}.mode", "trainer"),
-        *(f"model.{name}" for name in ("policy", "advantage", "selection", "sampler", "objective")),
+        *(
+            f"model.{name}"
+            for name in ("policy", "advantage", "selection", "sampler", "warmup", "objective")
+        ),
         *(f"model.{name}" for name in ("optimizer", "lr_scheduler", "num_steps")),
         *("model.evaluation_steps", "data.batch_size", "data.batches_per_epoch"),
     },

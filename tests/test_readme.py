@@ -62,9 +62,9 @@ def judge_fit(arguments, printed):
     steps = 20 if "--model.init_args.num_steps" in arguments else 10
     assert config["num_steps"] == steps
     assert (config["objective"] is None) == (run != RUN)
-    # Two prompts of 2 and 4 images, of 3, or of 4 of which 2 are trained on at 4 levels; for the
-    # second half of those the policy that drew them is asked again.
-    drawn = 6 * steps if run != RUN else 8 * steps + 2 * 2 * 4 // 2
+    # Two prompts of 2 and 4 images, of 3, or in the warm-up of 4 in five steps, trained on at 4
+    # levels; for the second half of those the policy that drew them is asked again.
+    drawn = 6 * steps if run != RUN else 8 * 5 + 2 * 4 * 4 // 2
     assert scalars("cost/rollout", run)[0].value == drawn
     own = "my_module.Brightness" in arguments
     assert config["reward"]["class_path"].endswith("Brightness" if own else "ShapesMatch")
@@ -159,7 +159,7 @@ JUDGES = {
     "validate": judge_scores("validate", "val"),
     "test": judge_scores("test", "test"),
     "doctor": says("ratio", "over 90 tensors"),
-    "plan": says("12,800", "evaluations"),
+    "plan": says("14,080", "evaluations"),
     "signals": judge_signals,
     "sample": judge_sample,
     "export": judge_export,

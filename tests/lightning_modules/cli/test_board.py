@@ -179,7 +179,7 @@ def on_rank(tmp_path: Path, folder: Path) -> None:
 def test_a_row_has_the_settings_that_matter_and_no_secret() -> None:
     base = hyperparameters(build("--config", str(ROOT / "configs/shapes.yaml")).parsed)
     assert {**base, "objective": "NFT", "policy.lora_rank": 32, "num_steps": 10, "seed": 0} == base
-    assert base["optimizer.lr"] == 1e-3 and base["allocator.images_per_prompt"] == 16
+    assert base["optimizer.lr"] == 6e-4 and base["allocator.images_per_prompt"] == 16
     assert base["callbacks"] == "EntropyProbe, PromptReweighter"
     assert all(len(str(value)) <= 120 for value in base.values())
     assert not any(name.startswith(("trainer.logger", "policy.compile")) for name in base)

@@ -173,7 +173,7 @@ def test_other_steps_drop_the_readings_and_go_on(
     with caplog.at_level("INFO"):
         go_on(tmp_path, module, checkpoint)
     assert module.iteration == 4 and module.entropy.curve.shape == (4, 6)
-    assert "readings are of 5 steps, this run has model.num_steps=6" in caplog.text
+    assert "readings so far are of 5 steps, the rollouts now of model.num_steps=6" in caplog.text
 
 
 def test_another_sampler_is_told_and_drops_the_readings(
@@ -185,7 +185,7 @@ def test_another_sampler_is_told_and_drops_the_readings(
     module.trainer.save_checkpoint(tmp_path / "last.ckpt")
     told = "was made with sampler='Euler', this run with 'AdamsBashforth()'; rollouts are drawn by"
     assert told in caplog.text and "evaluation_sampler" not in caplog.text
-    readings = "readings are of 5 steps by Euler, this run has model.num_steps=5 and model.sampler"
+    readings = "are of 5 steps by Euler, the rollouts now of model.num_steps=5 and model.sampler"
     assert readings in caplog.text
     caplog.clear()
     # The run's own checkpoint is of its own make; another way to evaluate it is told.
