@@ -198,6 +198,24 @@ def few_images(arguments):
     return [f"--model.{key}={value}" for key, value in named.items()]
 
 
+def go_through(arguments):
+    """Run the program as if it was typed."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stopped:
+        patch.setattr("sys.argv", ["aegpo", *arguments])
+        main()
+        raise SystemExit(0)  # main returns where all went well
+    assert stopped.value.code in (0, None)
+
+
+def prepare(run, fresh):
+    """Make room for a new run, or have one where another process ran the commands before."""
+    if fresh and run.exists():  # as the README says
+        run.rename(f"runs/{len(list(Path('runs').iterdir()))}")
+    elif not fresh and not run.exists():
+        trained = ["--config", "configs/shapes.yaml"]
+        go_through(["fit", *trained, *MINIATURE, *few_images(trained)])
+
+
 @pytest.mark.parametrize("command", COMMANDS, ids=[" ".join(words[1:]) for words in COMMANDS])
 def test_readme_command_writes_what_it_is_for(command, folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
@@ -223,11 +241,7 @@ def test_readme_command_writes_what_it_is_for(command, folder, monkeypatch, caps
         miniature = [*miniature, *few_images(arguments)]
     fresh = subcommand == "fit" and not resumes and "--print_config" not in arguments
     run = folder_of(arguments)
-    if fresh and run.exists():  # as the README says
-        run.rename(f"runs/{len(list(Path('runs').iterdir()))}")
-    monkeypatch.setattr("sys.argv", ["aegpo", subcommand, *arguments, *miniature])
-    with pytest.raises(SystemExit) as stopped:
-        main()
-        raise SystemExit(0)  # main returns where all went well
-    assert stopped.value.code in (0, None)
+    prepare(run, fresh)
+    capsys.readouterr()
+    go_through([subcommand, *arguments, *miniature])
     judge(arguments, capsys.readouterr().out)
