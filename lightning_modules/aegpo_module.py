@@ -214,12 +214,8 @@ class AEGPOModule(PolicyModule):
         check_warmup(warmup, step_selector, self.objective, previews)
         self.automatic_optimization = False
         self.reward, self.sde, self.images = reward, sde, ImageCounts()
-        self.warmup = warmup
-        self._num_steps, self._sampler, self._selection = (
-            num_steps,
-            sampler,
-            selection or AllImages(),
-        )
+        self.warmup, self._num_steps, self._sampler = warmup, num_steps, sampler
+        self._selection = selection or AllImages()
         check_selection(self._selection, step_selector, self.objective)
         check_previews(previews, self._selection, step_selector, self.objective, overlap_chunks)
         self.previews = previews

@@ -147,11 +147,9 @@ def make_plan(
     iteration = settled.iteration
     num_prompts = len(data.train_prompts) if hasattr(data, "train_prompts") else None
 
-    def shape(iterations: int, num_steps: int) -> RunShape:
-        return RunShape(iterations, data.batch_size, num_steps, num_prompts)
-
     def spent(iterations: int) -> dict[str, Range]:
-        return spent_in(stretches, callbacks, iterations, rows, shape)
+        run = RunShape(iterations, data.batch_size, settled.num_steps, num_prompts)
+        return spent_in(stretches, callbacks, run, rows)
 
     updates = model.inner_epochs * model.updates_per_epoch
     length = run_length(trainer, data, callbacks, updates, lambda n: sum_ranges(spent(n).values()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from aegpo.evaluations import TRAINING
 from aegpo.planning.counts import PlansEvaluations, Range, RunShape
@@ -68,31 +68,29 @@ def stretches_of(
 def spent_in(
     stretches: Sequence[Stretch],
     callbacks: Sequence[PlansEvaluations],
-    iterations: int,
+    run: RunShape,
     rows: int,
-    shape: Callable[[int, int], RunShape],
 ) -> dict[str, Range]:
     """Add up what iterations and callbacks spend.
 
     Args:
         stretches: The run's parts.
         callbacks: What spends evaluations of its own.
-        iterations: Iterations of the run.
+        run: The whole run; callbacks are asked about each part of it.
         rows: Evaluations that a sample of a callback's stands for, 2 where guidance doubles it.
-        shape: Makes the run that a callback is asked about, from iterations and T.
 
     Returns:
         Training evaluations by purpose.
     """
     sums = dict.fromkeys(TRAINING, Range.exactly(0))
     for stretch in stretches:
-        count = stretch.within(iterations)
+        count = stretch.within(run.iterations)
         if count == 0:
             continue
         for purpose in TRAINING:
             sums[purpose] += stretch.iteration.evaluations[purpose] * count
+        part = replace(run, iterations=count, num_steps=stretch.num_steps)
         for callback in callbacks:
-            planned = callback.planned_evaluations(shape(count, stretch.num_steps))
-            for purpose, samples in planned.items():
+            for purpose, samples in callback.planned_evaluations(part).items():
                 sums[purpose] += samples * rows
     return sums
