@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import lightning as L
@@ -23,38 +24,76 @@ class PromptHistory(L.Callback, PlansEvaluations):
     The rating takes the place of ΔEntropy for the allocator, and right after a visit for the prompt
     sampler, whose `data.alpha`, `data.delta` and `data.uniform_share` say what is made of it: with
     1, a small number and 0 a prompt is drawn in proportion to it. Prompts that were never drawn
-    count as the mean of those that were. It costs no evaluation.
+    are drawn first, and for the allocator count as the mean of those that were; with
+    `category_visits` both count as what their category has shown. It costs no evaluation.
 
     Args:
         rule: What a prompt is worth by its visits.
         decay: Share of the past in running means, in [0, 1); 0 knows the last visit alone.
         draws: Whether the prompt sampler is told.
+        category_visits: How many visits of a prompt's own the mean record of its category (the
+            field `category` of the prompt file) weighs as much as; 0 knows each prompt by itself.
+            A file with many prompts that say nothing is seen through after a few of them.
         shuffled: The control: the visits of an iteration are entered under each other's prompts, so
             that ratings vary as much and say nothing.
 
     Raises:
-        ValueError: If `decay` is out of range.
+        ValueError: If `decay` or `category_visits` is out of range.
     """
 
     publishes = ("delta",)
 
     def __init__(
-        self, rule: PromptRule, decay: float = 0.5, draws: bool = True, shuffled: bool = False
+        self,
+        rule: PromptRule,
+        decay: float = 0.5,
+        draws: bool = True,
+        shuffled: bool = False,
+        category_visits: float = 0.0,
     ) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"PromptHistory: decay={decay} must be at least 0 and below 1")
+        if not 0 <= category_visits < math.inf:
+            raise ValueError(
+                f"PromptHistory: category_visits={category_visits} must be finite and at least 0"
+            )
         self.rule, self.decay, self.draws, self.shuffled = rule, decay, draws, shuffled
+        self.category_visits = category_visits
         self.visits: dict[int, Visits] = {}
         self.texts = KnownTexts()
+        self.categories: list[str] = []
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Training) -> None:
+        """Take note of the prompts' categories; forget those whose text is another one now."""
+        records = trainer.datamodule.train_prompts.records  # type: ignore[attr-defined]
+        self.categories = [str(record.get("category", "all")) for record in records]
+        for index in self.texts.stale([record["prompt"] for record in records]):
+            self.visits.pop(index, None)
+
+    def ratings(self) -> dict[int, float]:
+        """What each prompt is worth of which something is known, by dataset row."""
+        if not self.category_visits:
+            return {index: self.rule(visits) for index, visits in self.visits.items()}
+        members: dict[str, list[Visits]] = {}
+        for index, visits in self.visits.items():
+            members.setdefault(self.categories[index], []).append(visits)
+        of_category = {category: Visits.mean(several) for category, several in members.items()}
+        return {
+            index: self.rule(
+                self.visits.get(index, Visits()).leaning_on(
+                    of_category[category], self.category_visits
+                )
+            )
+            for index, category in enumerate(self.categories)
+            if category in of_category
+        }
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: Training, batch: PromptBatch, batch_idx: int
     ) -> None:
         """Publish the ratings of this batch, as far as they are known."""
-        for index in self.texts.replaced(batch):
-            self.visits.pop(index, None)
-        known = {index: self.rule(visits) for index, visits in self.visits.items()}
-        publish_ratings(pl_module, batch, known)
+        self.texts.replaced(batch)
+        publish_ratings(pl_module, batch, self.ratings())
 
     def on_train_batch_end(
         self,
@@ -77,9 +116,12 @@ class PromptHistory(L.Callback, PlansEvaluations):
         silent = sum(visits.silent > 0 for visits in self.visits.values()) / len(self.visits)
         pl_module.log("sampler/silent_share", silent, rank_zero_only=True)
         if self.draws:
-            ratings = [self.rule(self.visits[index]) for index in order]
+            ratings = self.ratings()
             sampler = trainer.datamodule.sampler  # type: ignore[attr-defined]
-            sampler.update(batch.index, torch.tensor(ratings, device="cpu"))
+            sampler.update(
+                torch.tensor(list(ratings), device="cpu"),
+                torch.tensor(list(ratings.values()), device="cpu"),
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the visits."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -17,13 +18,46 @@ class Visits:
 
     Args:
         count: Visits with at least two scores.
-        silent: How many of the latest ones in a row had no spread.
+        silent: How many of the latest ones in a row had no spread; a mean need not be whole.
         variance: Running mean of the rewards' unbiased variance inside the group.
     """
 
     count: int = 0
-    silent: int = 0
+    silent: float = 0
     variance: float = 0.0
+
+    @classmethod
+    def mean(cls, several: Sequence[Visits]) -> Visits:
+        """What is known of a prompt like these, each counting alike.
+
+        Args:
+            several: Records of prompts that were visited, one at least.
+
+        Returns:
+            The record that they have in the mean; its `count` is that of all of them.
+        """
+        return cls(
+            sum(one.count for one in several),
+            sum(one.silent for one in several) / len(several),
+            sum(one.variance for one in several) / len(several),
+        )
+
+    def leaning_on(self, others: Visits, visits: float) -> Visits:
+        """Shrink towards what prompts of its kind are like, the more the fewer visits it had.
+
+        Args:
+            others: What is known of those.
+            visits: How many visits of its own they weigh as much as, above 0.
+
+        Returns:
+            The record in between; `others` itself for a prompt without a visit.
+        """
+        own = self.count / (self.count + visits)
+        return Visits(
+            self.count,
+            own * self.silent + (1 - own) * others.silent,
+            own * self.variance + (1 - own) * others.variance,
+        )
 
     def after(self, variance: float, decay: float) -> Visits:
         """What is known after one more visit.

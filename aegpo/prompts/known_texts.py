@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -46,6 +46,14 @@ class KnownTexts:
         changed = [index for index, text in now.items() if self._at.get(index, text) != text]
         self._at |= now
         return changed
+
+    def stale(self, prompts: Sequence[str]) -> list[int]:
+        """The indices at which `prompts` has another text than was known there, or none at all."""
+        return [
+            index
+            for index, text in self._at.items()
+            if index >= len(prompts) or fingerprint(prompts[index]) != text
+        ]
 
     def state_dict(self) -> dict[str, Any]:
         """The state, tensors only."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_training import Redness, tiny_data, tiny_module, tiny_trainer
 
-from aegpo.allocation import ProportionalAllocator, RunningSpread, SkipSilent
+from aegpo.allocation import ProportionalAllocator, RunningSpread, SkipSilent, Visits
 from aegpo.exploration import FixedSteps
 from callbacks.cost_logger import CostLogger
 from callbacks.prompt_history import PromptHistory
@@ -102,6 +102,49 @@ def test_a_resumed_run_remembers(tmp_path, tiny_sd3_folder):
     assert torch.equal(again.sampler.delta_entropy, data.sampler.delta_entropy)
 
 
-def test_a_decay_out_of_range_is_refused():
-    with pytest.raises(ValueError, match="decay=1"):
-        PromptHistory(SkipSilent(), decay=1.0)
+def test_a_category_speaks_for_prompts_that_were_never_drawn(tmp_path, tiny_sd3_folder):
+    """One visit of a dead category, and the sampler passes over the rest of it."""
+    history = PromptHistory(SkipSilent(explore=0.5, floor=0.01), category_visits=2.0)
+    module = tiny_module(tiny_sd3_folder, step_selector=FixedSteps([0, 1]), reward=Dead())
+    data = tiny_data(tmp_path, **FAITHFUL)
+    for record in data.train_prompts.records:
+        record["category"] = "dead" if "circle" in record["prompt"] else "alive"
+    tiny_trainer(tmp_path, [history], max_epochs=1, limit_val_batches=0).fit(module, data)
+    silent = dead(data)
+    seen = [index for index in history.visits if silent[index]]
+    assert 0 < len(seen) < int(silent.sum())  # a batch of four has seen some of the dead ones
+    mean = Visits.mean([history.visits[index] for index in seen])
+    ratings = history.ratings()
+    assert ratings[seen[0]] == history.rule(history.visits[seen[0]].leaning_on(mean, 2.0))
+    chances = data.sampler.probabilities()
+    for index in range(12):
+        assert ratings[index] < 1 if silent[index] else ratings[index] == 1
+    assert float(chances[silent].max()) < float(chances[~silent].min())
+
+
+def test_a_record_leans_on_its_kind_the_less_the_more_it_was_visited():
+    kind = Visits.mean([Visits(3, 3, 0.0), Visits(1, 0, 0.2)])
+    assert kind == Visits(4, 1.5, 0.1)
+    assert Visits().leaning_on(kind, 2.0) == Visits(0, 1.5, 0.1)
+    assert Visits(2, 0, 0.3).leaning_on(kind, 2.0) == Visits(2, 0.75, pytest.approx(0.2))
+
+
+def test_another_file_under_the_same_rows_is_forgotten_at_once(tmp_path, tiny_sd3_folder):
+    history = PromptHistory(SkipSilent())
+    fit(tmp_path, tiny_sd3_folder, history, 3)
+    texts = [record["prompt"] for record in tiny_data(tmp_path).train_prompts.records]
+    assert history.texts.stale(texts) == []
+    assert sorted(history.texts.stale(["another", *texts[1:6]])) == [0, *range(6, 12)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"decay": 1.0}, "decay=1"),
+        ({"category_visits": -1.0}, "category_visits=-1"),
+        ({"category_visits": float("inf")}, "category_visits=inf"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        PromptHistory(SkipSilent(), **settings)
