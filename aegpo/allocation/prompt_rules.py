@@ -123,7 +123,7 @@ class SkipSilent(PromptRule):
 
     def __call__(self, visits: Visits) -> float:
         """p^z, not below the floor; see `PromptRule.__call__`."""
-        return max(self.explore**visits.silent, self.floor)
+        return max(float(self.explore**visits.silent), self.floor)
 
 
 class RunningSpread(PromptRule):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ class Exportable(Policy):
     to what a user of diffusers would type, the more the check is worth.
     """
 
-    replaces_scheduler: ClassVar[bool] = False
+    replaces_scheduler: bool = False
     """Whether `load_exported` gives a pipeline another scheduler than it was saved with."""
 
     @property

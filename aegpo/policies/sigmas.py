@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -78,6 +78,30 @@ def even_sigmas(num_steps: int) -> list[float]:
     """``linspace(1, 1/T, T)``, what the spacing "uniform" hands to a scheduler or a pipeline."""
     even: list[float] = np.linspace(1.0, 1.0 / num_steps, num_steps).tolist()
     return even
+
+
+def with_shift(scheduler: Any, shift: float | None) -> Any:
+    """The scheduler with another constant shift, sigma -> s sigma / (1 + (s - 1) sigma).
+
+    Args:
+        scheduler: The pipeline's scheduler; it stays as it is.
+        shift: s, above 0: 1 leaves sigmas as they are spaced, more spends more steps on high noise
+            levels (SD 3 was published with 3; arXiv 2403.03206, eq. 23). None for the scheduler's.
+
+    Returns:
+        A scheduler of the same class and configuration but for the shift.
+
+    Raises:
+        ValueError: If the scheduler shifts by resolution.
+    """
+    if shift is None:
+        return scheduler
+    if scheduler.config.get("use_dynamic_shifting"):
+        raise ValueError(
+            f"shift={shift}: the scheduler of this model shifts by resolution "
+            "(use_dynamic_shifting); leave `shift` out"
+        )
+    return type(scheduler).from_config(scheduler.config, shift=shift)
 
 
 def resolution_mu(scheduler: FlowMatchEulerDiscreteScheduler, num_tokens: int) -> float:

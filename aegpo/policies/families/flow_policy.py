@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor
 
 from aegpo.policies.diffusers_policy import DiffusersPolicy
-from aegpo.policies.sigmas import Spacing, even_sigmas, resolution_mu, scheduler_sigmas
+from aegpo.policies.sigmas import (
+    Spacing,
+    even_sigmas,
+    resolution_mu,
+    scheduler_sigmas,
+    with_shift,
+)
 
 
 class FlowPolicy(DiffusersPolicy):
@@ -17,19 +24,34 @@ class FlowPolicy(DiffusersPolicy):
         pretrained: Hub id or folder of a saved pipeline, or "shapes" for the bundled one.
         sigma_spacing: "scheduler" for the scheduler's own spacing, "uniform" for
             linspace(1, 1/T, T) through the scheduler's shift, then 0.
+        shift: Constant shift of the noise levels in the place of the scheduler's own, above 0, see
+            `with_shift`; not for models whose shift depends on the resolution.
         **common: Arguments of `DiffusersPolicy`.
 
     Raises:
-        ValueError: If `sigma_spacing` is unknown.
+        ValueError: If `sigma_spacing` is unknown, or `shift` is out of range or not this model's.
     """
 
     def __init__(
-        self, pretrained: str, sigma_spacing: Spacing = "scheduler", **common: Any
+        self,
+        pretrained: str,
+        sigma_spacing: Spacing = "scheduler",
+        shift: float | None = None,
+        **common: Any,
     ) -> None:
         if sigma_spacing not in ("scheduler", "uniform"):
             raise ValueError(f"sigma_spacing={sigma_spacing!r}; choose scheduler or uniform")
+        if shift is not None and not 0 < shift < math.inf:
+            raise ValueError(f"shift={shift} must be finite and above 0, or null for the model's")
         super().__init__(pretrained, **common)
         self.sigma_spacing: Spacing = sigma_spacing
+        self.shift = shift
+        self.replaces_scheduler = self.replaces_scheduler or shift is not None
+        self.pipeline.scheduler = self.sampling_scheduler(self.pipeline.scheduler)
+
+    def sampling_scheduler(self, scheduler: Any) -> Any:
+        """The pipeline's own, with `shift` if that is given."""
+        return with_shift(scheduler, self.shift)
 
     def shift_mu(self, num_steps: int) -> float | None:
         """The scheduler's dynamic shift for the present resolution.

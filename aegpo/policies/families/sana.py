@@ -66,7 +66,6 @@ class Sana(FlowPolicy):
         if max_sequence_length < 1:
             raise ValueError(f"max_sequence_length={max_sequence_length}; it must be 1 or more")
         super().__init__(pretrained, **common)
-        self.pipeline.scheduler = self.sampling_scheduler(self.pipeline.scheduler)
         self.max_sequence_length = max_sequence_length
         self.complex_human_instruction = complex_human_instruction
 
@@ -118,8 +117,8 @@ class Sana(FlowPolicy):
         )
 
     def sampling_scheduler(self, scheduler: Any) -> Any:
-        """The Euler scheduler with the flow shift of the pipeline's own."""
-        return flow_euler_scheduler(scheduler)
+        """The Euler scheduler with the flow shift of the pipeline's own, or with `shift`."""
+        return super().sampling_scheduler(flow_euler_scheduler(scheduler))
 
     def pipeline_arguments(self, num_steps: int) -> dict[str, Any]:
         """Those of every flow model, and what the pipeline would otherwise decide by itself."""

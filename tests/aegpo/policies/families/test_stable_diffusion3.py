@@ -5,6 +5,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import policy_contract as contract
 import pytest
@@ -282,6 +283,29 @@ def test_sigmas_are_the_schedulers(tiny_sd3_folder: Path) -> None:
     torch.testing.assert_close(uniform, 3 * u / (1 + 2 * u))
 
 
+@pytest.mark.parametrize("spacing", ["scheduler", "uniform"])
+def test_a_shift_of_one_s_own_is_that_of_a_scheduler_built_with_it(
+    tiny_sd3_folder: Path, spacing: Any
+) -> None:
+    policy = look(tiny_sd3_folder, sigma_spacing=spacing, shift=5.0)
+    own = load_tiny_sd3(tiny_sd3_folder).scheduler
+    scheduler = type(own).from_config({**own.config, "shift": 5.0})
+    if spacing == "scheduler":
+        scheduler.set_timesteps(10)
+    else:
+        scheduler.set_timesteps(sigmas=[1 - step / 10 for step in range(10)])
+    torch.testing.assert_close(policy.sigmas(10), scheduler.sigmas, rtol=0, atol=1e-6)
+    assert own.config.shift != 5.0 and policy.replaces_scheduler
+    assert not look(tiny_sd3_folder, sigma_spacing=spacing).replaces_scheduler
+
+
+def test_a_shift_is_refused_where_the_resolution_gives_it(tiny_sd3_folder: Path) -> None:
+    policy = build(tiny_sd3_folder, shift=2.0)
+    dynamic = type(policy.pipeline.scheduler)(use_dynamic_shifting=True)
+    with pytest.raises(ValueError, match=r"shift=2.0: the scheduler of this model shifts by res"):
+        policy.sampling_scheduler(dynamic)
+
+
 def test_dynamic_shift_as_the_pipeline_computes_it(tiny_sd3_folder: Path) -> None:
     policy = build(tiny_sd3_folder)
     pipeline = load_tiny_sd3(tiny_sd3_folder)
@@ -327,6 +351,7 @@ def test_resolution_sets_the_latents(tiny_sd3_folder: Path) -> None:
         ({"lora_rank": 0}, "lora_rank=0"),
         ({"max_sequence_length": -1}, "max_sequence_length=-1"),
         ({"sigma_spacing": "linear"}, "choose scheduler or uniform"),
+        ({"shift": 0.0}, "shift=0.0 must be finite and above 0"),
         ({"full_finetuning": True, "lora_targets": ["attention"]}, "remove lora_targets"),
     ],
 )
@@ -364,6 +389,7 @@ def test_full_finetuning_saves_a_pipeline(tiny_sd3_folder: Path, tmp_path: Path)
     "arguments",
     [
         {"guidance_scale": 3.0, "sigma_spacing": "uniform"},
+        {"guidance_scale": 3.0, "sigma_spacing": "uniform", "shift": 1.5},
         {"dtype": "float16"},
         {"full_finetuning": True},
     ],
