@@ -41,6 +41,11 @@ METHODS = [
     ("sdxl", "aegpo_tree"),
     ("sd15", "diffusion_nft"),
 ]
+PUBLISHED = [
+    ("sd35_medium", "diffusion_nft", "nft", 10, 9),
+    ("flux1_dev", "awm", "awm", 14, 6),
+]
+"""A model, a method, its published settings, and their steps and noise levels for an image."""
 OF_THE_BUNDLED_MODEL = {"aegpo", "rollout_entropy", "shapes_clip_reward"}
 PIXELS = {"sd35_medium": 16, "flux1_dev": 16, "sdxl": 32, "sd15": 32}
 ON_THE_CPU = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.strategy=auto"]
@@ -79,6 +84,33 @@ def test_a_method_goes_over_a_model(folder: Path, model: str, method: str) -> No
     assert Path(cli.trainer.checkpoint_callback.dirpath) == run / "checkpoints"
 
 
+@pytest.mark.parametrize(("model", "method", "published", "steps", "levels"), PUBLISHED)
+def test_published_settings_of_a_method_go_over_it(
+    folder: Path, model: str, method: str, published: str, steps: int, levels: int
+) -> None:
+    """24 images, no guidance, an average that is evaluated; the rest is the method's own."""
+    over = [*recipe(model, "jpeg", "8x80gb"), *files(f"overlays/{method}"), *ON_THE_CPU]
+    plain, cli = build(*over), build(*over, *files(f"published/{published}"))
+    before, after = plain.parsed["model"]["init_args"], cli.parsed["model"]["init_args"]
+    settings = after["objective"]["init_args"]
+    assert after["unguided"] and after["num_steps"] == steps
+    assert after["allocator"]["init_args"] == {"images_per_prompt": 24}
+    assert settings["times_per_image"] == levels and settings["kl_coeff"] > 0
+    own = yaml.safe_load((ROOT / f"configs/published/{published}.yaml").read_text())
+    named = own["model"]["init_args"]
+    assert {key for key in before if before[key] != after[key]} <= set(named)
+    other = before["objective"]["init_args"]
+    changed = {key for key in settings if settings[key] != other[key]}
+    assert changed <= set(named["objective"]["init_args"])
+    assert "EMA" in [type(callback).__name__ for callback in cli.trainer.callbacks]
+    assert after["optimizer"]["init_args"]["lr"] == 3e-4
+
+
+def test_every_published_file_is_tried() -> None:
+    found = {file.stem for file in (ROOT / "configs/published").glob("*.yaml")}
+    assert found == {published for _, _, published, *_ in PUBLISHED}
+
+
 def test_methods_name_nothing_of_the_bundled_model() -> None:
     for file in (ROOT / "configs/overlays").glob("*.yaml"):
         text = "\n".join(line.partition("#")[0] for line in file.read_text().splitlines())
@@ -100,6 +132,26 @@ def test_a_callback_that_is_not_there_cannot_be_left_out(folder: Path) -> None:
             *ON_THE_CPU,
             '--trainer.without_callbacks=["EntropyProb"]',
         )
+
+
+@pytest.mark.parametrize(("model", "method", "published", "steps", "levels"), PUBLISHED)
+def test_published_settings_train_on_the_cpu(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    model: str,
+    method: str,
+    published: str,
+    steps: int,
+    levels: int,
+) -> None:
+    small = ["--trainer.max_epochs=1", "--data.batches_per_epoch=1", "--data.val_images=2"]
+    small += ["--model.allocator.images_per_prompt=2", "--model.evaluation_steps=2"]
+    layers = [f"models/{model}", "hardware/cpu", f"overlays/{method}", f"published/{published}"]
+    run(monkeypatch, "fit", *(part for name in layers for part in ("--config", name)), *small)
+    scalars = events(folder / f"runs/{model}_{method}").Scalars
+    images = scalars("cost/images")[-1].value
+    assert images > 0 and scalars("cost/update")[-1].value == 3 * levels * images
+    assert scalars("cost/rollout")[-1].value >= steps * images
 
 
 @pytest.mark.parametrize("model", PIXELS)
