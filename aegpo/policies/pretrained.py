@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from diffusers import BitsAndBytesConfig, DiffusionPipeline, ModelMixin, PipelineQuantizationConfig
+from diffusers import (
+    BitsAndBytesConfig,
+    ConfigMixin,
+    DiffusionPipeline,
+    ModelMixin,
+    PipelineQuantizationConfig,
+)
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
@@ -203,16 +209,16 @@ def _quantization(parts: Mapping[str, Quantization], dtype: torch.dtype) -> Any:
     return PipelineQuantizationConfig(quant_mapping=settings)
 
 
-def read_part_config(source: str | Path, model: type[ModelMixin], name: str) -> dict[str, Any]:
+def read_part_config(source: str | Path, model: type[ConfigMixin], name: str) -> dict[str, Any]:
     """Reads the configuration of one part, so that arguments can be checked before any loading.
 
     Args:
         source: Folder or hub id, from `find_pipeline`.
         model: Class of the part.
-        name: Name of the part: "transformer" or "unet".
+        name: Name of the part: "transformer", "unet" or "scheduler".
 
     Returns:
-        The content of the part's config.json.
+        The content of the part's configuration file.
     """
     config: dict[str, Any] = model.load_config(
         source, subfolder=name, local_files_only=isinstance(source, Path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -96,12 +97,17 @@ def with_shift(scheduler: Any, shift: float | None) -> Any:
     """
     if shift is None:
         return scheduler
-    if scheduler.config.get("use_dynamic_shifting"):
+    refuse_shift_by_resolution(scheduler.config, shift)
+    return type(scheduler).from_config(scheduler.config, shift=shift)
+
+
+def refuse_shift_by_resolution(config: Mapping[str, Any], shift: float) -> None:
+    """Raise ValueError if a scheduler of this configuration has no constant shift to replace."""
+    if config.get("use_dynamic_shifting"):
         raise ValueError(
             f"shift={shift}: the scheduler of this model shifts by resolution "
             "(use_dynamic_shifting); leave `shift` out"
         )
-    return type(scheduler).from_config(scheduler.config, shift=shift)
 
 
 def resolution_mu(scheduler: FlowMatchEulerDiscreteScheduler, num_tokens: int) -> float:

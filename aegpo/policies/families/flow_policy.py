@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from typing import Any
 
+from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from aegpo.policies.diffusers_policy import DiffusersPolicy
+from aegpo.policies.pretrained import find_pipeline, read_part_config
 from aegpo.policies.sigmas import (
     Spacing,
     even_sigmas,
+    refuse_shift_by_resolution,
     resolution_mu,
     scheduler_sigmas,
     with_shift,
@@ -43,6 +47,12 @@ class FlowPolicy(DiffusersPolicy):
             raise ValueError(f"sigma_spacing={sigma_spacing!r}; choose scheduler or uniform")
         if shift is not None and not 0 < shift < math.inf:
             raise ValueError(f"shift={shift} must be finite and above 0, or null for the model's")
+        if shift is not None:
+            # Before anything is loaded, which says better what is wrong with a pipeline's folder.
+            with suppress(OSError):
+                source = find_pipeline(pretrained)
+                config = read_part_config(source, FlowMatchEulerDiscreteScheduler, "scheduler")
+                refuse_shift_by_resolution(config, shift)
         super().__init__(pretrained, **common)
         self.sigma_spacing: Spacing = sigma_spacing
         self.shift = shift

@@ -213,6 +213,7 @@ def test_sizes(folder: Path) -> None:
         ({"guidance_scale": -1.0}, "guidance_scale=-1.0; it must be 0 or more"),
         ({"true_cfg_scale": 0.5}, "guidance_scale=0.5; it must be 1"),
         ({"sigma_spacing": "linear"}, "choose scheduler or uniform"),
+        ({"shift": 3.0}, "shift=3.0: the scheduler of this model shifts by resolution"),
         ({"lora_targets": ["to_qkv"]}, "'to_qkv' matches no linear layer"),
     ],
 )

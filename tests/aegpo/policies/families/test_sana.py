@@ -87,6 +87,9 @@ def test_uniform_spacing_has_the_noise_levels_of_the_published_solver(folder: Pa
     solver.set_timesteps(10)
     sigmas = look(folder, sigma_spacing="uniform").sigmas(10)
     torch.testing.assert_close(sigmas, solver.sigmas.float(), rtol=0, atol=1e-3)
+    shifted = look(folder, sigma_spacing="uniform", shift=2.0).sigmas(4)
+    even = torch.linspace(1, 0, 5)
+    torch.testing.assert_close(shifted, 2 * even / (1 + even))
 
 
 def test_schedulers() -> None:
