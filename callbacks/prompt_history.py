@@ -31,11 +31,11 @@ class PromptHistory(L.Callback, PlansEvaluations):
         rule: What a prompt is worth by its visits.
         decay: Share of the past in running means, in [0, 1); 0 knows the last visit alone.
         draws: Whether the prompt sampler is told.
+        shuffled: The control: the visits of an iteration are entered under each other's prompts, so
+            that ratings vary as much and say nothing.
         category_visits: How many visits of a prompt's own the mean record of its category (the
             field `category` of the prompt file) weighs as much as; 0 knows each prompt by itself.
             A file with many prompts that say nothing is seen through after a few of them.
-        shuffled: The control: the visits of an iteration are entered under each other's prompts, so
-            that ratings vary as much and say nothing.
 
     Raises:
         ValueError: If `decay` or `category_visits` is out of range.
