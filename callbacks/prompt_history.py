@@ -38,7 +38,8 @@ class PromptHistory(L.Callback, PlansEvaluations):
             A file with many prompts that say nothing is seen through after a few of them.
 
     Raises:
-        ValueError: If `decay` or `category_visits` is out of range.
+        ValueError: If `decay` or `category_visits` is out of range, or, as training starts, if
+            categories are asked for and the data does not list its prompts.
     """
 
     publishes = ("delta",)
@@ -65,9 +66,16 @@ class PromptHistory(L.Callback, PlansEvaluations):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Training) -> None:
         """Take note of the prompts' categories; forget those whose text is another one now."""
-        records = trainer.datamodule.train_prompts.records  # type: ignore[attr-defined]
-        self.categories = [str(record.get("category", "all")) for record in records]
-        for index in self.texts.stale([record["prompt"] for record in records]):
+        prompts = getattr(trainer.datamodule, "train_prompts", None)  # type: ignore[attr-defined]
+        if prompts is None:
+            if self.category_visits:
+                raise ValueError(
+                    f"PromptHistory: category_visits={self.category_visits} needs data that lists "
+                    "its `train_prompts`, as PromptDataModule does; leave it out"
+                )
+            return
+        self.categories = [str(record.get("category", "all")) for record in prompts.records]
+        for index in self.texts.stale([record["prompt"] for record in prompts.records]):
             self.visits.pop(index, None)
 
     def ratings(self) -> dict[int, float]:
@@ -92,7 +100,8 @@ class PromptHistory(L.Callback, PlansEvaluations):
         self, trainer: L.Trainer, pl_module: Training, batch: PromptBatch, batch_idx: int
     ) -> None:
         """Publish the ratings of this batch, as far as they are known."""
-        self.texts.replaced(batch)
+        for index in self.texts.replaced(batch):
+            self.visits.pop(index, None)
         publish_ratings(pl_module, batch, self.ratings())
 
     def on_train_batch_end(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lightning as L
 import pytest
 import torch
 from tiny_training import Redness, tiny_data, tiny_module, tiny_trainer
@@ -135,6 +136,29 @@ def test_another_file_under_the_same_rows_is_forgotten_at_once(tmp_path, tiny_sd
     texts = [record["prompt"] for record in tiny_data(tmp_path).train_prompts.records]
     assert history.texts.stale(texts) == []
     assert sorted(history.texts.stale(["another", *texts[1:6]])) == [0, *range(6, 12)]
+
+
+class Own(L.LightningDataModule):
+    """A user's data: batches and nothing else."""
+
+    def __init__(self, data) -> None:
+        super().__init__()
+        self.data = data
+
+    def train_dataloader(self):
+        return self.data.train_dataloader()
+
+
+def test_data_that_lists_no_prompts_has_no_categories(tmp_path, tiny_sd3_folder):
+    def fit_own(history):
+        module = tiny_module(tiny_sd3_folder, step_selector=FixedSteps([0, 1]), reward=Dead())
+        trainer = tiny_trainer(tmp_path, [history], max_epochs=1, limit_val_batches=0)
+        trainer.fit(module, Own(tiny_data(tmp_path)))
+        return history
+
+    assert fit_own(PromptHistory(SkipSilent(), draws=False)).visits
+    with pytest.raises(ValueError, match=r"category_visits=2.0 needs data that lists its"):
+        fit_own(PromptHistory(SkipSilent(), draws=False, category_visits=2.0))
 
 
 @pytest.mark.parametrize(
