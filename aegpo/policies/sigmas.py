@@ -98,7 +98,8 @@ def with_shift(scheduler: Any, shift: float | None) -> Any:
     if shift is None:
         return scheduler
     refuse_shift_by_resolution(scheduler.config, shift)
-    return type(scheduler).from_config(scheduler.config, shift=shift)
+    with torch.device("cpu"):  # its sigmas are made on the default device
+        return type(scheduler).from_config(scheduler.config, shift=shift)
 
 
 def refuse_shift_by_resolution(config: Mapping[str, Any], shift: float) -> None:
