@@ -12,7 +12,7 @@ from torch import Tensor
 from aegpo.allocation import PromptRule, Visits
 from aegpo.noise import KeyedNoise
 from aegpo.planning.counts import PlansEvaluations
-from aegpo.prompts import PromptBatch
+from aegpo.prompts import PromptBatch, category_of
 from aegpo.prompts.known_texts import KnownTexts
 from aegpo.training import Training
 from callbacks.prompt_ratings import by_prompt, publish_ratings
@@ -74,7 +74,7 @@ class PromptHistory(L.Callback, PlansEvaluations):
                     "its `train_prompts`, as PromptDataModule does; leave it out"
                 )
             return
-        self.categories = [str(record.get("category", "all")) for record in prompts.records]
+        self.categories = [category_of(record) for record in prompts.records]
         for index in self.texts.stale([record["prompt"] for record in prompts.records]):
             self.visits.pop(index, None)
 

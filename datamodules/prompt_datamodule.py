@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from aegpo.noise import run_seed
-from aegpo.prompts import PromptBatch
+from aegpo.prompts import PromptBatch, category_of
 from aegpo.prompts.known_texts import fingerprints
 from aegpo.utilities.checks import require_positive
 from datamodules.own_prompts import Auto, final_prompts, shares_of, with_held_out
@@ -23,7 +23,7 @@ from datamodules.samplers import DeltaEntropySampler, EveryRankSampler
 
 def categories(prompts: PromptDataset) -> list[str]:
     """Return the field `category` of every prompt, "all" where there is none."""
-    return [str(record.get("category", "all")) for record in prompts.records]
+    return [category_of(record) for record in prompts.records]
 
 
 class FixedImages(Dataset[dict[str, Any]]):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from aegpo.evaluation.protocols import PLAIN, PROTOCOLS, Protocol, guess_protocol, missing_suite
+from aegpo.prompts import category_of
 from aegpo.prompts.files import read_prompts
 from aegpo.utilities.files import read_utf8
 
@@ -40,7 +41,7 @@ class Suite:
     @property
     def categories(self) -> list[str]:
         """The category of each prompt, "all" where it has none."""
-        return [str(one.get("category", "all")) for one in self.metadata]
+        return [category_of(one) for one in self.metadata]
 
     @property
     def fingerprint(self) -> str:

@@ -10,6 +10,11 @@ import torch
 from torch import Tensor
 
 
+def category_of(record: Mapping[str, Any]) -> str:
+    """The field `category` of a row of a prompt file, "all" where there is none."""
+    return str(record.get("category", "all"))
+
+
 @dataclass(frozen=True, eq=False)
 class PromptBatch:
     """Prompts, one row each.
@@ -44,7 +49,7 @@ class PromptBatch:
     @property
     def categories(self) -> list[str]:
         """The metadata field `category` of each row, "all" where there is none."""
-        return [str(metadata.get("category", "all")) for metadata in self.metadata]
+        return [category_of(metadata) for metadata in self.metadata]
 
     def select(self, rows: Tensor | Sequence[int]) -> PromptBatch:
         """Picks rows, in the order given.

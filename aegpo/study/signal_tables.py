@@ -12,6 +12,7 @@ from torch import Tensor
 from aegpo.entropy.reading import EntropyReading, delta_entropy
 from aegpo.exploration import EntropyPeaks
 from aegpo.noise import KeyedNoise
+from aegpo.prompts import category_of
 from aegpo.study.rank_correlation import chance_level_within, spearman, spearman_within
 from aegpo.study.signal_probe import Curves, Signals
 from aegpo.study.step_trials import group_spread
@@ -180,7 +181,7 @@ def prompt_table(signals: Signals) -> list[PromptRow] | None:
     """
     if signals.reference_curves is None:
         return None
-    categories = [str(record.get("category", "all")) for record in signals.prompts.metadata]
+    categories = [category_of(record) for record in signals.prompts.metadata]
     spread = group_spread(signals.groups)
     gains = None if signals.gains is None else signals.gains.double().nanmean(dim=1)
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from aegpo.noise import KeyedNoise
-from aegpo.prompts import PromptBatch
+from aegpo.prompts import PromptBatch, category_of
 from aegpo.samplers import sampler_name
 from aegpo.sde import FlowSDE
 from aegpo.study.signal_probe import SignalProbe
@@ -219,7 +219,7 @@ def _draw_prompts(datamodule: LightningDataModule, count: int, module: Any) -> P
     datamodule.setup("fit")
     dataset: Any = datamodule.train_dataloader().dataset
     items = [dataset[row] for row in range(len(dataset))]
-    categories = [str(item["metadata"].get("category", "all")) for item in items]
+    categories = [category_of(item["metadata"]) for item in items]
     return PromptBatch.collate(
         [items[row] for row in choose_prompts(categories, count, module.noise)]
     )
