@@ -321,7 +321,22 @@ CLAIMS: list[tuple[str, Callable[[Pair, Any], bool]]] = [
     (r"is 1e-5 per dimension", lambda p, _: p.get("model.divergence_bound") == 1e-5),
     (r"no classifier-free guidance", lambda p, _: p.get("model.unguided") is True),
     (r"learning rate 3e-4", lambda p, _: p.get("model.optimizer.lr") == 3e-4),
-    (r"4 noise levels for each", lambda p, _: p.get("model.objective.times_per_image") == 4),
+    (r"4 noise levels", lambda p, _: p.get("model.objective.times_per_image") == 4),
+    (
+        r"levels at random from the whole schedule",
+        lambda p, _: (
+            p.get("model.objective.levels") == "random"
+            and list(p.get("model.objective.level_range")) == [0, 1]
+        ),
+    ),
+    (
+        r"Ours: the levels \(",
+        lambda p, _: list(p.get("model.objective.level_range")) == [0, 1],
+    ),
+    (
+        r"ODE of the policy itself",
+        lambda p, _: [p.get(f"model.objective.decay_{k}") for k in ("rate", "max")] == [1e-3, 0],
+    ),
     (
         r"objective\s+of DiffusionNFT",
         lambda p, _: (
@@ -481,3 +496,15 @@ def test_what_a_header_says_holds_over_every_model(file: Path) -> None:
             and not any(one.startswith(f"{key}.") for one in pair.seen)
         }
         assert not unsaid, f"{file.name} sets what its header does not tell"
+
+
+@pytest.mark.parametrize("name", ["aegpo_nft", "agreement_nft", "awm", "diffusion_nft", "previews"])
+def test_an_objective_laid_over_the_quickstart_keeps_nothing_of_its_own(name: str) -> None:
+    """What an overlay leaves out would stay the quickstart's, even in another class."""
+    file = ROOT / f"configs/overlays/{name}.yaml"
+    over, alone = parsed(SHAPES, file), parsed(SHAPES, AEGPO, file)
+    found = [
+        {key: value for key, value in one.items() if key.startswith("model.objective.")}
+        for one in (over, alone)
+    ]
+    assert found[0] == found[1] and found[0]
