@@ -25,6 +25,7 @@ _LEVEL = re.compile(
     r"""Parser key "(?P<key>[^"]+)":|Problem with given class_path '(?P<owner>[^']+)':"""
 )
 _WRAPPER = re.compile(rf"Does not validate against any of the Union subtypes|{_LEVEL.pattern}")
+_REFUSAL = re.compile(r"^ *- (?!Expected a|Import path \S+ does not|Does not validate)(.+)$", re.M)
 
 
 class UserError(Exception):
@@ -83,10 +84,12 @@ def explain_exception(error: BaseException) -> str:
         The first message in the chain of causes that is not a wrapper's; with file and line where
         that is in a user's file.
     """
-    original = error
+    original, wrapper = error, error
     while _WRAPPER.match(str(original).lstrip("\n- ")) and original.__cause__ is not None:
-        original = original.__cause__
+        original, wrapper = original.__cause__, original
     text = describe(original)
+    if text.startswith("Expected a"):  # a union's first type, and the value was of another
+        text = next(iter(_REFUSAL.findall(str(wrapper))), text)
     if isinstance(original, OSError) and original.strerror and original.errno is not None:
         name = original.filename  # of TensorBoard's files it is bytes
         name = os.fsdecode(name) if isinstance(name, bytes) else name

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from jsonargparse import ArgumentParser
 from user_folder import refusal
 
+from aegpo.objectives import AWM, NFT
 from lightning_modules.arguments.messages import explain_exception
 
 
@@ -83,3 +85,19 @@ def test_messages_of_the_system_name_the_file() -> None:
     error = OSError(28, "No space left on device", "last.ckpt")
     assert explain_exception(error) == "No space left on device: last.ckpt"
     assert explain_exception(ValueError("two\nlines")) == "two lines"
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_class_among_several_types_says_itself_what_it_refuses(place: int) -> None:
+    """jsonargparse's cause of it is what the first of the types says, a list of words here."""
+    levels = {"class_path": "aegpo.objectives.LevelAgreement", "init_args": {"floor": 2.0}}
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments((NFT, AWM)[place], "objective")
+    path = ("aegpo.objectives.NFT", "aegpo.objectives.AWM")[place]
+    config = parser.parse_object(
+        {"objective": {"class_path": path, "init_args": {"levels": levels}}}
+    )
+    with pytest.raises(ValueError, match="floor") as raised:
+        parser.instantiate(config)
+    said = explain_exception(raised.value)
+    assert said.startswith("LevelAgreement: floor=2.0 must be above 0")
