@@ -15,7 +15,7 @@ from aegpo.policies.fsdp.sharding import gathered
 LOCAL = ("seconds/", "memory/")
 """What belongs to a process or a machine."""
 _ROUNDING = {
-    **{"ratio/first_max_dev": 1e-5, "alarm/reward_rise": 1e-4},
+    **{"ratio/first_max_dev": 1e-5, "alarm/reward_rise": 5e-3},
     **{"alarm/velocity_norm": 1e-4, "alarm/latent_norm": 1e-4},
 }
 """Absolute tolerances of what is 0 but for rounding, and of a number less what it was at first."""
