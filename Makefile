@@ -38,7 +38,7 @@ help:  ## list the targets
 
 setup: $(READY)  ## create .venv and install everything into it (train and test do this themselves)
 
-train: $(READY)  ## score the bundled model, align it (about 6 minutes on 2 cores), score it again
+train: $(READY)  ## score the bundled model, align it (about 5 minutes on 2 cores), score it again
 	$(BIN)/aegpo fit --config $(CONFIG) $(ARGS)
 
 # What holds out against the limit of its test (`timeout` in pyproject.toml) ends with all of them.
