@@ -311,8 +311,10 @@ def test_a_recipe_trains(
     log = events(folder / f"runs/{model}")
     scalars = {tag: log.Scalars(tag)[-1].value for tag in log.Tags()["scalars"]}
     assert math.isfinite(scalars["reward/mean"])
-    # In what a tiny model draws there is nothing to read on some processors, in any image.
-    assert scalars["reward/std"] > 0 or reward == "ocr"
+    # In what a tiny model draws there is nothing to read on some processors, in any image, and
+    # then nothing to learn from.
+    spread = scalars["reward/std"] > 0
+    assert spread or reward == "ocr"
     assert {f"val/{getattr(rewards, path.rpartition('.')[2]).name}" for path in watched} <= set(
         scalars
     )
@@ -322,4 +324,4 @@ def test_a_recipe_trains(
     part = "weight" if "full" in hardware else "lora_B"  # adapters begin at zero
     trained = [value for name, value in saved["state_dict"].items() if part in name]
     assert trained and all(bool(value.isfinite().all()) for value in trained)
-    assert sum(float(value.abs().sum()) for value in trained) > 0
+    assert (sum(float(value.abs().sum()) for value in trained) > 0) == spread
