@@ -57,15 +57,17 @@ def main() -> None:
     for setting, scores in settings.items():
         cells = []
         for rule in rules:
-            own = [score for _, score in sorted(scores[rule].items())]
+            own = [score for _, score in sorted(scores.get(rule, {}).items())]
             seeds = " ".join(f"{score:.3f}" for score in own)
-            cells.append(f"{np.mean(own):.3f} ({seeds})")
+            cells.append(f"{np.mean(own):.3f} ({seeds})" if own else "not run")
         print(f"{setting:<16}" + "".join(f"{cell:>28}" for cell in cells))
     others = [rule for rule in rules if rule != RULE]
     for other in others:
         print()
         pooled = []
         for setting, scores in settings.items():
+            if other not in scores:
+                continue
             shared = sorted(scores[RULE].keys() & scores[other].keys())
             pairs = [(scores[RULE][seed], scores[other][seed]) for seed in shared]
             compared(f"{other}: {setting}", pairs)
@@ -73,6 +75,8 @@ def main() -> None:
         compared(f"{other}: all settings", pooled)
     best = []
     for scores in settings.values():
+        if len(scores) < len(rules):
+            continue
         means = {rule: np.mean(list(scores[rule].values())) for rule in others}
         strongest = max(others, key=means.__getitem__)
         best += [(scores[RULE][seed], scores[strongest][seed]) for seed in sorted(scores[RULE])]

@@ -87,13 +87,13 @@ def test_messages_of_the_system_name_the_file() -> None:
     assert explain_exception(ValueError("two\nlines")) == "two lines"
 
 
-@pytest.mark.parametrize("place", [0, 1])
-def test_a_class_among_several_types_says_itself_what_it_refuses(place: int) -> None:
+@pytest.mark.parametrize("objective", [NFT, AWM])
+def test_a_class_among_several_types_says_itself_what_it_refuses(objective: type) -> None:
     """jsonargparse's cause of it is what the first of the types says, a list of words here."""
     levels = {"class_path": "aegpo.objectives.LevelAgreement", "init_args": {"floor": 2.0}}
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments((NFT, AWM)[place], "objective")
-    path = ("aegpo.objectives.NFT", "aegpo.objectives.AWM")[place]
+    parser.add_subclass_arguments(objective, "objective")
+    path = f"aegpo.objectives.{objective.__name__}"
     config = parser.parse_object(
         {"objective": {"class_path": path, "init_args": {"levels": levels}}}
     )
