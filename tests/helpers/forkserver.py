@@ -5,6 +5,7 @@ A process takes ten seconds otherwise. There is one server in each process of a 
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import sys
@@ -49,6 +50,7 @@ def begin(
             os.dup2(file, stream)
         sys.stdout = os.fdopen(1, "w", buffering=1)
         sys.stderr = os.fdopen(2, "w", buffering=1)
+    faulthandler.enable(2)  # what dies of a signal says where
     import torch
 
     torch.set_num_threads(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -20,12 +21,16 @@ class WarmRanks:
     Args:
         size: Number of ranks.
         limit: Seconds that one case may take; all ranks are ended after it.
+
+    A thread of torch's gloo has died of a segmentation fault inside malloc, once in a dozen runs of
+    the whole suite. So the first death by a signal is told and its case run anew; a second fails.
     """
 
     def __init__(self, size: int = 2, limit: float = 240.0) -> None:
         self.size, self.limit = size, limit
         self._pipes: list[Connection] = []
         self._ranks: list[BaseProcess] = []
+        self._forgives = True
 
     def _start(self) -> None:
         context = forkserver()
@@ -64,12 +69,21 @@ class WarmRanks:
             pipe.send((work, arguments))
         answers = []
         for rank, pipe in enumerate(self._pipes):
-            try:
-                assert pipe.poll(self.limit), f"rank {rank} did not answer"
-                answers.append(pipe.recv())
-            except (AssertionError, EOFError):
+            if not pipe.poll(self.limit):
                 self.close()
-                raise AssertionError(f"rank {rank} hangs or has died; got {answers}") from None
+                raise AssertionError(f"rank {rank} hangs; got {answers}")
+            try:
+                answers.append(pipe.recv())
+            except EOFError:
+                died = self._ranks[rank]
+                died.join(10)  # its pipe ends a moment before it does
+                self.close()
+                end = f"rank {rank} ended with {died.exitcode}; got {answers}"
+                if not self._forgives or (died.exitcode or 0) >= 0:
+                    raise AssertionError(end) from None
+                self._forgives = False
+                warnings.warn(f"{end}; once more", stacklevel=2)
+                return self.run(work, *arguments)
         errors = [text for failed, text in answers if failed]
         assert not errors, errors[0]
         return [answer for _, answer in answers]
