@@ -16,6 +16,8 @@ from aegpo.training import Iteration, Training
 def publish_ratings(pl_module: Training, batch: PromptBatch, ratings: Mapping[int, float]) -> None:
     """Put the prompts' ratings in the place of ΔEntropy; the curve stays, or is 0 without one.
 
+    Without a probe the reading is that of the iteration before, which may have had other steps.
+
     Args:
         pl_module: Whose reading is replaced.
         batch: Its prompts, B.
@@ -23,13 +25,16 @@ def publish_ratings(pl_module: Training, batch: PromptBatch, ratings: Mapping[in
             does, there is no ΔEntropy.
     """
     reading = pl_module.entropy
+    shape = (len(batch), pl_module.num_steps)
+    if reading is not None and reading.curve.shape != shape:
+        reading = None
     if ratings:
         mean = sum(ratings.values()) / len(ratings)
         delta = torch.tensor([ratings.get(row, mean) for row in batch.index.tolist()], device="cpu")
-        curve = torch.zeros(len(batch), pl_module.num_steps, device="cpu")
+        curve = torch.zeros(shape, device="cpu")
         pl_module.entropy = EntropyReading(curve if reading is None else reading.curve, delta)
-    elif reading is not None:
-        pl_module.entropy = EntropyReading(reading.curve)
+    else:
+        pl_module.entropy = None if reading is None else EntropyReading(reading.curve)
 
 
 def by_prompt(last: Iteration, of_group: Callable[[Tensor], float]) -> dict[int, float]:

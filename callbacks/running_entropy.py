@@ -49,6 +49,8 @@ class RunningEntropy(L.Callback):
         if reading is None:
             return
         mean = reading.curve.double().mean(0)
+        if self.total is not None and len(self.total) != len(mean):
+            self.total, self.weight = None, 0.0  # the rollouts have other steps now
         self.total = mean if self.total is None else self.decay * self.total.to(mean) + mean
         self.weight = self.decay * self.weight + 1
         curve = (self.total / self.weight).to(reading.curve).expand_as(reading.curve)

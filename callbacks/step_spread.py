@@ -40,8 +40,18 @@ class StepSpread(L.Callback, PlansEvaluations):
         self._restored: dict[str, Tensor] | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: Training, stage: str) -> None:
-        """Check that no probe takes the curve away again."""
+        """Check that no probe takes the curve away again, and that steps keep their number.
+
+        Raises:
+            ValueError: If a probe follows, or the first iterations have steps of their own.
+        """
         refuse_probe_after(trainer, self)
+        warmup = pl_module.warmup
+        if warmup is not None:
+            raise ValueError(
+                f"{type(self).__name__} knows steps by their number, and model.warmup draws in "
+                f"{warmup.num_steps} at first; leave one of them out"
+            )
 
     def _estimate(self, pl_module: Training) -> StepVariance:
         """The running estimate; it takes up a checkpoint when the number of steps is known."""

@@ -10,14 +10,18 @@ import pytest
 import torch
 from tiny_training import entropy_callbacks, tiny_data, tiny_module, tiny_trainer
 
-from aegpo.allocation import UniformAllocator
-from aegpo.exploration import NoSteps
+from aegpo.allocation import MedianSplitAllocator, RunningSpread, UniformAllocator
+from aegpo.exploration import EntropyPeaks, NoSteps
 from aegpo.objectives import NFT
 from aegpo.rollout import RolloutWarmup
 from aegpo.samplers import AdamsBashforth
 from aegpo.sde import ODE
 from aegpo.selection import Extremes, Previews
+from callbacks.prompt_history import PromptHistory
+from callbacks.reward_spread import RewardSpread
 from callbacks.rollout_checkpoint import RolloutCheckpoint
+from callbacks.running_entropy import RunningEntropy
+from callbacks.step_spread import TreeSpread, TrialSpread
 
 WARMUP = {"iterations": 3, "num_steps": 3}
 
@@ -131,6 +135,57 @@ def test_entropy_is_read_anew_of_the_steps_that_follow(
     first = [3, 3, 3] if source == "trajectory" else [None, 3, 3]
     assert seen == [*first, *([5, 5, 5] if source == "trajectory" else [None, 5, 5])]
     assert {len(curve) for curve in probe.reference.values()} == {5}
+
+
+@pytest.mark.parametrize(
+    "publishers",
+    [
+        lambda: [RewardSpread()],
+        lambda: [PromptHistory(RunningSpread(), category_visits=2.0)],
+        lambda: [*entropy_callbacks(), RewardSpread()],
+        lambda: [*entropy_callbacks(), RunningEntropy(0.5)],
+    ],
+    ids=["spread", "history", "probe_and_spread", "running_mean"],
+)
+def test_what_callbacks_publish_has_the_steps_that_follow(
+    tmp_path: Path, tiny_sd3_folder: Path, publishers: Any
+) -> None:
+    def run(epochs: int, *callbacks: L.Callback, **resume: Any) -> Any:
+        module = warm(tiny_sd3_folder, RolloutWarmup(**WARMUP))
+        module.allocator = MedianSplitAllocator(2, 4)
+        module.step_selector = EntropyPeaks(top_k=1)  # which wants a curve of as many steps
+        module.objective = NFT(times_per_image=1, levels="selected", kl_coeff=0.0)
+        seen: list[list[list[float]]] = []
+
+        class Read(L.Callback):
+            def on_train_batch_start(self, trainer: Any, pl_module: Any, *batch: Any) -> None:
+                entropy = pl_module.entropy
+                seen.append([] if entropy is None else entropy.curve.tolist())
+
+        trainer = tiny_trainer(
+            tmp_path,
+            [*publishers(), Read(), *callbacks],
+            max_epochs=epochs,
+            limit_val_batches=0,
+            enable_checkpointing=bool(callbacks),
+        )
+        trainer.fit(module, tiny_data(tmp_path), weights_only=True, **resume)
+        return [len(curve[0]) if curve else None for curve in seen], seen, weights(module)
+
+    steps, whole, end = run(3)
+    assert steps[1:] == [3, 3, 5, 5, 5] and steps[0] in (None, 3)
+    kept = RolloutCheckpoint(dirpath=str(tmp_path / "half"))
+    _, first, _ = run(2, kept)
+    _, rest, same = run(3, ckpt_path=str(tmp_path / "half/last.ckpt"))
+    assert [*first, *rest] == whole and torch.equal(same, end)
+
+
+@pytest.mark.parametrize("kind", [TreeSpread, TrialSpread])
+def test_a_curve_by_the_number_of_a_step_does_not_go_with_it(
+    tmp_path: Path, tiny_sd3_folder: Path, kind: type[L.Callback]
+) -> None:
+    with pytest.raises(ValueError, match=f"{kind.__name__} knows steps by their number.*3 at"):
+        fit(tmp_path, warm(tiny_sd3_folder, RolloutWarmup(**WARMUP)), kind())
 
 
 def test_what_it_cannot_go_with_is_refused_before_anything_is_loaded() -> None:
