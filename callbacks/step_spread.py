@@ -40,11 +40,7 @@ class StepSpread(L.Callback, PlansEvaluations):
         self._restored: dict[str, Tensor] | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: Training, stage: str) -> None:
-        """Check that no probe takes the curve away again, and that steps keep their number.
-
-        Raises:
-            ValueError: If a probe follows, or the first iterations have steps of their own.
-        """
+        """Check that no probe takes the curve away again, and that steps keep their number."""
         refuse_probe_after(trainer, self)
         warmup = pl_module.warmup
         if warmup is not None:

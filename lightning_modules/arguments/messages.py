@@ -287,13 +287,8 @@ def _parameters(class_path: str) -> list[str]:
         if not inspect.isfunction(function):
             continue
         parameters = inspect.signature(function).parameters.values()
-        names += [
-            p.name
-            for p in parameters
-            if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-            and p.name != "self"
-            and p.name not in names
-        ]
+        own = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        names += [name for name in own if name != "self" and name not in names]
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
     return names
