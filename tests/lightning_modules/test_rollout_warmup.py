@@ -41,6 +41,22 @@ class Drawn(L.Callback):
         self.rows.append((len(last.tree.sigmas) - 1, trained, drawn))
 
 
+class Read(L.Callback):
+    """The curves that each iteration finds, a list for every prompt; empty without a reading."""
+
+    def __init__(self) -> None:
+        self.curves: list[list[list[float]]] = []
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, *batch: Any) -> None:
+        reading = pl_module.entropy
+        self.curves.append([] if reading is None else reading.curve.tolist())
+
+    @property
+    def steps(self) -> list[int | None]:
+        """How many steps they have."""
+        return [len(curve[0]) if curve else None for curve in self.curves]
+
+
 def warm(folder: Path, warmup: RolloutWarmup | None, **settings: Any) -> Any:
     module = tiny_module(
         folder,
@@ -124,16 +140,10 @@ def test_entropy_is_read_anew_of_the_steps_that_follow(
 ) -> None:
     module = warm(tiny_sd3_folder, RolloutWarmup(**WARMUP, sampler=AdamsBashforth()))
     probe, *others = entropy_callbacks(source=source)
-    seen: list[int | None] = []
-
-    class Read(L.Callback):
-        def on_train_batch_start(self, trainer: Any, pl_module: Any, *batch: Any) -> None:
-            curve = None if pl_module.entropy is None else pl_module.entropy.curve
-            seen.append(None if curve is None else curve.shape[1])
-
-    fit(tmp_path, module, probe, *others, Read(), epochs=3)
+    seen = Read()
+    fit(tmp_path, module, probe, *others, seen, epochs=3)
     first = [3, 3, 3] if source == "trajectory" else [None, 3, 3]
-    assert seen == [*first, *([5, 5, 5] if source == "trajectory" else [None, 5, 5])]
+    assert seen.steps == [*first, *([5, 5, 5] if source == "trajectory" else [None, 5, 5])]
     assert {len(curve) for curve in probe.reference.values()} == {5}
 
 
@@ -155,29 +165,24 @@ def test_what_callbacks_publish_has_the_steps_that_follow(
         module.allocator = MedianSplitAllocator(2, 4)
         module.step_selector = EntropyPeaks(top_k=1)  # which wants a curve of as many steps
         module.objective = NFT(times_per_image=1, levels="selected", kl_coeff=0.0)
-        seen: list[list[list[float]]] = []
-
-        class Read(L.Callback):
-            def on_train_batch_start(self, trainer: Any, pl_module: Any, *batch: Any) -> None:
-                entropy = pl_module.entropy
-                seen.append([] if entropy is None else entropy.curve.tolist())
-
+        seen = Read()
         trainer = tiny_trainer(
             tmp_path,
-            [*publishers(), Read(), *callbacks],
+            [*publishers(), seen, *callbacks],
             max_epochs=epochs,
             limit_val_batches=0,
             enable_checkpointing=bool(callbacks),
         )
         trainer.fit(module, tiny_data(tmp_path), weights_only=True, **resume)
-        return [len(curve[0]) if curve else None for curve in seen], seen, weights(module)
+        return seen, weights(module)
 
-    steps, whole, end = run(3)
+    whole, end = run(3)
+    steps = whole.steps
     assert steps[1:] == [3, 3, 5, 5, 5] and steps[0] in (None, 3)
     kept = RolloutCheckpoint(dirpath=str(tmp_path / "half"))
-    _, first, _ = run(2, kept)
-    _, rest, same = run(3, ckpt_path=str(tmp_path / "half/last.ckpt"))
-    assert [*first, *rest] == whole and torch.equal(same, end)
+    first, _ = run(2, kept)
+    rest, same = run(3, ckpt_path=str(tmp_path / "half/last.ckpt"))
+    assert [*first.curves, *rest.curves] == whole.curves and torch.equal(same, end)
 
 
 @pytest.mark.parametrize("kind", [TreeSpread, TrialSpread])
