@@ -154,6 +154,7 @@ def shapes_pipeline(
     head_dim: int = 32,
     text_hidden_size: int = 64,
     text_layers: int = 2,
+    patch_size: int = 2,
     seed: int = 0,
 ) -> StableDiffusion3Pipeline:
     """Builds the tiny pipeline around an autoencoder; transformer and text encoders are untrained.
@@ -166,6 +167,8 @@ def shapes_pipeline(
         head_dim: Width of a head; the transformer is ``num_heads * head_dim`` wide.
         text_hidden_size: Width of each of the two text encoders.
         text_layers: Layers of each text encoder.
+        patch_size: Side in latent pixels of what is one image token, 1, 2 (16 tokens with the
+            bundled autoencoder) or another divisor of the latent's side.
         seed: Seed of the initial weights.
 
     Returns:
@@ -173,6 +176,7 @@ def shapes_pipeline(
 
     Raises:
         FileNotFoundError: If ``vae`` names a folder without an autoencoder.
+        ValueError: If the latent's side is no multiple of ``patch_size``.
     """
     folder = BASE / "vae" if vae is None else Path(vae)
     if vae != "untrained" and not (folder / "config.json").is_file():
@@ -192,9 +196,14 @@ def shapes_pipeline(
         encoders = [shapes_text_encoder(tokenizer, text_hidden_size, text_layers) for _ in "12"]
         downsampling = 2 ** (len(autoencoder.config.block_out_channels) - 1)
         latent_size = IMAGE_SIZE // downsampling
+        if patch_size < 1 or latent_size % patch_size:
+            raise ValueError(
+                f"patch_size={patch_size}, but the latent is {latent_size} pixels wide; "
+                "give a divisor of that"
+            )
         transformer = SD3Transformer2DModel(
             sample_size=latent_size,
-            patch_size=2,
+            patch_size=patch_size,
             in_channels=autoencoder.config.latent_channels,
             out_channels=autoencoder.config.latent_channels,
             num_layers=num_layers,
@@ -203,7 +212,7 @@ def shapes_pipeline(
             joint_attention_dim=2 * text_hidden_size,
             caption_projection_dim=num_heads * head_dim,
             pooled_projection_dim=2 * text_hidden_size,
-            pos_embed_max_size=latent_size // 2,
+            pos_embed_max_size=latent_size // patch_size,
             qk_norm="rms_norm",
         )
     return StableDiffusion3Pipeline(

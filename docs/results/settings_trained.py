@@ -41,11 +41,10 @@ def compared(name: str, pairs: list[tuple[float, float]]) -> None:
 
     places = range(len(pairs))
     result = bootstrap(mean, places, places)
+    # Of one pair there is no interval.
+    interval = f"[{result.low:+.4f}, {result.high:+.4f}]" if len(pairs) > 1 else ""
     ahead = sum(difference > 0 for difference in differences)
-    print(
-        f"{name:<26} {result.value:+.4f} [{result.low:+.4f}, {result.high:+.4f}]  "
-        f"ahead in {ahead} of {len(pairs)}"
-    )
+    print(f"{name:<26} {result.value:+.4f} {interval:<18}  ahead in {ahead} of {len(pairs)}")
 
 
 def main() -> None:

@@ -239,6 +239,32 @@ def test_missing_folders_are_named(tmp_path: Path) -> None:
         shapes_pipeline(vae=str(tmp_path))
     with pytest.raises(ValueError, match="second last layer"):
         shapes_pipeline(vae="untrained", text_layers=1)
+    for patch_size in (0, 3):
+        with pytest.raises(ValueError, match="divisor of that"):
+            shapes_pipeline(vae="untrained", patch_size=patch_size)
+
+
+@pytest.mark.parametrize(("patch_size", "tokens"), [(1, 64), (2, 16), (8, 1)])
+def test_patches_are_the_image_tokens(patch_size: int, tokens: int) -> None:
+    pipeline = shapes_pipeline(
+        vae="untrained", num_layers=2, num_heads=1, text_hidden_size=32, patch_size=patch_size
+    )
+    seen: list[int] = []
+    pipeline.transformer.transformer_blocks[0].register_forward_pre_hook(
+        lambda _, __, given: seen.append(given["hidden_states"].shape[1]), with_kwargs=True
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(
+        "a red circle",
+        num_inference_steps=1,
+        guidance_scale=1.0,
+        max_sequence_length=0,
+        height=32,
+        width=32,
+        output_type="np",
+    ).images
+    assert images.shape == (1, 32, 32, 3)
+    assert seen == [tokens]
 
 
 def test_export_refuses_a_module_that_cannot() -> None:
