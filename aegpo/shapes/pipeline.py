@@ -147,7 +147,7 @@ def shapes_autoencoder(
     )
 
 
-def shapes_pipeline(
+def shapes_pipeline(  # noqa: PLR0913  # settings, given by name
     vae: str | None = None,
     num_layers: int = 4,
     num_heads: int = 4,

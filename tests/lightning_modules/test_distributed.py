@@ -157,7 +157,9 @@ def compare(one, two, names=ALL_RANKS):
             {},
             {
                 "step_selector": NoSteps(),
-                "objective": NFT(decay_rate=0.2),
+                "objective": NFT(
+                    decay_rate=0.2, levels="stratified", level_range=(0.0, 0.6), anchor_coeff=0.5
+                ),
                 "selection": ByAdvantage(keep=2),  # its weights are of both ranks' images
             },
             3,

@@ -53,7 +53,10 @@ class AWM(ForwardObjective):
             its noisier half.
         kl_coeff: Weight of the mean squared difference to the reference policy's prediction; 0
             skips the reference evaluations.
-        ema_kl_coeff: Weight of the same to an average of the policy; 0 skips its evaluations.
+        anchor_coeff: Weight of the same at one more level of each image, from the part of the
+            schedule outside `level_range`, where nothing else holds the prediction in place while
+            the weights move; it costs an evaluation and a backward pass. 0 for none.
+        ema_kl_coeff: Weight of the difference to an average of the policy; 0 skips its evaluations.
         ema_decay_rate: Growth of that average's decay per iteration.
         ema_decay_max: Its largest decay, in [0, 1).
         decay_rate: Growth per iteration of the decay η by which the policy that draws the rollouts
@@ -75,6 +78,7 @@ class AWM(ForwardObjective):
         levels: LevelRule | LevelAgreement = "stratified",
         level_range: tuple[float, float] = (0.0, 0.9),
         kl_coeff: float = 3e-3,
+        anchor_coeff: float = 0.0,
         ema_kl_coeff: float = 1.0,
         ema_decay_rate: float = 1e-3,
         ema_decay_max: float = 0.3,
@@ -98,9 +102,9 @@ class AWM(ForwardObjective):
             )
         ema = Ramp("ema_decay", ema_decay_rate, ema_decay_max)
         super().__init__(
-            NoiseLevels(levels, times_per_image, level_range),
+            NoiseLevels(levels, times_per_image, level_range, anchored=anchor_coeff > 0),
             Ramp("decay", decay_rate, decay_max, decay_start),
-            Penalties(kl_coeff, ema_kl_coeff, ema),
+            Penalties(kl_coeff, ema_kl_coeff, ema, anchor_coeff),
             keeps_old=False,
         )
         self.weighting: Weighting = weighting
@@ -130,7 +134,8 @@ class AWMSamples(ForwardSamples[AWM]):
         """Without a penalty an image without advantage has no gradient; see `Samples.active`."""
         if self.objective.penalties.any:
             return which
-        return which[self.experience.advantages[self.image[which]] != 0]
+        speaks = self.experience.advantages[self.image[which]] != 0
+        return which[speaks | self.anchor[which]]
 
     def compare(self, which: Tensor, at: Noised, first: bool) -> tuple[Tensor, LossTerms]:
         """The clipped term of L against L_old; see `ForwardSamples`."""
@@ -155,7 +160,8 @@ class AWMSamples(ForwardSamples[AWM]):
     @torch.no_grad()
     def rescore(self, micro_batches: list[Tensor]) -> None:
         """Compute L_old, once per sample; see `Samples.rescore`."""
-        for which in micro_batches:
+        for micro_batch in micro_batches:
+            which = micro_batch[~self.anchor[micro_batch]]
             at = self.noised(which)
             self._take_over(which, at, self.predict_old(at))
 

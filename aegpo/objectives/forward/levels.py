@@ -23,13 +23,17 @@ class DrawnLevels(NamedTuple):
         keys: Names of the draws that follow: the prompt's index, the image's number in its group,
             the level's number; shape (n, 3) int64, on the CPU.
         sigma: The level, in (0, 1], shape (n,), on the rollout's device.
-        share: Where it lies in the range that levels come from, in [0, 1); shape (n,), on the CPU.
+        share: Where it lies in the range that levels come from, in [0, 1); of anchors outside that;
+            shape (n,), on the CPU.
+        anchor: True for an image's level from outside the range, shape (n,) bool, on the rollout's
+            device.
     """
 
     image: Tensor
     keys: Tensor
     sigma: Tensor
     share: Tensor
+    anchor: Tensor
 
 
 class NoiseLevels:
@@ -43,6 +47,7 @@ class NoiseLevels:
         times_per_image: Levels of an image.
         level_range: Part of the schedule that levels come from, as shares of its steps: 0 is its
             noisiest level, 1 its end.
+        anchored: Whether each image gets one more level, uniform over the rest of the schedule.
 
     Raises:
         ValueError: If an argument is out of range, or contradicts another.
@@ -53,6 +58,7 @@ class NoiseLevels:
         rule: LevelRule | LevelAgreement,
         times_per_image: int,
         level_range: tuple[float, float],
+        anchored: bool = False,
     ) -> None:
         low, high = level_range
         if times_per_image < 1:
@@ -73,7 +79,13 @@ class NoiseLevels:
                 f"levels='selected' takes the steps that the step selector chose, and "
                 f"level_range=[{low}, {high}] would take some away; leave it at [0, 1]"
             )
-        self.rule, self.times_per_image = rule, times_per_image
+        if anchored and (self.agreement is not None or (low, high) == (0, 1)):
+            raise ValueError(
+                f"anchor_coeff is of levels outside level_range=[{low}, {high}] of a rule that "
+                "takes all inside alike; narrow the range, as to [0, 0.6], without a "
+                "LevelAgreement, or set anchor_coeff to 0"
+            )
+        self.rule, self.times_per_image, self.anchored = rule, times_per_image, anchored
         self.low, self.high = float(low), float(high)
 
     def _steps(self, num_steps: int) -> Tensor:
@@ -133,23 +145,60 @@ class NoiseLevels:
         Returns:
             The levels.
         """
-        tree = experience.tree
-        rows = tree.row.cpu()
+        rows = experience.tree.row.cpu()
         first = torch.searchsorted(rows, rows)  # a prompt's images are neighbors
         number = torch.arange(len(rows), device="cpu") - first
         named = torch.stack([experience.index.cpu()[rows], number], dim=1)
         if self.rule == "stratified" or self.agreement is not None:
-            return self._stratified(experience, named)
-        levels = self._among_steps(experience, rows, named)
+            drawn = self._stratified(experience, named)
+        else:
+            drawn = self._of_steps(experience, named)
+        return self._with_anchors(experience, named, drawn) if self.anchored else drawn
+
+    def _of_steps(self, experience: Experience, named: Tensor) -> DrawnLevels:
+        tree = experience.tree
+        levels = self._among_steps(experience, tree.row.cpu(), named)
         counts = torch.tensor([len(level) for level in levels], dtype=torch.int64, device="cpu")
         level = torch.cat([torch.empty(0, dtype=torch.int64, device="cpu"), *levels])
-        image = torch.arange(len(rows), device="cpu").repeat_interleave(counts)
+        image = torch.arange(len(named), device="cpu").repeat_interleave(counts)
         return DrawnLevels(
             image=image.to(tree.row.device),
             keys=torch.cat([named.repeat_interleave(counts, dim=0), level[:, None]], dim=1),
             sigma=tree.sigmas[level.to(tree.sigmas.device)],
             share=(level / (len(tree.sigmas) - 1) - self.low) / (self.high - self.low),
+            anchor=torch.zeros(len(image), dtype=torch.bool, device=tree.row.device),
         )
+
+    def _with_anchors(
+        self, experience: Experience, named: Tensor, drawn: DrawnLevels
+    ) -> DrawnLevels:
+        """Add a level from outside the range to each image, after its others."""
+        device = drawn.image.device
+        # A number that none of the others has: those are steps, or parts.
+        last = len(experience.tree.sigmas) + self.times_per_image
+        keys = torch.cat([named, torch.full((len(named), 1), last, device="cpu")], dim=1)
+        width = self.high - self.low
+        place = experience.noise.uniform("forward anchor", keys, (1,))[:, 0] * (1 - width)
+        place = torch.where(place < self.low, place, place + width)
+        image = torch.cat([drawn.image, torch.arange(len(named), device=device)])
+        order = image.argsort(stable=True)
+        return DrawnLevels(
+            image=image[order],
+            keys=torch.cat([drawn.keys, keys])[order.cpu()],
+            sigma=torch.cat([drawn.sigma, self._interpolated(experience, place)])[order],
+            share=torch.cat([drawn.share, (place - self.low) / width])[order.cpu()],
+            anchor=(torch.arange(len(image), device=device) >= len(drawn.image))[order],
+        )
+
+    @staticmethod
+    def _interpolated(experience: Experience, place: Tensor) -> Tensor:
+        """Noise levels at some places of the schedule, shares of it, shape (n,)."""
+        sigmas = experience.tree.sigmas
+        num_steps = len(sigmas) - 1
+        # Rounding may lift the last place to 1, where nothing is noise any more.
+        place = (place * num_steps).clamp(max=num_steps - 1e-3).to(sigmas)
+        step = place.long()
+        return torch.lerp(sigmas[step], sigmas[step + 1], place - step)
 
     def _among_steps(self, experience: Experience, rows: Tensor, named: Tensor) -> list[Tensor]:
         """Steps of the rollout for each image, each (at most times_per_image,) int64."""
@@ -174,17 +223,9 @@ class NoiseLevels:
             density = self.agreement.density(self._chosen(experience, self.agreement.parts))
             rows = tree.row.cpu().repeat_interleave(times)
             share = quantile(density[rows], share).float()
-        num_steps = len(tree.sigmas) - 1
-        # Rounding may lift the last share to 1, where nothing is noise any more.
-        place = (
-            ((self.low + (self.high - self.low) * share) * num_steps)
-            .clamp(max=num_steps - 1e-3)
-            .to(tree.sigmas)
-        )
-        step = place.long()
-        sigma = torch.lerp(tree.sigmas[step], tree.sigmas[step + 1], place - step)
+        sigma = self._interpolated(experience, self.low + (self.high - self.low) * share)
         image = torch.arange(len(named), device=tree.row.device).repeat_interleave(times)
-        return DrawnLevels(image, keys, sigma, share)
+        return DrawnLevels(image, keys, sigma, share, torch.zeros_like(image, dtype=torch.bool))
 
     def _chosen(self, experience: Experience, parts: int) -> Tensor:
         """Share of the steps that were chosen for each prompt in each part, (B, P) float64."""

@@ -80,7 +80,10 @@ class NFT(ForwardObjective):
             its noisier half.
         kl_coeff: Weight of the mean squared difference to the reference policy's prediction; 0
             skips the reference evaluations.
-        ema_kl_coeff: Weight of the same to an average of the policy; 0 skips its evaluations.
+        anchor_coeff: Weight of the same at one more level of each image, from the part of the
+            schedule outside `level_range`, where nothing else holds the prediction in place while
+            the weights move; it costs an evaluation and a backward pass. 0 for none.
+        ema_kl_coeff: Weight of the difference to an average of the policy; 0 skips its evaluations.
         ema_decay_rate: Growth of that average's decay per iteration.
         ema_decay_max: Its largest decay, in [0, 1).
         decay_rate: Growth of η per iteration. The paper's 1e-3 is for thousands of iterations; in
@@ -100,6 +103,7 @@ class NFT(ForwardObjective):
         levels: LevelRule | LevelAgreement = "random",
         level_range: tuple[float, float] = (0.0, 1.0),
         kl_coeff: float = 1e-4,
+        anchor_coeff: float = 0.0,
         ema_kl_coeff: float = 0.0,
         ema_decay_rate: float = 1e-3,
         ema_decay_max: float = 0.3,
@@ -113,9 +117,9 @@ class NFT(ForwardObjective):
             )
         ema = Ramp("ema_decay", ema_decay_rate, ema_decay_max)
         super().__init__(
-            NoiseLevels(levels, times_per_image, level_range),
+            NoiseLevels(levels, times_per_image, level_range, anchored=anchor_coeff > 0),
             Ramp("decay", decay_rate, decay_max, decay_start),
-            Penalties(kl_coeff, ema_kl_coeff, ema),
+            Penalties(kl_coeff, ema_kl_coeff, ema, anchor_coeff),
             keeps_old=True,
         )
         self.beta, self.advantage_clip = beta, advantage_clip

@@ -67,6 +67,7 @@ class Penalties:
         kl_coeff: Weight of that to the reference policy; 0 spares its evaluations.
         ema_kl_coeff: Weight of that to an average of the policy itself; 0 spares its evaluations.
         ema: By which decay that average follows after each iteration.
+        anchor_coeff: Weight of that to the reference policy at levels that are not learned at.
 
     Raises:
         ValueError: If a weight is negative.
@@ -75,17 +76,19 @@ class Penalties:
     kl_coeff: float
     ema_kl_coeff: float
     ema: Ramp
+    anchor_coeff: float = 0.0
 
     def __post_init__(self) -> None:
         """Check the weights."""
-        if self.kl_coeff < 0 or self.ema_kl_coeff < 0:
+        if min(self.kl_coeff, self.ema_kl_coeff, self.anchor_coeff) < 0:
             raise ValueError(
-                f"kl_coeff={self.kl_coeff} and ema_kl_coeff={self.ema_kl_coeff} must be at least 0"
+                f"kl_coeff={self.kl_coeff}, ema_kl_coeff={self.ema_kl_coeff} and "
+                f"anchor_coeff={self.anchor_coeff} must be at least 0"
             )
 
     @property
     def any(self) -> bool:
-        """Whether there is one."""
+        """Whether there is one at the levels that are learned at."""
         return self.kl_coeff > 0 or self.ema_kl_coeff > 0
 
 

@@ -52,8 +52,8 @@ class ForwardSamples(Samples, Generic[Settings]):
     def __init__(self, objective: Settings, experience: Experience) -> None:
         self.experience = experience
         self.objective = objective
-        self.image, self.keys, self.sigma, share = objective.levels.draw(experience)
-        self._share = share
+        drawn = objective.levels.draw(experience)
+        self.image, self.keys, self.sigma, self._share, self.anchor = drawn
         self._halves = _half_gradients(objective, experience)
         self.on_policy = objective.on_policy(experience.noise.iteration)
 
@@ -137,9 +137,36 @@ class ForwardSamples(Samples, Generic[Settings]):
         return self._loss(which, first=True)
 
     def _loss(self, which: Tensor, first: bool) -> LossTerms:
-        at = self.noised(which)
-        velocity, terms = self.compare(which, at, first)
-        return self._penalized(at, velocity, terms)
+        anchor = self.anchor[which]
+        learned = which[~anchor]
+        at = self.noised(learned)
+        velocity, terms = self.compare(learned, at, first)
+        terms = self._penalized(at, velocity, terms)
+        return self._with_anchors(which, anchor, terms) if bool(anchor.any()) else terms
+
+    def _with_anchors(self, which: Tensor, anchor: Tensor, terms: LossTerms) -> LossTerms:
+        """Join the terms of what is learned from with those that hold anchors to the reference.
+
+        An anchor has no ratio to clip: it counts as 1.
+        """
+        at = self.noised(which[anchor])
+        divergence = self._to_reference(at, self.predict(at))
+
+        def among(learned: Tensor | None, held: Tensor) -> Tensor | None:
+            if learned is None:
+                return None
+            every = learned.new_zeros(len(which)).masked_scatter(~anchor, learned)
+            return every.masked_scatter(anchor, held.to(learned))
+
+        held = divergence.detach()
+        loss = among(terms.loss, self.objective.penalties.anchor_coeff * divergence)
+        assert loss is not None
+        return LossTerms(
+            loss,
+            ratio=among(terms.ratio, torch.ones_like(held)),
+            clipped=among(terms.clipped, torch.zeros_like(held)),
+            kl=among(terms.kl, held),
+        )
 
     @abc.abstractmethod
     def compare(self, which: Tensor, at: Noised, first: bool) -> tuple[Tensor, LossTerms]:
@@ -158,9 +185,7 @@ class ForwardSamples(Samples, Generic[Settings]):
         policy, penalties = self.experience.policy, self.objective.penalties
         charge = policy.evaluations.charge
         if penalties.kl_coeff > 0:
-            with torch.no_grad(), policy.reference(), charge("reference"):
-                reference = policy(at.latents, at.sigma, at.cond)
-            divergence = (velocity - reference).square().flatten(1).mean(1)
+            divergence = self._to_reference(at, velocity)
             loss = terms.loss + penalties.kl_coeff * divergence
             terms = terms._replace(loss=loss, kl=divergence.detach())
         if penalties.ema_kl_coeff > 0:
@@ -169,6 +194,13 @@ class ForwardSamples(Samples, Generic[Settings]):
             divergence = (velocity - average).square().flatten(1).mean(1)
             terms = terms._replace(loss=terms.loss + penalties.ema_kl_coeff * divergence)
         return terms
+
+    def _to_reference(self, at: Noised, velocity: Tensor) -> Tensor:
+        """Mean squared difference of a prediction to the reference's, shape (n,)."""
+        policy = self.experience.policy
+        with torch.no_grad(), policy.reference(), policy.evaluations.charge("reference"):
+            reference: Tensor = policy(at.latents, at.sigma, at.cond)
+        return (velocity - reference).square().flatten(1).mean(1)
 
 
 def _half_gradients(objective: ForwardObjective, experience: Experience) -> HalfGradients | None:
