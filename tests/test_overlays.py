@@ -317,7 +317,12 @@ CLAIMS: list[tuple[str, Callable[[Pair, Any], bool]]] = [
             and p.get("model.objective.levels.parts") == 5
         ),
     ),
-    (r"\bAWM\b", lambda p, _: p.cls("model.objective") == "AWM"),
+    (
+        r"\bAWM\b",
+        lambda p, _: (
+            p.cls("model.objective") == "AWM" and p.get("model.objective.anchor_coeff") == 0
+        ),
+    ),
     (r"is 1e-5 per dimension", lambda p, _: p.get("model.divergence_bound") == 1e-5),
     (r"no classifier-free guidance", lambda p, _: p.get("model.unguided") is True),
     (r"learning rate 3e-4", lambda p, _: p.get("model.optimizer.lr") == 3e-4),
@@ -346,7 +351,10 @@ CLAIMS: list[tuple[str, Callable[[Pair, Any], bool]]] = [
     ),
     (
         r"DiffusionNFT",
-        lambda p, _: p.cls("model.objective") == "NFT" and p.cls("model.transition_weight") is None,
+        lambda p, _: (
+            (p.cls("model.objective"), p.cls("model.transition_weight")) == ("NFT", None)
+            and p.get("model.objective.anchor_coeff") == 0
+        ),
     ),
     # Callbacks.
     control("ShuffledEntropy", r"true entropies in random order"),
