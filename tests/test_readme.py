@@ -63,9 +63,11 @@ def judge_fit(arguments, printed):
     assert config["num_steps"] == steps
     assert (config["objective"] is None) == (run != RUN)
     # Two prompts of 2 and 4 images, of 3, or in the warm-up of 4 in five steps, trained on at 4
-    # levels; for the second half of those the policy that drew them is asked again.
-    drawn = 6 * steps if run != RUN else 8 * 5 + 2 * 4 * 4 // 2
-    assert scalars("cost/rollout", run)[0].value == drawn
+    # levels and held to the base at another. Half of these samples are the second update's, and
+    # for the levels among them the policy that drew them is asked again.
+    drawn, asked = (6 * steps, 0) if run != RUN else (8 * 5, 8 * 5 // 2)
+    anchors = asked and 8
+    assert drawn + asked - anchors <= scalars("cost/rollout", run)[0].value <= drawn + asked
     own = "my_module.Brightness" in arguments
     assert config["reward"]["class_path"].endswith("Brightness" if own else "ShapesMatch")
     tags = log.Tags()["scalars"]
@@ -144,7 +146,7 @@ def judge_init(arguments, printed):
 def judge_print_config(arguments, printed):
     config = yaml.safe_load(printed)
     assert config["model"]["class_path"].endswith("AEGPOModule")
-    assert config["trainer"]["max_epochs"] == 11
+    assert config["trainer"]["max_epochs"] == 10
 
 
 def says(*words):
@@ -159,7 +161,7 @@ JUDGES = {
     "validate": judge_scores("validate", "val"),
     "test": judge_scores("test", "test"),
     "doctor": says("ratio", "over 90 tensors"),
-    "plan": says("14,080", "evaluations"),
+    "plan": says("12,800", "evaluations"),
     "signals": judge_signals,
     "sample": judge_sample,
     "export": judge_export,
