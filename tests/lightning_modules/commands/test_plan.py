@@ -398,11 +398,11 @@ def test_the_command_plans_a_bundled_config_and_writes_nothing(
     config = Path(__file__).parents[3] / "configs" / "shapes.yaml"
     # GPUs that this machine may not have are no obstacle.
     gpus = ["--trainer.accelerator", "gpu", "--trainer.devices", "4", "--trainer.strategy", "ddp"]
-    main(["plan", "--config", str(config), *gpus, "--rate", "1000"])
+    main(["plan", "--config", str(config), *gpus, "--rate", "950"])
     text = capsys.readouterr().out
     assert "each of 4" in text and "540,672 parameters trained" in text
-    assert "12,800" in text  # images: 110 iterations of 8 prompts with 16 each
-    assert "at 1,000 evaluations a second (--rate): 4 min–5 min" in text
+    assert "12,800" in text  # images: 100 iterations of 8 prompts with 16 each
+    assert "at 950 evaluations a second (--rate): 4 min–5 min" in text
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(SystemExit):
         main(["plan", "--config", str(config), "--model.init_args.num_stepz", "4"])
