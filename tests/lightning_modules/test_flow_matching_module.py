@@ -36,6 +36,17 @@ def tokens(pipeline: StableDiffusion3Pipeline, texts: list[str]) -> Tensor:
     return pipeline.tokenizer(texts, padding="max_length", return_tensors="pt").input_ids
 
 
+def draw(pipeline: StableDiffusion3Pipeline, prompts: list[str], num_steps: int) -> Tensor:
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline(
+        prompts,
+        num_inference_steps=num_steps,
+        guidance_scale=1.0,
+        max_sequence_length=0,
+        output_type="pt",
+    ).images
+
+
 class ConstantVelocity(nn.Module):
     """Stands in for the transformer: predicts zero everywhere and remembers what it was given."""
 
@@ -207,14 +218,7 @@ def test_a_short_fit_learns_and_exports_a_loadable_pipeline(tmp_path: Path) -> N
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     for name, weight in loaded.transformer.state_dict().items():
         torch.testing.assert_close(weight, pipeline.transformer.state_dict()[name], rtol=0, atol=0)
-    loaded.set_progress_bar_config(disable=True)
-    images = loaded(
-        ["a red circle"] * 2,
-        num_inference_steps=2,
-        guidance_scale=1.0,
-        max_sequence_length=0,
-        output_type="pt",
-    ).images
+    images = draw(loaded, ["a red circle"] * 2, 2)
     assert images.shape == (2, 3, 32, 32)
     assert torch.isfinite(images).all()
 
@@ -253,17 +257,7 @@ def test_patches_are_the_image_tokens(patch_size: int, tokens: int) -> None:
     pipeline.transformer.transformer_blocks[0].register_forward_pre_hook(
         lambda _, __, given: seen.append(given["hidden_states"].shape[1]), with_kwargs=True
     )
-    pipeline.set_progress_bar_config(disable=True)
-    images = pipeline(
-        "a red circle",
-        num_inference_steps=1,
-        guidance_scale=1.0,
-        max_sequence_length=0,
-        height=32,
-        width=32,
-        output_type="np",
-    ).images
-    assert images.shape == (1, 32, 32, 3)
+    assert draw(pipeline, ["a red circle"], 1).shape == (1, 3, 32, 32)
     assert seen == [tokens]
 
 
